@@ -1,0 +1,22 @@
+# `make demo` and `make test` need nothing but Python 3.11 or newer; both build .venv on their first run.
+PYTHON ?= python3
+PHOTO ?= tests/assets/astronaut.png
+BIN := .venv/bin
+
+.PHONY: demo test
+
+demo: .venv/.installed
+	$(BIN)/diffdeid anonymize "$(PHOTO)" -o demo/after.png --seed 0 --overwrite
+	$(BIN)/python scripts/before_after.py "$(PHOTO)" demo/after.png demo/before_after.png
+
+test: .venv/.installed
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/python -m pytest
+
+# torch first and alone: the builds to choose from differ between machines, and the rest must take the one chosen.
+.venv/.installed: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install "torch>=2.8,<2.14"
+	$(BIN)/python -m pip install -e ".[test]"
+	touch $@

@@ -1,0 +1,36 @@
+"""DiffDeID: de-identify faces in pictures with diffusion models. Names load on first use, so importing this is free."""
+
+from importlib import import_module
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "AssetNotFoundError": "errors",
+    "ConfigurationError": "errors",
+    "DiffDeIDError": "errors",
+    "DiffDeIDPipeline": "pipelines.pipeline_diffdeid",
+    "DiffDeIDPipelineOutput": "pipelines.pipeline_output",
+    "Face": "structures",
+    "FaceCrop": "structures",
+    "FaceReport": "pipelines.pipeline_output",
+    "ImageError": "errors",
+    "LDSPipeline": "pipelines.pipeline_lds",
+    "LDSPipelineOutput": "pipelines.pipeline_output",
+    "MorphableCoefficients": "structures",
+    "NoFaceFoundError": "errors",
+    "Picture": "imaging",
+    "read_image": "imaging",
+    "write_image": "imaging",
+}
+
+__all__ = [*_HOMES, "__version__"]
+
+
+def __getattr__(name):
+    if name in _HOMES:
+        return getattr(import_module(f".{_HOMES[name]}", __name__), name)
+    raise AttributeError(f"module `{__name__}` has no attribute `{name}`")
+
+
+def __dir__():
+    return sorted(__all__)

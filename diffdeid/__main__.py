@@ -1,0 +1,3 @@
+from diffdeid.cli import app
+
+app(prog_name="diffdeid")

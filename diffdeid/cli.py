@@ -1,0 +1,199 @@
+"""The `diffdeid` command. Heavy imports wait inside the commands, so that `--help` answers at once.
+
+Exit codes: 0 all done, 1 some inputs failed, 2 wrong usage, 3 an input had no face.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import re
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import typer
+
+from diffdeid import __version__
+from diffdeid.errors import AssetNotFoundError, DiffDeIDError
+
+app = typer.Typer(help="De-identify the faces in pictures.", no_args_is_help=True, pretty_exceptions_enable=False)
+data = typer.Typer(help="Training data.", no_args_is_help=True)
+train = typer.Typer(help="Train the networks.", no_args_is_help=True)
+app.add_typer(data, name="data")
+app.add_typer(train, name="train")
+
+DEFAULT_MODEL = str(Path(__file__).parents[1] / "weights" / "diffdeid")  # beside the package, in a clone
+Model = Annotated[str, typer.Option(help="Folder or Hub id of the weights.")]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same result. Default: fresh randomness.")]
+Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute.")]
+DType = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the networks.")]
+Config = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSON file, see the README.")]
+
+
+def _print_version(asked: bool) -> None:
+    if asked:
+        typer.echo(f"diffdeid {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def main(version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False) -> None:
+    pass
+
+
+@app.command()
+def anonymize(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures, folders, glob patterns.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", help="A folder, or a file for one input. Default: next to the input.")
+    ] = None,
+    level: Annotated[int, typer.Option(min=1, max=10, help="How far the new identity is from the old one.")] = 7,
+    candidates: Annotated[int, typer.Option(min=1, help="Pictures to make of each input, with different identities.")] = 1,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 8,
+    seed: Seed = None,
+    device: Device = "auto",
+    dtype: DType = "float32",
+    keep_mouth: Annotated[bool, typer.Option(help="Keep the pixels of the mouth.")] = True,
+    fallback: Annotated[
+        Literal["solid", "mosaic", "blur"], typer.Option(help="Covers a face that could not be de-identified.")
+    ] = "solid",
+    on_no_face: Annotated[
+        Literal["error", "skip", "copy"], typer.Option(help="Picture without a face: fail, write nothing, or write its pixels.")
+    ] = "error",
+    min_face: Annotated[int, typer.Option(min=0, metavar="PX", help="Cover faces smaller than this.")] = 0,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line for each output.")] = False,
+    model: Model = DEFAULT_MODEL,
+    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+) -> None:
+    """Write de-identified copies, `<stem>_anonymized<suffix>`, without metadata. Inputs are never changed.
+
+    Folders are searched through and mirrored under --output; hidden files and earlier outputs in them are left out.
+    """
+    from tqdm import tqdm
+
+    from diffdeid import batch
+
+    try:
+        jobs = batch.plan(inputs, output, candidates)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if debug:
+        logging.basicConfig()
+        logging.getLogger("diffdeid").setLevel(logging.DEBUG)
+    with _errors_in_one_line(debug):
+        pipe = _load(model, device, dtype)
+    options = {
+        "level": level,
+        "num_inference_steps": steps,
+        "keep_mouth": keep_mouth,
+        "fallback": fallback,
+        "min_face": min_face,
+    }
+    statuses = set()
+    for job in tqdm(jobs, unit="file", file=sys.stderr, disable=None):
+        for record in batch.run(pipe, job, on_no_face, overwrite, seed, **options):
+            statuses.add(record["status"])
+            failed = record["error"] is not None
+            line = json.dumps(record) if as_json else _sentence(record)
+            tqdm.write(line, file=sys.stderr if failed and not as_json else sys.stdout)
+    if "error" in statuses:
+        raise typer.Exit(1)
+    if "no_face" in statuses and on_no_face == "error":
+        raise typer.Exit(3)
+
+
+@app.command()
+def sample_identity(
+    count: Annotated[int, typer.Option(min=1, help="Identities to sample.")] = 1,
+    seed: Seed = None,
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", metavar="FILE.safetensors", help="Default: JSON lines on stdout.")
+    ] = None,
+    device: Device = "auto",
+    model: Model = DEFAULT_MODEL,
+) -> None:
+    """Sample identities of nobody: recogniser embeddings and head shapes."""
+    with _errors_in_one_line():
+        sampler = _load(model, device, "float32").identity_sampler
+        import torch
+        from safetensors.torch import save_file
+
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        sampled = sampler(num_identities=count, generator=generator)
+        if output is not None:
+            save_file({"identity": sampled.identity.cpu(), "shape": sampled.shape.cpu()}, output)
+            return
+        for identity, shape in zip(sampled.identity.tolist(), sampled.shape.tolist(), strict=True):
+            typer.echo(json.dumps({"identity": identity, "shape": shape}))
+
+
+@data.command()
+def prepare(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Photos or face crops.")],
+    out: Annotated[Path, typer.Argument(help="The store to write or to complete.")],
+    ready_crops: Annotated[bool, typer.Option("--ready-crops", help="Each picture is one aligned face.")] = False,
+    model: Model = DEFAULT_MODEL,
+) -> None:
+    """Turn a folder of photos into a store of face crops with everything that training needs."""
+    from diffdeid.training.prepare import prepare
+
+    with _errors_in_one_line():
+        prepare(folder, out, model, ready_crops)
+
+
+@train.command()
+def lds(config: Config) -> None:
+    """Train the identity sampler."""
+    from diffdeid.training.train_lds import train
+
+    with _errors_in_one_line():
+        train(config)
+
+
+@train.command()
+def diffdeid(config: Config) -> None:
+    """Train the de-identification network."""
+    from diffdeid.training.loop import train
+
+    with _errors_in_one_line():
+        train(config)
+
+
+def _load(model: str, device: str, dtype: str) -> Any:
+    import torch
+    from diffusers.utils import logging as diffusers_logging
+
+    from diffdeid import DiffDeIDPipeline
+
+    is_hub_id = not model.startswith("weights/") and re.fullmatch(r"\w[\w.-]*/[\w.-]+", model)
+    if not Path(model).is_dir() and not is_hub_id:
+        raise AssetNotFoundError(f"There are no weights at `{model}`. Pass `--model` with their folder or Hub id.")
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    diffusers_logging.disable_progress_bar()
+    pipe = DiffDeIDPipeline.from_pretrained(model, dtype=getattr(torch, dtype), use_safetensors=True).to(device)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _sentence(record: dict[str, Any]) -> str:
+    if record["error"]:
+        return f"{record['input']}: {record['error']}"
+    methods = [face["method"] for face in record["faces"]]
+    counts = ", ".join(f"{methods.count(method)} {method}" for method in sorted(set(methods)))
+    return f"{record['input']} -> {record['output'] or 'nothing written'} ({counts or 'no face'})"
+
+
+@contextmanager
+def _errors_in_one_line(debug: bool = False) -> Iterator[None]:
+    try:
+        yield
+    except (DiffDeIDError, OSError) as error:
+        if debug:
+            raise
+        typer.echo(f"error: {error}", err=True)
+        raise typer.Exit(1) from error

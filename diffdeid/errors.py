@@ -1,0 +1,30 @@
+"""Everything this package raises on purpose.
+
+    DiffDeIDError
+    ├── NoFaceFoundError      a picture in which nobody was found
+    ├── ImageError            a file that cannot be read or written as a picture
+    ├── AssetNotFoundError    a weight or model file that is not where it should be
+    └── ConfigurationError    weights, configs or components that do not fit together
+
+Wrong argument values are plain `ValueError` or `TypeError`.
+"""
+
+
+class DiffDeIDError(Exception):
+    """Base of all errors of this package."""
+
+
+class NoFaceFoundError(DiffDeIDError):
+    """No face was found, so nothing can be said about the picture being de-identified."""
+
+
+class ImageError(DiffDeIDError):
+    """A file that is no picture, is damaged, or cannot be represented faithfully."""
+
+
+class AssetNotFoundError(DiffDeIDError):
+    """A weight or model file is missing."""
+
+
+class ConfigurationError(DiffDeIDError):
+    """Weights, configs or components do not fit together."""

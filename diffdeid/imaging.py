@@ -1,0 +1,229 @@
+"""Pictures in and out: files, PIL images, arrays and tensors. Ranges and axes: docs/conventions.md.
+
+Reading turns every mode into upright 8-bit RGB plus an alpha channel. Writing starts from the bare pixels, so EXIF, GPS, XMP,
+comments, thumbnails and whatever else the source carried stay behind; only an RGB colour profile may travel along.
+
+Pictures over Pillow's own limit (179 megapixels) are refused. HEIC needs `pip install diffdeid[heif]`.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+import secrets
+import warnings
+from contextlib import suppress
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from PIL import Image, ImageCms, UnidentifiedImageError
+
+from diffdeid.errors import ImageError
+
+# Formats worth writing, and how: (Pillow's name, options, can hold alpha).
+_JPEG = ("JPEG", {"quality": 95, "subsampling": "4:4:4"}, False)
+_TIFF = ("TIFF", {"compression": "tiff_adobe_deflate"}, True)
+_HEIF = ("HEIF", {"quality": 95, "chroma": 444}, True)
+_ENCODERS = {
+    ".jpg": _JPEG,
+    ".jpeg": _JPEG,
+    ".png": ("PNG", {}, True),
+    ".webp": ("WEBP", {"quality": 95}, True),
+    ".tif": _TIFF,
+    ".tiff": _TIFF,
+    ".bmp": ("BMP", {}, False),
+    ".heic": _HEIF,
+    ".heif": _HEIF,
+}
+IMAGE_SUFFIXES = frozenset(_ENCODERS)
+_READABLE = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"]  # few parsers, few ways to attack one
+_HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+_STILLS_WITH_EXTRAS = ["MPO", "HEIF"]  # photos that carry depth or gain maps as further frames: the first frame is the photo
+
+_ORIENTATION = 0x0112
+_UPRIGHT = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture file, decoded.
+
+    Attributes:
+        image: upright RGB; colours under transparent pixels are kept, for a face can hide there.
+        alpha: the transparency as "L", `None` when the picture is opaque.
+        icc_profile: the colour profile of `image`, `None` for sRGB.
+        format: Pillow's name of the file format.
+    """
+
+    image: Image.Image
+    alpha: Image.Image | None
+    icc_profile: bytes | None = field(repr=False)
+    format: str
+
+
+def read_image(path: str | Path) -> Picture:
+    """Read a picture file; raise `ImageError` when it is not one still picture that can be shown faithfully in 8-bit RGB."""
+    path = Path(path)
+    try:
+        file = path.open("rb")
+    except OSError as error:
+        raise ImageError(f"Cannot read `{path}`: {error.strerror}.") from error
+    with file:
+        head = file.read(12)
+        if not head:
+            raise ImageError(f"`{path}` is empty.")
+        file.seek(0)
+        formats = _READABLE
+        if head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS:
+            _register_heif()
+            formats = ["HEIF"]
+        return _read(path, file, formats)
+
+
+def write_image(
+    path: str | Path,
+    image: Image.Image,
+    alpha: Image.Image | None = None,
+    icc_profile: bytes | None = None,
+    overwrite: bool = False,
+) -> None:
+    """Write the pixels of `image`, and nothing else but `alpha` and `icc_profile`, in the format that the suffix names.
+
+    The file appears complete or not at all, and an existing one is replaced only with `overwrite`. JPEG and HEIC are written
+    without chroma subsampling; BMP drops the colour profile, which it cannot hold.
+    """
+    path = Path(path)
+    check_writable(path, alpha is not None, overwrite)
+    file_format, options, _ = _ENCODERS[path.suffix.lower()]
+    if file_format == "HEIF":
+        _register_heif()
+    pixels = Image.fromarray(np.asarray(image.convert("RGB")))  # a new image has no `info` that an encoder could write
+    if alpha is not None:
+        pixels.putalpha(alpha)
+    encoded = io.BytesIO()
+    temporary = path.with_name(f".diffdeid-{secrets.token_hex(8)}.tmp")
+    try:
+        pixels.save(encoded, format=file_format, icc_profile=icc_profile, **options)
+        with temporary.open("xb") as file:
+            file.write(encoded.getbuffer())
+            file.flush()
+            os.fsync(file.fileno())
+        os.replace(temporary, path)
+    except (OSError, ValueError) as error:
+        raise ImageError(f"Cannot write `{path}`: {error}.") from error
+    finally:
+        temporary.unlink(missing_ok=True)
+
+
+def check_writable(path: Path, has_alpha: bool, overwrite: bool) -> None:
+    """Raise `ImageError` where `write_image` would refuse, before time is spent on the pixels."""
+    if path.suffix.lower() not in IMAGE_SUFFIXES:
+        raise ImageError(f"Cannot write `{path.name}`: the suffix must be one of {', '.join(sorted(IMAGE_SUFFIXES))}.")
+    file_format, _, holds_alpha = _ENCODERS[path.suffix.lower()]
+    if has_alpha and not holds_alpha:
+        raise ImageError(f"Cannot write `{path.name}`: {file_format} has no transparency and the picture does. Write a PNG.")
+    if path.exists() and not overwrite:
+        raise ImageError(f"`{path}` exists. Pass `--overwrite` (`overwrite=True`) to replace it.")
+
+
+def to_uint8_array(image: Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
+    """A picture in any accepted form as a new `(height, width, 3)` uint8 RGB array.
+
+    Args:
+        image: a PIL image of any mode (made upright, alpha ignored), a uint8 array `(height, width, 3)` or `(height, width)`,
+            or a floating-point array or tensor `(3, height, width)` in [0, 1].
+    """
+    if isinstance(image, Image.Image):
+        return np.array(_decode(image)[0])
+    if isinstance(image, torch.Tensor):
+        image = image.detach().cpu()
+        image = image.float().numpy() if image.is_floating_point() else image.numpy()
+    if not isinstance(image, np.ndarray):
+        raise TypeError(f"`image` must be a PIL image, an array or a tensor, got `{type(image).__name__}`.")
+    expected = "uint8 (height, width, 3) or (height, width), or floating point (3, height, width)"
+    if image.size and image.dtype == np.uint8 and image.ndim == 2:
+        return np.stack([image] * 3, axis=-1)
+    if image.size and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3:
+        return image.copy()
+    if image.size and np.issubdtype(image.dtype, np.floating) and image.ndim == 3 and image.shape[0] == 3:
+        if not (image.min() >= 0 and image.max() <= 1):  # also false for NaN
+            raise ValueError(f"`image` must lie in [0, 1], got values from {image.min()} to {image.max()}.")
+        return np.ascontiguousarray((image * 255).round().astype(np.uint8).transpose(1, 2, 0))
+    raise ValueError(f"`image` must be {expected}, got {image.dtype} {image.shape}.")
+
+
+def _read(path: Path, file: BinaryIO, formats: list[str]) -> Picture:
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+            image = Image.open(file, formats=formats)
+        if getattr(image, "n_frames", 1) > 1 and image.format not in _STILLS_WITH_EXTRAS:
+            raise ImageError(
+                f"`{path}` has {image.n_frames} frames or pages (animated or multi-page). Save them as single pictures."
+            )
+        image.load()
+        return Picture(*_decode(image), format=image.format)
+    except ImageError:
+        raise
+    except UnidentifiedImageError as error:
+        raise ImageError(f"`{path}` is no picture in a supported format ({', '.join(sorted(IMAGE_SUFFIXES))}).") from error
+    except Image.DecompressionBombError as error:
+        raise ImageError(f"`{path}` has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels. Scale it down first.") from error
+    except Exception as error:  # decoders raise almost anything on damaged files
+        raise ImageError(f"`{path}` is damaged or not supported: {error}.") from error
+
+
+def _decode(image: Image.Image) -> tuple[Image.Image, Image.Image | None, bytes | None]:
+    """Upright RGB, alpha and colour profile of a loaded picture of any mode."""
+    icc_profile = image.info.get("icc_profile")
+    transpose = _UPRIGHT.get(image.getexif().get(_ORIENTATION))
+    if transpose is not None:
+        image = image.transpose(transpose)
+    if image.mode.startswith("I;16"):
+        if "transparency" in image.info:
+            raise ImageError("16-bit grey pictures with a transparent colour are not supported. Save it with 8 bits.")
+        image = Image.fromarray((np.asarray(image) / np.float32(257)).round().astype(np.uint8))
+    elif image.mode in ("I", "F", "LAB"):
+        raise ImageError(f"Pixels of mode {image.mode} have no fixed range of colours. Save it as 8- or 16-bit RGB.")
+    alpha = None
+    if image.has_transparency_data:
+        image = image.convert("RGBA")
+        alpha = image.getchannel("A")
+
+    profile = _parse_profile(icc_profile)
+    if profile is None:
+        icc_profile = None
+    elif profile.profile.xcolor_space.strip() != "RGB":  # for CMYK or grey: it means nothing to RGB pixels, so use it up here
+        icc_profile = None
+        with suppress(ImageCms.PyCMSError):  # a profile for some other mode is ignored
+            image = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
+    image = image.convert("RGB")
+    image.info = {}
+    return image, alpha, icc_profile
+
+
+def _parse_profile(icc_profile: bytes | None) -> ImageCms.ImageCmsProfile | None:
+    """The profile, or `None` where there is none or it is damaged."""
+    try:
+        return ImageCms.ImageCmsProfile(io.BytesIO(icc_profile)) if icc_profile else None
+    except (OSError, ImageCms.PyCMSError):
+        return None
+
+
+def _register_heif() -> None:
+    try:
+        import pillow_heif
+    except ImportError as error:
+        raise ImageError("HEIC pictures need another package: `pip install diffdeid[heif]`.") from error
+    pillow_heif.register_heif_opener()

@@ -1,0 +1,62 @@
+"""ρ -> the spatial conditions of the denoiser: SH-lit render I_3d, normals, feature lines, eyes (docs/conventions.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffdeid.geometry.camera import project, to_camera
+from diffdeid.geometry.guides import eye_map, feature_lines
+from diffdeid.geometry.renderer import render
+from diffdeid.models.morphable_model import MorphableModel
+from diffdeid.structures import MorphableCoefficients
+
+
+@dataclass(frozen=True)
+class Conditioning:
+    """Rendered conditions of a batch.
+
+    Attributes:
+        maps: `(B, 8, H, W)` in [-1, 1]: render (3), normals (3), feature lines, eye map.
+        landmarks: `(B, 468, 2)` in pixels of the maps.
+    """
+
+    maps: Tensor
+    landmarks: Tensor
+
+
+def render_conditions(model: MorphableModel, coefficients: MorphableCoefficients, size: int, margin: int = 0) -> Conditioning:
+    """Everything the network is shown of ρ, at `size + 2 * margin` pixels a side."""
+    head = model(coefficients.identity, coefficients.expression)
+    vertices = to_camera(head.vertices, coefficients.pose.float())
+    picture = render(vertices, head.albedo, coefficients.illumination.float(), model.triangles, size, margin)
+    landmarks = project(to_camera(head.landmarks, coefficients.pose.float()), size, margin)[..., :2]
+    full = size + 2 * margin
+    guides = np.stack(
+        [
+            [feature_lines(points, full), eye_map(points, gaze, full)]
+            for points, gaze in zip(landmarks.cpu().numpy(), coefficients.gaze.float().cpu().numpy(), strict=True)
+        ]
+    )
+    channels_last = torch.cat([picture.image.clamp(0, 1) * 2 - 1, picture.normals], dim=-1)
+    maps = torch.cat([channels_last.permute(0, 3, 1, 2), torch.from_numpy(guides).to(channels_last.device) * 2 - 1], dim=1)
+    return Conditioning(maps, landmarks)
+
+
+def exchange_identity(
+    model: MorphableModel, coefficients: MorphableCoefficients, shape: Tensor, anchor: Sequence[int]
+) -> MorphableCoefficients:
+    """ρ with α' `(B, 80)` for α, moved sideways so that the `anchor` landmarks stay where they were.
+
+    A longer face must not pull the render's mouth away from one that stays in the picture.
+    """
+    before = model(coefficients.identity, coefficients.expression).landmarks[:, anchor].mean(1, keepdim=True)
+    after = model(shape, coefficients.expression).landmarks[:, anchor].mean(1, keepdim=True)
+    pose = coefficients.pose.float()
+    shift = (to_camera(before, pose) - to_camera(after, pose))[:, 0] * pose.new_tensor([1, 1, 0])
+    moved = torch.cat([pose[:, :3], pose[:, 3:] + shift], dim=1)
+    return replace(coefficients, identity=shape, pose=moved)

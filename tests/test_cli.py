@@ -1,0 +1,201 @@
+import json
+from pathlib import Path
+
+import pytest
+from PIL import Image
+from typer.testing import CliRunner
+
+from diffdeid import __version__, batch, write_image
+from diffdeid.cli import app
+from diffdeid.imaging import read_image
+
+SECRET = b"SECRETPLACE"
+
+
+def invoke(*arguments):
+    return CliRunner().invoke(app, [str(argument) for argument in arguments])
+
+
+@pytest.fixture
+def anonymize():
+    """Runs `diffdeid anonymize` with few steps; returns the exit code, the JSON records and the runner's result."""
+
+    def run(*arguments):
+        options = ["--device", "cpu", "--steps", 2, "--json"]
+        result = invoke("anonymize", *options, *arguments)
+        return result.exit_code, [json.loads(line) for line in result.stdout.splitlines()], result
+
+    return run
+
+
+@pytest.fixture
+def photo(tmp_path, astronaut) -> Path:
+    """A JPEG with one face and with metadata."""
+    exif = Image.Exif()
+    exif[0x010E] = SECRET.decode()
+    path = tmp_path / "photo.jpg"
+    Image.open(astronaut).save(path, exif=exif, comment=SECRET)
+    return path
+
+
+@pytest.fixture
+def empty_scene(tmp_path) -> Path:
+    """A JPEG with metadata and without a face."""
+    path = tmp_path / "scene.jpg"
+    Image.linear_gradient("L").convert("RGB").save(path, comment=SECRET)
+    return path
+
+
+def test_a_photo_becomes_a_photo_with_another_face(anonymize, photo):
+    before = photo.read_bytes()
+    code, [record], _ = anonymize(photo)
+    assert code == 0 and record["status"] in ("ok", "fallback") and record["error"] is None
+    assert record["output"] == str(photo.with_name("photo_anonymized.jpg"))
+    assert record["input"] == str(photo) and record["seconds"] > 0
+    [face] = record["faces"]
+    assert face["method"] in ("diffusion", "solid") and len(face["box"]) == 4
+    x0, y0, x1, y1 = map(int, face["box"])
+    result = read_image(record["output"]).image
+    assert result.size == (512, 512) and result.crop((x0, y0, x1, y1)) != read_image(photo).image.crop((x0, y0, x1, y1))
+    assert SECRET not in Path(record["output"]).read_bytes()
+    assert photo.read_bytes() == before
+
+
+def test_a_seed_gives_the_same_bytes_whatever_the_order(anonymize, astronaut, tmp_path):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(astronaut.read_bytes())
+    anonymize(tmp_path / "a.png", tmp_path / "b.png", "-o", tmp_path / "one", "--seed", 5)
+    anonymize(tmp_path / "b.png", "-o", tmp_path / "two", "--seed", 5)
+    b = (tmp_path / "two" / "b_anonymized.png").read_bytes()
+    assert b == (tmp_path / "one" / "b_anonymized.png").read_bytes() == (tmp_path / "one" / "a_anonymized.png").read_bytes()
+
+
+def test_candidates_are_files_and_lines_of_their_own(anonymize, photo):
+    code, records, _ = anonymize(photo, "--candidates", 2)
+    assert code == 0
+    assert [Path(record["output"]).name for record in records] == ["photo_anonymized_1.jpg", "photo_anonymized_2.jpg"]
+    assert all(Path(record["output"]).is_file() for record in records)
+
+
+def test_small_faces_are_covered(anonymize, photo):
+    code, [record], _ = anonymize(photo, "--min-face", 500, "--fallback", "blur")
+    assert code == 0 and record["status"] == "fallback" and record["faces"][0]["method"] == "blur"
+
+
+def test_transparency_survives(anonymize, astronaut, tmp_path):
+    alpha = Image.linear_gradient("L").resize((512, 512))
+    write_image(tmp_path / "clear.png", Image.open(astronaut), alpha)
+    _, [record], _ = anonymize(tmp_path / "clear.png")
+    assert read_image(record["output"]).alpha == alpha
+
+
+def test_a_bad_file_does_not_stop_the_others(anonymize, photo, tmp_path):
+    (tmp_path / "bad.jpg").write_text("text")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "film.mp4").touch()
+    code, records, _ = anonymize(tmp_path, "-o", tmp_path / "out")
+    assert code == 1
+    assert [Path(record["input"]).name for record in records] == ["bad.jpg", "empty.png", "film.mp4", "photo.jpg"]
+    assert [record["status"] == "error" for record in records] == [True, True, True, False]
+    assert all(record["output"] is None and record["faces"] == [] for record in records[:3])
+    assert "video" in records[2]["error"]
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["photo_anonymized.jpg"]
+
+
+def test_a_picture_of_one_pixel_has_no_face(anonymize, tmp_path):
+    Image.new("RGB", (1, 1)).save(tmp_path / "dot.png")
+    code, [record], _ = anonymize(tmp_path / "dot.png")
+    assert code == 3 and record["status"] == "no_face" and record["error"]
+    assert [path.name for path in tmp_path.iterdir()] == ["dot.png"]
+
+
+@pytest.mark.parametrize(("choice", "expected"), [("error", 3), ("skip", 0), ("copy", 0)])
+def test_what_happens_without_a_face_is_the_users_choice(anonymize, empty_scene, choice, expected):
+    output = empty_scene.with_name("scene_anonymized.jpg")
+    code, [record], _ = anonymize(empty_scene, "--on-no-face", choice)
+    assert code == expected and record["status"] == "no_face" and (record["error"] is None) == (choice != "error")
+    assert output.exists() == (choice == "copy") == (record["output"] is not None)
+    if choice == "copy":
+        assert SECRET in empty_scene.read_bytes() and SECRET not in output.read_bytes()
+
+
+def test_an_error_counts_more_than_a_missing_face(anonymize, empty_scene):
+    (empty_scene.parent / "bad.jpg").write_text("text")
+    assert anonymize(empty_scene.parent, "-o", empty_scene.parent / "out")[0] == 1
+
+
+def test_existing_outputs_are_kept_unless_told(anonymize, photo):
+    output = photo.with_name("photo_anonymized.jpg")
+    output.write_bytes(b"mine")
+    code, [record], _ = anonymize(photo)
+    assert code == 1 and "--overwrite" in record["error"] and output.read_bytes() == b"mine"
+    assert anonymize(photo, "--overwrite")[0] == 0 and output.read_bytes() != b"mine"
+
+
+def test_an_interrupt_keeps_finished_files_and_no_others(anonymize, astronaut, tmp_path, monkeypatch):
+    for name in ("a.png", "b.png"):
+        (tmp_path / name).write_bytes(astronaut.read_bytes())
+
+    def write_then_interrupt(path, *arguments):
+        if path.name.startswith("b"):
+            raise KeyboardInterrupt
+        write_image(path, *arguments)
+
+    monkeypatch.setattr(batch, "write_image", write_then_interrupt)
+    code, [record], _ = anonymize(tmp_path / "a.png", tmp_path / "b.png", "-o", tmp_path / "out")
+    assert code not in (0, 2, 3) and record["input"].endswith("a.png")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_anonymized.png"]
+
+
+def test_names_may_start_with_a_dash(anonymize, photo, monkeypatch):
+    photo.rename(photo.with_name("-photo.jpg"))
+    monkeypatch.chdir(photo.parent)
+    assert anonymize("--", "-photo.jpg")[0] == 0
+
+
+def test_people_get_a_sentence(photo, tmp_path):
+    (tmp_path / "bad.jpg").write_text("text")
+    result = invoke("anonymize", photo, tmp_path / "bad.jpg", "--steps", 2)
+    assert "photo_anonymized.jpg (1 " in result.stdout and "bad.jpg" not in result.stdout
+    assert "bad.jpg" in result.stderr and "Traceback" not in result.stderr
+
+
+def test_debug_shows_the_traceback(anonymize, tmp_path, caplog):
+    (tmp_path / "bad.jpg").write_text("text")
+    assert anonymize(tmp_path / "bad.jpg", "--debug")[0] == 1
+    assert "Traceback" in caplog.text
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [["nowhere.jpg"], [], ["{photo}", "--level", "11"], ["{photo}", "--candidates", "0"], ["{photo}", "-o", "{photo}"]],
+)
+def test_wrong_usage_is_exit_code_2(photo, arguments):
+    result = invoke("anonymize", *[argument.format(photo=photo) for argument in arguments])
+    assert result.exit_code == 2 and not result.stdout
+
+
+@pytest.mark.parametrize("model", ["weights/nowhere", "nowhere", "/no/where/at/all"])
+def test_missing_weights_are_one_line(photo, model):
+    result = invoke("anonymize", photo, "--model", model)
+    assert result.exit_code == 1 and result.stderr.count("\n") == 1 and f"`{model}`" in result.stderr
+
+
+def test_the_version_is_printed():
+    assert invoke("--version").stdout == f"diffdeid {__version__}\n"
+
+
+@pytest.mark.parametrize("command", [["data", "prepare"], ["train", "lds"], ["train", "diffdeid"], ["sample-identity"]])
+def test_every_command_has_help(command):
+    assert invoke(*command, "--help").exit_code == 0
+
+
+def test_identities_are_json_lines_or_a_file(tmp_path):
+    from safetensors.torch import load_file
+
+    options = ["sample-identity", "--count", 3, "--seed", 1]
+    lines = [json.loads(line) for line in invoke(*options).stdout.splitlines()]
+    assert invoke(*options, "-o", tmp_path / "identities.safetensors").exit_code == 0
+    stored = load_file(tmp_path / "identities.safetensors")
+    assert [line["identity"] for line in lines] == stored["identity"].tolist()
+    assert [line["shape"] for line in lines] == stored["shape"].tolist()

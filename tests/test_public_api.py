@@ -1,0 +1,23 @@
+import pytest
+
+import diffdeid
+
+NAMES = {
+    "AssetNotFoundError", "ConfigurationError", "DiffDeIDError", "DiffDeIDPipeline", "DiffDeIDPipelineOutput", "Face", "FaceCrop",
+    "FaceReport", "ImageError", "LDSPipeline", "LDSPipelineOutput", "MorphableCoefficients", "NoFaceFoundError", "Picture",
+    "__version__", "read_image", "write_image",
+}  # fmt: skip
+
+
+def test_the_public_names_are_these():
+    assert set(diffdeid.__all__) == NAMES
+
+
+@pytest.mark.parametrize("name", sorted(NAMES))
+def test_every_public_name_can_be_reached(name):
+    assert getattr(diffdeid, name) is not None
+
+
+def test_an_unknown_name_is_an_attribute_error():
+    with pytest.raises(AttributeError, match="nonsense"):
+        diffdeid.nonsense  # noqa: B018

@@ -1,0 +1,61 @@
+"""A store of invented faces and settings for toy-sized networks."""
+
+import numpy as np
+import pytest
+import torch
+from safetensors.numpy import save_file
+
+from tests.tiny import TINY_WIDTHS
+
+
+def invented_face(seed: int, size: int = 72) -> dict[str, np.ndarray]:
+    """The tensors of one file of a store; a crop of 64 pixels with a margin of 4."""
+    rng = np.random.default_rng(seed)
+    maps = {"image": 3, "render": 3, "normals": 3, "guides": 2}
+    face = {name: rng.integers(0, 256, (size, size, channels), dtype=np.uint8) for name, channels in maps.items()}
+    face["mask"] = np.zeros((size, size, 2), np.uint8)
+    face["mask"][16:60, 16:56, 0] = 255
+    face["mask"][44:54, 24:48, 1] = 255
+    identity = rng.normal(size=128).astype(np.float32)
+    return face | {"identity": identity / np.linalg.norm(identity), "coefficients": rng.normal(size=261).astype(np.float32)}
+
+
+@pytest.fixture(autouse=True)
+def _one_thread():
+    """Toy networks are too small to share among threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def store(tmp_path):
+    """A folder of eight faces, two of which are held out."""
+    folder = tmp_path / "store"
+    folder.mkdir()
+    for index in range(8):
+        save_file(invented_face(index), folder / f"face {index}.safetensors", metadata={"set": "ab"[index % 2]})
+    (tmp_path / "held_out.txt").write_text("face 3\nface 6\n")
+    return folder
+
+
+@pytest.fixture
+def settings(store, tmp_path) -> dict:
+    """Arguments of a `TrainConfig` for two steps of four faces."""
+    return dict(
+        data=str(store),
+        output=str(tmp_path / "run"),
+        validation_names=str(tmp_path / "held_out.txt"),
+        unet=dict(condition_dim=16, **TINY_WIDTHS),
+        texture_encoder=dict(texture_channels=(8, 16), **TINY_WIDTHS),
+        resolution=32,
+        batch_size=4,
+        max_samples=8,
+        warmup_samples=0,
+        learning_rate=1e-2,
+        mixed_precision="no",
+        perceptual_weight=0.0,
+        log_steps=1,
+        checkpoint_minutes=0.0,
+    )

@@ -1,0 +1,44 @@
+import json
+
+import pytest
+
+from diffdeid.training.config import LDSTrainConfig, TrainConfig
+from tests.conftest import ROOT
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("resolution", 100),
+        ("max_samples", 0),
+        ("max_minutes", -1),
+        ("batch_size", 0),
+        ("learning_rate", 0.0),
+        ("identity_dropout", 1.5),
+        ("denoising_weight", -1.0),
+        ("set_weights", {"a": -1.0}),
+        ("perceptual_network", "resnet"),
+        ("mixed_precision", "fp8"),
+    ],
+)
+def test_a_wrong_value_is_refused_by_its_name(name, value):
+    with pytest.raises(ValueError, match=f"`{name}`"):
+        TrainConfig(data="store", output="run", **{name: value})
+
+
+def test_an_unknown_field_is_refused_by_its_name(tmp_path):
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({"data": "store", "output": "run", "lerning_rate": 1}))
+    with pytest.raises(ValueError, match="lerning_rate"):
+        TrainConfig.from_file(path)
+
+
+@pytest.mark.parametrize("config", [TrainConfig(data="s", output="r", max_minutes=3), LDSTrainConfig(data="s", output="r")])
+def test_a_saved_config_reads_back(config, tmp_path):
+    config.save(tmp_path / "config.json")
+    assert type(config).from_file(tmp_path / "config.json") == config
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
+def test_the_configs_of_the_repository_are_valid(path):
+    (LDSTrainConfig if path.stem == "lds" else TrainConfig).from_file(path)

@@ -1,0 +1,121 @@
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler
+from safetensors.torch import load_file
+from torch.utils.data import default_collate
+
+from diffdeid.models.texture_encoder import TextureEncoderModel
+from diffdeid.models.unet import DiffDeIDUNet2DModel
+from diffdeid.training import loop
+from diffdeid.training.averaging import AveragedModel
+from diffdeid.training.config import TrainConfig
+from diffdeid.training.data import FaceStore, ValidationFaces, network_inputs
+from diffdeid.training.loop import SCHEDULER, Denoiser, spread_timesteps, train, training_losses
+from tests.tiny import tiny_texture_encoder, tiny_unet
+
+NETWORK_FILE = "diffusion_pytorch_model.safetensors"
+
+
+def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
+    trained = load_file(checkpoint / "state" / "model.safetensors")
+    return trained | {f"averaged.{name}": value for name, value in load_file(checkpoint / "unet" / NETWORK_FILE).items()}
+
+
+def log(config: TrainConfig) -> list[dict]:
+    return [json.loads(line) for line in (Path(config.output) / "log.jsonl").read_text().splitlines()]
+
+
+def test_two_steps_on_four_faces_lower_the_loss(settings):
+    config, scheduler = TrainConfig(**settings), DDIMScheduler(**SCHEDULER)
+    store = FaceStore(config.data)
+    faces = [ValidationFaces(store, store.names, config.resolution)[index] for index in range(4)]
+    batch = network_inputs(default_collate(faces))
+    noise = torch.randn(batch["image"].shape, generator=torch.Generator().manual_seed(0))
+    model = Denoiser(tiny_unet(), tiny_texture_encoder())
+    optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
+    losses = []
+    for _ in range(3):
+        loss = training_losses(model, scheduler, batch, torch.tensor([100, 300, 500, 700]), noise, config)["loss"]
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        losses.append(loss.item())
+    assert losses[0] > losses[1] > losses[2]
+
+
+def test_timesteps_of_all_processes_together_are_spread_evenly():
+    drawn = [spread_timesteps(DDIMScheduler(), 5, torch.Generator().manual_seed(rank), rank, world=2) for rank in (0, 1)]
+    assert (torch.cat(drawn) // 100).sort().values.tolist() == list(range(10))
+
+
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(settings, tmp_path, monkeypatch):
+    config = TrainConfig(**settings)
+    whole = weights(train(replace(config, output=str(tmp_path / "whole"))))
+
+    save_checkpoint = loop.save_checkpoint
+
+    def save_and_stop(*arguments):
+        save_checkpoint(*arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(loop, "save_checkpoint", save_and_stop)
+    with pytest.raises(KeyboardInterrupt):
+        train(config)
+    monkeypatch.undo()
+    assert [path.name for path in Path(config.output).glob("checkpoint-*")] == ["checkpoint-000000004"]
+
+    resumed = weights(train(config))
+    assert resumed.keys() == whole.keys()
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, atol=0, rtol=0, msg=name)
+    assert [entry["samples"] for entry in log(config)] == [4, 8]
+
+
+def test_a_checkpoint_is_a_folder_of_loadable_networks(settings):
+    checkpoint = train(TrainConfig(**settings))
+    assert checkpoint.name == "checkpoint-000000008"
+    DiffDeIDUNet2DModel.from_pretrained(checkpoint, subfolder="unet")
+    TextureEncoderModel.from_pretrained(checkpoint, subfolder="texture_encoder")
+    assert json.loads((checkpoint / "scheduler" / "scheduler_config.json").read_text())["prediction_type"] == "sample"
+
+
+def test_a_run_starts_from_the_averaged_weights_of_another(settings, tmp_path):
+    first = TrainConfig(**settings)
+    checkpoint = train(first)
+    second = replace(first, init_from=first.output, output=str(tmp_path / "second"), learning_rate=1e-12, resolution=64)
+    continued = train(second)
+    for name, value in load_file(checkpoint / "unet" / NETWORK_FILE).items():
+        torch.testing.assert_close(load_file(continued / "unet" / NETWORK_FILE)[name], value, atol=1e-6, rtol=0)
+
+
+def test_old_checkpoints_are_removed(settings):
+    config = TrainConfig(**settings | dict(max_samples=16, keep_checkpoints=2))
+    train(config)
+    names = sorted(path.name for path in Path(config.output).glob("*checkpoint*"))
+    assert names == ["checkpoint-000000012", "checkpoint-000000016"]
+
+
+def test_the_log_has_errors_at_fixed_noise_levels_and_a_grid(settings):
+    config = TrainConfig(**settings)
+    train(config)
+    last = log(config)[-1]
+    assert last["samples"] == 8
+    assert set(last["validation"]) == set(last["seen"]) == {"-6", "-3", "-1", "1"}
+    assert (Path(config.output) / "samples-000000008.png").is_file()
+
+
+def test_averaging_starts_near_the_latest_weights_and_slows_down():
+    model = torch.nn.Linear(1, 1, bias=False)
+    torch.nn.init.zeros_(model.weight)
+    averaged = AveragedModel(model, decay=0.5)
+    torch.nn.init.ones_(model.weight)
+    values = []
+    for _ in range(20):
+        averaged.update(model)
+        values.append(averaged.model.weight.item())
+    assert values[0] == pytest.approx(1 - 2 / 11)
+    assert (1 - values[-1]) / (1 - values[-2]) == pytest.approx(0.5, abs=1e-2)

@@ -1,0 +1,65 @@
+import pytest
+import torch
+from diffusers import DDIMScheduler
+
+from diffdeid.training.losses import (
+    denoising_loss,
+    perceptual_loss,
+    predict_original,
+    reconstruction_loss,
+    signal_to_noise,
+)
+from diffdeid.training.perceptual import mobilenet_v2, vgg16
+
+
+@pytest.fixture
+def faces():
+    generator = torch.Generator().manual_seed(0)
+    image = torch.rand(2, 3, 32, 32, generator=generator) * 2 - 1
+    mask = torch.zeros(2, 1, 32, 32)
+    mask[..., 8:24, 8:24] = 1
+    return image, mask, torch.tensor([0.1, 10.0])
+
+
+def test_a_perfect_prediction_costs_nothing(faces):
+    image, mask, snr = faces
+    assert denoising_loss(image, *faces) == reconstruction_loss(image, *faces) == 0
+    assert perceptual_loss(mobilenet_v2().eval(), image, image, mask, snr) == 0
+
+
+def test_all_losses_rise_with_the_error(faces):
+    image, mask, snr = faces
+    network = mobilenet_v2().eval()
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(1)) * mask
+    near, far = image + 0.05 * noise, image + 0.5 * noise
+    for loss in (denoising_loss, reconstruction_loss, lambda *arguments: perceptual_loss(network, *arguments)):
+        assert 0 < loss(near, *faces) < loss(far, *faces)
+
+
+def test_errors_outside_the_erased_region_hardly_count(faces):
+    image, mask, snr = faces
+    inside, outside = denoising_loss(image + mask, *faces), denoising_loss(image + 1 - mask, *faces)
+    assert 0 < outside < inside / 4
+
+
+@pytest.mark.parametrize("prediction_type", ["sample", "epsilon", "v_prediction"])
+def test_a_perfect_output_implies_the_picture(faces, prediction_type):
+    image = faces[0]
+    scheduler = DDIMScheduler(prediction_type=prediction_type)
+    timesteps = torch.tensor([10, 600])
+    noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(1))
+    output = {"sample": image, "epsilon": noise, "v_prediction": scheduler.get_velocity(image, noise, timesteps)}
+    sample = scheduler.add_noise(image, noise, timesteps)
+    predicted = predict_original(scheduler, output[prediction_type], sample, timesteps)
+    torch.testing.assert_close(predicted, image, atol=1e-4, rtol=0)
+
+
+def test_the_signal_to_noise_ratio_falls_with_time():
+    snr = signal_to_noise(DDIMScheduler(), torch.tensor([0, 500, 999]))
+    assert snr[0] > snr[1] > snr[2] > 0
+
+
+@pytest.mark.parametrize("network", [mobilenet_v2, vgg16])
+def test_perceptual_features_come_from_four_depths(network):
+    sizes = [feature.shape[-1] for feature in network()(torch.zeros(1, 3, 32, 32))]
+    assert len(sizes) == 4 and sizes == sorted(sizes, reverse=True)
