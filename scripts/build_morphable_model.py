@@ -136,7 +136,9 @@ def facemesh(session: onnxruntime.InferenceSession, picture: np.ndarray) -> tupl
     return points.reshape(468, 3), float(presence.squeeze())
 
 
-def place_landmarks(model: MorphableModel, eyeballs: np.ndarray, session: onnxruntime.InferenceSession) -> tuple[torch.Tensor, torch.Tensor]:
+def place_landmarks(
+    model: MorphableModel, eyeballs: np.ndarray, session: onnxruntime.InferenceSession
+) -> tuple[torch.Tensor, torch.Tensor]:
     """Corners `(468, 3)` and weights `(468, 3)` of the FaceMesh landmarks on the mean head."""
     light = torch.zeros(1, 27)
     light[0, :3], light[0, 3:6], light[0, 6:9] = 0.75, 0.15, 0.2
@@ -150,12 +152,13 @@ def place_landmarks(model: MorphableModel, eyeballs: np.ndarray, session: onnxru
     head = ~torch.from_numpy(eyeballs)[model.triangles].any(1)
     skin = model.triangles[shown & head]
 
-    points = np.zeros((468, 3))
+    points, unlikeness = np.zeros((468, 3)), np.zeros((468, 468))
     for pose in poses:
         vertices = to_camera(model.mean[None], pose)
         picture = render(vertices, model.albedo_mean[None], light, model.triangles, 768).image
         small = torch.nn.functional.interpolate(picture.permute(0, 3, 1, 2), size=(192, 192), mode="area")[0].permute(1, 2, 0)
-        landmarks, presence = facemesh(session, small.clamp(0, 1).numpy())
+        small = small.clamp(0, 1).numpy()
+        landmarks, presence = facemesh(session, small)
         if presence < 0.5:
             raise RuntimeError(f"FaceMesh does not see a face in the render at pose {pose.tolist()} (presence {presence:.2f}).")
         fragments = rasterize(project(vertices, 768), skin, 768)
@@ -163,11 +166,13 @@ def place_landmarks(model: MorphableModel, eyeballs: np.ndarray, session: onnxru
         row, column = distance_transform_edt(~fragments.mask[0].numpy(), return_distances=False, return_indices=True)
         x, y = np.clip((landmarks[:, :2] * 4).astype(int), 0, 767).T
         points += surface[row[y, x], column[y, x]] / len(poses)
+        # A mirrored picture shows which landmark is whose twin.
+        mirrored, _ = facemesh(session, small[:, ::-1].copy())
+        unlikeness += np.linalg.norm(landmarks[:, None] - (mirrored * [-1, 1, 1] + [192, 0, 0]), axis=-1)
+    _, twin = linear_sum_assignment(unlikeness)
     lower, upper = list(LIPS_INNER[1:10]), list(LIPS_INNER[:10:-1])
     points[lower] = points[upper]  # closed lips touch; FaceMesh's lower points fall into the crack
-    mirrored = points * [-1, 1, 1]
-    _, twin = linear_sum_assignment(np.linalg.norm(points[:, None] - mirrored[None], axis=-1))
-    points = (points + mirrored[twin]) / 2
+    points = (points + points[twin] * [-1, 1, 1]) / 2
 
     candidates, shown = model.triangles[head], shown[head].numpy()
     corners = model.mean[candidates].numpy()  # (T, 3, 3)

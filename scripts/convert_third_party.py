@@ -91,9 +91,7 @@ def mean_descriptor(recogniser: FaceRecognitionModel, analyser: FaceAnalyserMode
 def write_licences(folder: Path, sources: list[Path], note: str = "") -> None:
     lines = ["# Licences\n"]
     lines += [f"- `{path.name}`, sha256 {_sha256(path)}\n  {ORIGINS[path.name]}" for path in sources]
-    lines += ["\nConverted by `scripts/convert_third_party.py`. " + note, "\nChecksums (sha256) of the files in this folder:\n"]
-    files = sorted(path for path in folder.iterdir() if path.name != "LICENSES.md")
-    lines += [f"    {_sha256(path)}  {path.name}" for path in files]
+    lines.append("\nConverted by `scripts/convert_third_party.py`. " + note)
     (folder / "LICENSES.md").write_text("\n".join(lines) + "\n")
 
 
@@ -123,7 +121,7 @@ def main(
         paths = [paths[i] for i in np.linspace(0, len(paths) - 1, min(num_faces, len(paths))).round().astype(int)]
         recogniser.mean.copy_(mean_descriptor(recogniser, FaceAnalyserModel.from_pretrained(folder), paths))
     recogniser.half().save_pretrained(out / "face_recognition")
-    note = "Affine layers folded into the convolutions, float16; `mean` is ours: the mean descriptor of many people."
+    note = "Affine layers folded into the convolutions, float16; `mean` is ours: the mean descriptor of faces of many kinds."
     write_licences(out / "face_recognition", [source], note)
 
 

@@ -1,4 +1,4 @@
-"""No network, two threads, and the fixtures that several folders share."""
+"""No network, one thread (small tensors are not worth the barriers), and the fixtures that several folders share."""
 
 import os
 import socket
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 ROOT = Path(__file__).parents[1]
-torch.set_num_threads(2)
+torch.set_num_threads(1)
 
 
 @pytest.fixture(autouse=True)

@@ -20,7 +20,6 @@ from torch import Tensor
 from diffdeid.geometry.landmarks import LEFT_EYE, RIGHT_EYE
 
 CHIN_ROOM = 0.03  # FFHQ's centre, moved down by this part of the side: a square tighter than FFHQ's would cut open mouths' chins
-CROP_SHIFT = 0.04  # of the crop's side, downwards: FFHQ's square, made smaller, would cut one chin in ten
 CHIP_SIZE = 150
 CHIP_PADDING = 0.25
 CHIP_LANDMARKS = (263, 362, 33, 133, 2)  # left eye outer, inner, right eye outer, inner corner, base of the nose
@@ -83,7 +82,7 @@ def upright(eye_to_eye: np.ndarray, eye_to_mouth: np.ndarray) -> np.ndarray:
 
 
 def ffhq_matrix(landmarks: np.ndarray, size: int = 256, crop_factor: float = 0.8) -> np.ndarray:
-    """Picture -> crop: a square `crop_factor` times that of FFHQ, rotated with the face, `CROP_SHIFT` further down.
+    """Picture -> crop: a square `crop_factor` times that of FFHQ, rotated with the face, moved down by `CHIN_ROOM`.
 
     Args:
         landmarks: `(468, 2 or 3)` FaceMesh landmarks in the picture.

@@ -18,7 +18,8 @@ def rotation_matrix(rotation_vector: Tensor) -> Tensor:
 def rotation_vector(matrix: Tensor) -> Tensor:
     """The inverse of `rotation_matrix` for angles below π: `(..., 3, 3)` -> `(..., 3)`."""
     skew = torch.stack(
-        [matrix[..., 2, 1] - matrix[..., 1, 2], matrix[..., 0, 2] - matrix[..., 2, 0], matrix[..., 1, 0] - matrix[..., 0, 1]], dim=-1
+        [matrix[..., 2, 1] - matrix[..., 1, 2], matrix[..., 0, 2] - matrix[..., 2, 0], matrix[..., 1, 0] - matrix[..., 0, 1]],
+        dim=-1,
     )
     trace = matrix.diagonal(dim1=-2, dim2=-1).sum(-1, keepdim=True)
     angle = torch.atan2(skew.norm(dim=-1, keepdim=True), trace - 1)

@@ -73,11 +73,11 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         model = cls.from_config(cls.load_config(folder))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
+        # Idle threads that spin take the cores from torch, which runs between these graphs.
+        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         for name in GRAPHS:
             model._graphs[name] = (folder / f"{name}.onnx").read_bytes()
-            model._sessions[name] = onnxruntime.InferenceSession(
-                model._graphs[name], options, providers=["CPUExecutionProvider"]
-            )
+            model._sessions[name] = onnxruntime.InferenceSession(model._graphs[name], options, providers=["CPUExecutionProvider"])
         return model
 
     def save_pretrained(self, save_directory: str | Path, **kwargs):

@@ -53,7 +53,9 @@ def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iter
 
         # Derivatives of the camera-space points: shape, rotation increment, translation.
         d_shape = torch.einsum("bij,knj->bnik", rotation, basis)  # (B, 468, 3, K)
-        d_rotation = -torch.linalg.cross(turned[..., None].expand(-1, -1, -1, 3), torch.eye(3, device=device).expand(batch_size, 468, 3, 3), dim=2)
+        d_rotation = -torch.linalg.cross(
+            turned[..., None].expand(-1, -1, -1, 3), torch.eye(3, device=device).expand(batch_size, 468, 3, 3), dim=2
+        )
         d_translation = torch.eye(3, device=device).expand(batch_size, 468, 3, 3)
         d_point = torch.cat([d_shape, d_rotation, d_translation], dim=-1)  # (B, 468, 3, K + 6)
         d_scale = (scale.square() / FOCAL)[..., None] * d_point[..., 2, :]
@@ -117,7 +119,9 @@ def fit_illumination(normals: Tensor, albedo: Tensor, picture: Tensor, skin: Ten
         for channel in range(3):
             design = basis * albedo[..., channel, None]
             weighted = design * weight[..., None]
-            light[:, :, channel] = torch.linalg.solve(weighted.mT @ design + ridge, (weighted.mT @ picture[..., channel, None]).squeeze(-1))
+            light[:, :, channel] = torch.linalg.solve(
+                weighted.mT @ design + ridge, (weighted.mT @ picture[..., channel, None]).squeeze(-1)
+            )
         error = (picture - albedo * (basis @ light)).abs().amax(-1)
         typical = (error * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp_min(1e-6)
         weight = skin.flatten(1) / (1 + (error / (1.5 * typical + 1e-3)) ** 4)

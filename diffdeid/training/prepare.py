@@ -1,7 +1,7 @@
 """Photos -> a store of training samples: one safetensors file per face, nothing recomputed on a second run.
 
-Each file holds, at 288 pixels (the 256 of the crop and a margin of 16 for jitter): `image`, `render`, `normals` (uint8, 3 channels),
-`guides` (feature lines, eye map), `mask` (whole face, mouth); and `coefficients` (261), `identity` (128), both float32.
+Each file holds, at 288 pixels (the 256 of the crop and a margin of 16 for jitter): `image`, `render`, `normals` (uint8, 3
+channels), `guides` (feature lines, eye map), `mask` (whole face, mouth); and `coefficients` (261) and `identity` (128), float32.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def prepare(folder: Path, out: Path, model: str | Path = "weights/diffdeid", rea
     done = out / "done.txt"  # pictures without a face leave no file: remember them too
     finished = set(done.read_text().split("\n")) if done.is_file() else set()
     for path in tqdm(paths, desc="faces", unit="picture"):
-        name = path.relative_to(folder).with_suffix("").as_posix().replace("/", "__")
+        name = path.relative_to(folder).as_posix().replace("/", "__")  # with its suffix: a.jpg and a.png are two photos
         if name in finished:
             continue
         try:
@@ -90,9 +90,7 @@ def prepare_face(
     crop = FaceCrop(warp(image, wide, FULL), matrix)
     landmarks, iris = crop.to_crop(face.landmarks), crop.to_crop(face.iris)
     inner = torch.from_numpy(crop.image[MARGIN:-MARGIN, MARGIN:-MARGIN].copy()).float()[None] / 255  # (1, 256, 256, 3)
-    coefficients = fit(
-        morphable_model, torch.from_numpy(landmarks).float()[None], torch.from_numpy(iris).float()[None], inner
-    )
+    coefficients = fit(morphable_model, torch.from_numpy(landmarks).float()[None], torch.from_numpy(iris).float()[None], inner)
     maps = render_conditions(morphable_model, coefficients, SIZE, MARGIN).maps[0].permute(1, 2, 0)
     maps = ((maps + 1) * 127.5).round().clamp(0, 255).byte().numpy()
     chips = sample(inner.permute(0, 3, 1, 2) * 2 - 1, torch.from_numpy(chip_matrix(landmarks))[None], 150)

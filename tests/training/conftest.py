@@ -2,7 +2,6 @@
 
 import numpy as np
 import pytest
-import torch
 from safetensors.numpy import save_file
 
 from tests.tiny import TINY_WIDTHS
@@ -18,15 +17,6 @@ def invented_face(seed: int, size: int = 72) -> dict[str, np.ndarray]:
     face["mask"][44:54, 24:48, 1] = 255
     identity = rng.normal(size=128).astype(np.float32)
     return face | {"identity": identity / np.linalg.norm(identity), "coefficients": rng.normal(size=261).astype(np.float32)}
-
-
-@pytest.fixture(autouse=True)
-def _one_thread():
-    """Toy networks are too small to share among threads."""
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 @pytest.fixture

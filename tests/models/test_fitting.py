@@ -1,0 +1,170 @@
+import math
+from pathlib import Path
+
+import pytest
+import torch
+
+from diffdeid.geometry.camera import DISTANCE, FOCAL, project, to_camera
+from diffdeid.geometry.lighting import shade
+from diffdeid.geometry.renderer import render
+from diffdeid.geometry.rotation import rotation_matrix, rotation_vector
+from diffdeid.models.fitting import eye_frame, fit, fit_illumination, fit_shape_and_pose, gaze_from_iris
+from diffdeid.models.morphable_model import MorphableModel
+
+WEIGHTS = Path(__file__).parents[2] / "weights/diffdeid/morphable_model"
+SIZE = 256
+
+
+@pytest.fixture(scope="module")
+def model() -> MorphableModel:
+    if not WEIGHTS.exists():
+        pytest.skip("weights/diffdeid is not here")
+    return MorphableModel.from_pretrained(WEIGHTS)
+
+
+def people(yaw: float = 0.0) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """α, β and p of four, turned by `yaw` degrees and a little more."""
+    generator = torch.Generator().manual_seed(0)
+    expression = torch.zeros(4, 64)
+    expression[:, :51] = (torch.rand(4, 51, generator=generator) - 0.8).clamp_min(0) * 3
+    pose = torch.randn(4, 6, generator=generator) * 0.15
+    pose[:, 1] += math.radians(yaw)
+    return torch.randn(4, 80, generator=generator) * 0.5, expression, pose
+
+
+def seen(model: MorphableModel, identity: torch.Tensor, expression: torch.Tensor, pose: torch.Tensor) -> torch.Tensor:
+    """Landmarks as FaceMesh would give them, z in pixels."""
+    points = project(to_camera(model(identity, expression).landmarks, pose), SIZE)
+    return points * torch.tensor([1, 1, FOCAL * SIZE / DISTANCE]) - torch.tensor([0, 0, FOCAL * SIZE])
+
+
+def iris_at(landmarks: torch.Tensor, gaze: torch.Tensor) -> torch.Tensor:
+    """Iris points `(B, 2, 5, 2)` whose centres are where ω points."""
+    centre, along, width = eye_frame(landmarks)
+    across = torch.stack([-along[..., 1], along[..., 0]], dim=-1)
+    x, y = gaze.view(-1, 2, 2, 1).unbind(2)
+    return (centre + width * (x * along + y * across))[:, :, None].repeat(1, 1, 5, 1)
+
+
+@pytest.mark.parametrize("yaw", [0, 25, 50, -50])
+def test_known_heads_are_recovered(model, yaw):
+    *shape, pose = people(yaw)
+    landmarks = seen(model, *shape, pose)
+    *fitted_shape, fitted_pose = fit_shape_and_pose(model, landmarks, SIZE)
+    error = (seen(model, *fitted_shape, fitted_pose) - landmarks)[..., :2].norm(dim=-1)
+    turn = rotation_vector(rotation_matrix(fitted_pose[:, :3]) @ rotation_matrix(pose[:, :3]).mT).norm(dim=-1)
+    assert error.mean(1).max() < 0.5
+    assert torch.rad2deg(turn).max() < 1
+    torch.testing.assert_close(fitted_pose[:, 3:], pose[:, 3:], atol=0.1, rtol=0)
+
+
+def test_a_large_expression_is_recognised(model):
+    names = model.config.expression_names
+    expression = torch.zeros(2, 64)
+    expression[0, names.index("jawOpen")] = expression[1, names.index("mouthSmileLeft")] = 0.8
+    _, fitted, _ = fit_shape_and_pose(model, seen(model, torch.zeros(2, 80), expression, torch.zeros(2, 6)), SIZE)
+    assert fitted.argmax(1).tolist() == expression.argmax(1).tolist()
+
+
+def test_expressions_stay_in_range(model):
+    identity, expression, pose = people()
+    for beyond in (-expression, 3 * expression):
+        _, fitted, _ = fit_shape_and_pose(model, seen(model, identity, beyond, pose), SIZE)
+        assert fitted.shape == (4, 64) and fitted.min() >= 0 and fitted.max() <= 1
+        assert not fitted[:, 52:].any()
+
+
+def test_the_fit_does_not_depend_on_the_resolution(model):
+    landmarks = seen(model, *people())
+    for large, small in zip(
+        fit_shape_and_pose(model, landmarks, SIZE), fit_shape_and_pose(model, landmarks / 4, SIZE // 4), strict=True
+    ):
+        torch.testing.assert_close(small, large, atol=1e-3, rtol=0)
+
+
+def test_noise_moves_the_pose_little(model):
+    landmarks = seen(model, *people())
+    noise = torch.randn(landmarks.shape, generator=torch.Generator().manual_seed(0))
+    clean, noisy = (fit_shape_and_pose(model, points, SIZE)[2] for points in (landmarks, landmarks + noise))
+    assert torch.rad2deg((noisy - clean)[:, :3].abs()).max() < 1.5
+
+
+@pytest.mark.parametrize(
+    "landmarks",
+    [torch.full((1, 468, 3), 128.0), torch.zeros(1, 468, 3), torch.linspace(0, 256, 468)[None, :, None].expand(1, 468, 3)],
+    ids=["one point", "the corner", "a line"],
+)
+def test_degenerate_landmarks_give_finite_coefficients(model, landmarks):
+    assert fit(model, landmarks, torch.zeros(1, 2, 5, 2), torch.rand(1, 64, 64, 3)).pack().isfinite().all()
+
+
+def test_an_iris_in_the_middle_looks_ahead_and_one_to_the_right_looks_right():
+    landmarks = torch.zeros(1, 468, 3)
+    landmarks[0, [33, 133, 362, 263], 0] = torch.tensor([60.0, 100, 150, 190])
+    iris = torch.tensor([[80.0, 0], [180, 4]])[None, :, None].repeat(1, 1, 5, 1)
+    torch.testing.assert_close(gaze_from_iris(landmarks, iris), torch.tensor([[0, 0, 0.25, 0.1]]))
+
+
+def test_gaze_survives_the_round_trip(model):
+    landmarks = seen(model, *people(25))
+    gaze = torch.rand(4, 4, generator=torch.Generator().manual_seed(0)) - 0.5
+    torch.testing.assert_close(gaze_from_iris(landmarks, iris_at(landmarks, gaze)), gaze, atol=1e-4, rtol=0)
+
+
+def lit_ball(count: int = 40) -> tuple[torch.Tensor, torch.Tensor]:
+    """Normals `(1, H, W, 3)` of a half ball and where it is."""
+    y, x = torch.meshgrid(torch.linspace(1, -1, count), torch.linspace(-1, 1, count), indexing="ij")
+    inside = x * x + y * y < 0.9
+    return torch.stack([x, y, (1 - x * x - y * y).clamp_min(0).sqrt()], dim=-1)[None] * inside[..., None], inside[None]
+
+
+def test_light_is_recovered_in_spite_of_dark_hair():
+    normals, skin = lit_ball()
+    albedo = torch.full_like(normals, 0.7)
+    light = torch.tensor([0.8, 0.2, 0.1, -0.15, 0, 0, 0, 0.05, 0])[:, None].repeat(1, 3).flatten()[None]
+    picture = shade(albedo, normals, light)
+    covered = picture.clone()
+    covered[:, :, :8] = 0
+    fitted = fit_illumination(normals, albedo, covered, skin)
+    torch.testing.assert_close(shade(albedo, normals, fitted)[skin], picture[skin], atol=0.1, rtol=0)
+
+
+def test_light_without_skin_is_dark():
+    normals, skin = lit_ball()
+    fitted = fit_illumination(normals, torch.ones_like(normals), torch.ones_like(normals), torch.zeros_like(skin))
+    assert not fitted.any()
+
+
+def test_a_rendered_picture_is_reconstructed(model):
+    identity, expression, pose = people()
+    light = torch.tensor([0.9, 0.1, 0.1, 0.2, 0, 0, 0, 0, 0])[:, None] * torch.tensor([1.1, 1, 0.9])
+    landmarks, gaze = seen(model, identity, expression, pose), torch.full((4, 4), 0.1)
+
+    def picture(identity, expression, pose, illumination):
+        head = model(identity, expression)
+        return render(to_camera(head.vertices, pose), head.albedo, illumination, model.triangles, SIZE)
+
+    truth = picture(identity, expression, pose, light.flatten().expand(4, 27))
+    found = fit(model, landmarks, iris_at(landmarks, gaze), truth.image.clamp(0, 1))
+    again = picture(found.identity, found.expression, found.pose, found.illumination)
+    face = truth.mask & again.mask & (truth.normals[..., 2] > 0.5)
+    assert (again.image - truth.image.clamp(0, 1))[face].abs().mean() < 0.02
+    torch.testing.assert_close(found.gaze, gaze, atol=1e-4, rtol=0)
+    assert not found.albedo.any()
+
+
+def test_what_lies_beside_the_face_does_not_count(model):
+    landmarks = seen(model, *people()) * 0.6 + 40
+    low, high = landmarks[..., :2].amin((0, 1)).int() - 4, landmarks[..., :2].amax((0, 1)).int() + 5
+    picture = torch.rand(4, SIZE, SIZE, 3)
+    other = torch.ones_like(picture)
+    other[:, low[1] : high[1], low[0] : high[0]] = picture[:, low[1] : high[1], low[0] : high[0]]
+    iris = iris_at(landmarks, torch.zeros(4, 4))
+    assert torch.equal(fit(model, landmarks, iris, picture).pack(), fit(model, landmarks, iris, other).pack())
+
+
+def test_a_batch_gives_what_singles_give(model):
+    landmarks = seen(model, *people(10))
+    iris, pictures = iris_at(landmarks, torch.zeros(4, 4)), torch.rand(4, 64, 64, 3)
+    singles = [fit(model, landmarks[[i]] / 4, iris[[i]] / 4, pictures[[i]]).pack() for i in range(4)]
+    torch.testing.assert_close(fit(model, landmarks / 4, iris / 4, pictures).pack(), torch.cat(singles), atol=1e-3, rtol=0)

@@ -1,0 +1,251 @@
+"""Behaviour of the whole pipeline: with tiny networks where structure matters, with the shipped weights where results do."""
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from diffdeid.errors import ConfigurationError, NoFaceFoundError
+from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
+from diffdeid.structures import Face
+from tests.tiny import tiny_pipeline
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope="module")
+def photo() -> np.ndarray:
+    return np.asarray(Image.open(ROOT / "tests/assets/astronaut.png").convert("RGB"))
+
+
+@pytest.fixture(scope="module")
+def faces(photo) -> list[Face]:
+    return FaceAnalyserModel.from_pretrained(ROOT / "weights/diffdeid", subfolder="face_analyser")(photo)
+
+
+@pytest.fixture(scope="module")
+def tiny():
+    return tiny_pipeline()
+
+
+@pytest.fixture
+def run(tiny, photo, faces):
+    """Calls the tiny pipeline on the photo; returns the first result and its only report."""
+
+    def run(pipe=tiny, seed=0, **options):
+        options = {"num_inference_steps": 2, "output_type": "np", "faces": faces} | options
+        output = pipe(photo, generator=torch.Generator().manual_seed(seed), **options)
+        return output.images[0], output.faces[0][0]
+
+    return run
+
+
+def box_pixels(image: np.ndarray, face: Face) -> np.ndarray:
+    x0, y0, x1, y1 = face.box.round().astype(int)
+    return image[y0:y1, x0:x1]
+
+
+def test_pixels_outside_the_mask_are_untouched_and_the_face_is_not(run, photo, faces):
+    result, report = run()
+    changed = (result != photo).any(-1)
+    x0, y0, x1, y1 = report.box
+    rows, columns = np.nonzero(changed)
+    assert report.method == "diffusion"
+    assert columns.min() > x0 - 30 and columns.max() < x1 + 30 and rows.min() > y0 - 30 and rows.max() < y1 + 30
+    assert (
+        changed[
+            int(y0 + 0.3 * (y1 - y0)) : int(y0 + 0.6 * (y1 - y0)), int(x0 + 0.2 * (x1 - x0)) : int(x1 - 0.2 * (x1 - x0))
+        ].mean()
+        > 0.99
+    )
+
+
+def test_the_input_is_not_written_to(run, photo):
+    before = photo.copy()
+    run()
+    assert (photo == before).all()
+
+
+def test_the_same_seed_gives_the_same_bytes_and_another_gives_other_people(run):
+    assert (run(seed=1)[0] == run(seed=1)[0]).all()
+    assert (run(seed=1)[0] != run(seed=2)[0]).any()
+
+
+def test_without_a_generator_every_run_is_different(tiny, photo, faces):
+    one, two = (tiny(photo, num_inference_steps=1, faces=faces, output_type="np").images[0] for _ in range(2))
+    assert (one != two).any()
+
+
+def test_a_list_gives_what_singles_give(pipeline, photo):
+    pictures = [photo, np.ascontiguousarray(photo[:, ::-1])]
+    options = {"num_inference_steps": 1, "output_type": "np"}
+    together = pipeline(pictures, generator=[torch.Generator().manual_seed(seed) for seed in (3, 4)], **options).images
+    for picture, seed, result in zip(pictures, (3, 4), together, strict=True):
+        assert (pipeline(picture, generator=torch.Generator().manual_seed(seed), **options).images[0] == result).all()
+
+
+def test_pixels_under_the_mask_never_reach_the_network(tiny, photo, faces):
+    source = tiny.reconstruct(photo, faces).one(0)
+    scribbled = replace(source, images=torch.where(source.masks > 0, torch.randn_like(source.images), source.images))
+    tiny._guidance_scale = 1.0
+
+    def generate(faces):
+        identity = torch.nn.functional.normalize(torch.ones(1, 128))
+        coefficients, maps = tiny.prepare_conditioning(source.coefficients, torch.zeros(1, 80), source.masks, True)
+        latents = tiny.prepare_latents(1, torch.Generator().manual_seed(0))
+        texture = tiny.encode_texture(faces.images, faces.masks)
+        return tiny.denoise(latents, faces.images, faces.masks, maps, identity, coefficients.pack(), texture, 2)
+
+    with torch.no_grad():
+        assert torch.equal(generate(source) * source.masks, generate(scribbled) * source.masks)
+
+
+def test_the_kept_mouth_is_the_sources_and_an_erased_one_is_not(run, photo, faces):
+    x, y = faces[0].landmarks[[13, 14], :2].mean(0).astype(int)
+    kept, erased = run(keep_mouth=True)[0], run(keep_mouth=False)[0]
+    assert (kept[y, x] == photo[y, x]).all() and (erased[y, x] != photo[y, x]).any()
+
+
+@pytest.mark.parametrize("fallback", ["solid", "mosaic", "blur"])
+def test_a_face_that_stays_too_near_is_covered(photo, faces, fallback, run):
+    result, report = run(tiny_pipeline(identity_limit=2.1), fallback=fallback, identity=(torch.eye(128)[:1], torch.zeros(1, 80)))
+    assert (report.method, report.identity_distance, report.attempts) == (fallback, None, DiffDeIDPipeline.max_attempts)
+    assert "too near" in report.reason
+    assert (box_pixels(result, faces[0]) != box_pixels(photo, faces[0])).any(-1).mean() > 0.9
+    if fallback == "solid":
+        assert (box_pixels(result, faces[0]) == 0).all()
+
+
+def test_values_that_are_not_finite_are_covered(run, faces):
+    pipe = tiny_pipeline()
+    torch.nn.init.constant_(pipe.unet.conv_out.bias, torch.nan)
+    result, report = run(pipe)
+    assert report.method == "solid" and "finite" in report.reason and (box_pixels(result, faces[0]) == 0).all()
+
+
+def test_a_face_without_landmarks_is_covered(run, faces):
+    result, report = run(faces=[replace(faces[0], landmarks=None)])
+    assert report.method == "solid" and "landmarks" in report.reason and (box_pixels(result, faces[0]) == 0).all()
+
+
+def test_small_faces_are_covered_on_request(run):
+    assert run(min_face=1000)[1].method == "solid" and run(min_face=10)[1].method == "diffusion"
+
+
+def test_every_candidate_is_somebody_else(tiny, photo, faces):
+    output = tiny(photo, num_images_per_prompt=3, num_inference_steps=1, faces=faces, output_type="np")
+    assert len(output.images) == len(output.faces) == 3
+    assert (output.images[0] != output.images[1]).any() and (output.images[1] != output.images[2]).any()
+
+
+def test_no_face_is_an_error(pipeline):
+    for picture in (Image.new("RGB", (1, 1)), Image.linear_gradient("L").convert("RGB")):
+        with pytest.raises(NoFaceFoundError):
+            pipeline(picture)
+
+
+def test_output_types_agree(run, tiny, photo, faces):
+    array = run()[0]
+    assert (np.asarray(run(output_type="pil")[0]) == array).all()
+    tensor = run(output_type="pt")[0]
+    assert tensor.shape == (3, 512, 512) and ((tensor * 255).round().byte().permute(1, 2, 0).numpy() == array).all()
+    images, reports = tiny(photo, faces=faces, num_inference_steps=1, return_dict=False)
+    assert len(images) == len(reports) == 1
+
+
+def test_the_callback_sees_and_may_change_every_step(run):
+    seen = []
+
+    def callback(pipe, step, timestep, tensors):
+        seen.append((step, int(timestep)))
+        return {"latents": torch.zeros_like(tensors["latents"])}
+
+    run(callback_on_step_end=callback)
+    assert seen == [(0, 999), (1, 499)]
+
+
+def test_guidance_changes_the_result(run):
+    assert (run(guidance_scale=3.0)[0] != run()[0]).any()
+
+
+def test_known_coefficients_replace_the_fit(run, tiny, photo, faces):
+    fitted = tiny.reconstruct(photo, faces).coefficients.pack()
+    assert (run(coefficients=fitted)[0] == run()[0]).all()
+    assert (run(coefficients=fitted * 0.5)[0] != run()[0]).any()
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"level": 0}, "level"),
+        ({"level": 11}, "level"),
+        ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
+        ({"fallback": "nothing"}, "fallback"),
+        ({"callback_on_step_end_tensor_inputs": ["secrets"]}, "callback"),
+    ],
+)
+def test_wrong_arguments_are_refused(tiny, photo, faces, options, word):
+    with pytest.raises(ValueError, match=word):
+        tiny(photo, faces=faces, **options)
+    with pytest.raises(ValueError, match="one picture"):
+        tiny([photo, photo], faces=faces)
+    with pytest.raises(ValueError, match="generator"):
+        tiny([photo, photo], generator=[torch.Generator()])
+
+
+def test_missing_parts_are_said(tiny, photo, faces):
+    with pytest.raises(ConfigurationError, match="faces"):
+        tiny(photo)
+    components = tiny.components | {"lds": None}
+    with pytest.raises(ConfigurationError, match="identity"):
+        DiffDeIDPipeline(**components)(photo, faces=faces)
+    with pytest.raises(TypeError, match="unet"):
+        DiffDeIDPipeline(**tiny.components | {"unet": tiny.texture_encoder})
+
+
+def test_saving_and_loading_changes_nothing(tiny, run, tmp_path):
+    tiny.save_pretrained(tmp_path)
+    loaded = DiffDeIDPipeline.from_pretrained(tmp_path, use_safetensors=True)
+    loaded.set_progress_bar_config(disable=True)
+    assert (run(loaded)[0] == run()[0]).all()
+    assert loaded.face_analyser is None and loaded.config.identity_limit == -1
+
+
+def test_the_index_of_the_weights_is_frozen():
+    """Moving or renaming a component breaks every published checkpoint."""
+    index = json.loads((ROOT / "weights/diffdeid/model_index.json").read_text())
+    assert {name: tuple(entry) for name, entry in index.items() if isinstance(entry, list)} == {
+        "unet": ("diffdeid.models.unet", "DiffDeIDUNet2DModel"),
+        "texture_encoder": ("diffdeid.models.texture_encoder", "TextureEncoderModel"),
+        "scheduler": ("diffusers", "DDIMScheduler"),
+        "morphable_model": ("diffdeid.models.morphable_model", "MorphableModel"),
+        "face_recognition": ("diffdeid.models.face_recognition", "FaceRecognitionModel"),
+        "face_analyser": ("diffdeid.models.face_analyser", "FaceAnalyserModel"),
+        "lds": ("diffdeid.models.lds", "LDSModel"),
+        "lds_scheduler": ("diffusers", "DDIMScheduler"),
+    }
+
+
+def test_the_demo_photo_is_de_identified_with_the_shipped_weights(pipeline, photo):
+    output = pipeline(photo, generator=torch.Generator().manual_seed(0), output_type="np")
+    (report,) = output.faces[0]
+    assert report.method == "diffusion" and report.identity_distance >= pipeline.config.identity_limit
+    again = pipeline.face_analyser(output.images[0])
+    assert len(again) == 1 and again[0].landmarks is not None
+    moved = np.linalg.norm(again[0].landmarks[:, :2] - report.landmarks[:, :2], axis=1).mean()
+    assert moved < 0.08 * (report.box[2] - report.box[0])  # pose and expression stay
+
+
+def test_faces_turned_by_quarters_are_de_identified(pipeline, photo):
+    for quarters in (1, 2, 3):
+        picture = np.rot90(photo, quarters).copy()
+        output = pipeline(picture, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np")
+        (report,) = output.faces[0]
+        assert (
+            box_pixels(output.images[0], Face(np.array(report.box))) != box_pixels(picture, Face(np.array(report.box)))
+        ).mean() > 0.4

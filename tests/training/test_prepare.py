@@ -1,0 +1,96 @@
+import os
+import shutil
+from pathlib import Path
+
+import cv2
+import numpy as np
+import pytest
+import torch
+from safetensors import safe_open
+
+from diffdeid.structures import MorphableCoefficients
+from diffdeid.training.data import FaceStore
+from diffdeid.training.prepare import FULL, prepare, write
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = ROOT / "weights/diffdeid"
+
+
+@pytest.fixture(scope="module")
+def photos(tmp_path_factory) -> Path:
+    """A folder with a photo, a picture of nobody, and a text that claims to be a picture."""
+    folder = tmp_path_factory.mktemp("photos")
+    (folder / "space").mkdir()
+    shutil.copy(ROOT / "tests/assets/astronaut.png", folder / "space")
+    cv2.imwrite(str(folder / "nobody.png"), np.full((64, 64, 3), 128, np.uint8))
+    (folder / "lie.jpg").write_text("not a picture")
+    return folder
+
+
+@pytest.fixture(scope="module")
+def store(photos, tmp_path_factory) -> Path:
+    if not WEIGHTS.exists():
+        pytest.skip("weights/diffdeid is not here")
+    return prepare(photos, tmp_path_factory.mktemp("data") / "store", WEIGHTS)
+
+
+def test_one_face_gives_one_sample(store):
+    assert FaceStore(store).names == ["space__astronaut.png"]
+
+
+def test_a_sample_holds_what_is_documented(store):
+    sample = FaceStore(store).load("space__astronaut.png")
+    pictures = {"image": 3, "render": 3, "normals": 3, "guides": 2, "mask": 2}
+    assert {name: (array.shape, array.dtype) for name, array in sample.items()} == {
+        **{name: ((FULL, FULL, channels), np.uint8) for name, channels in pictures.items()},
+        "coefficients": ((261,), np.float32),
+        "identity": ((128,), np.float32),
+    }
+    with safe_open(store / "space__astronaut.png.safetensors", framework="np") as file:
+        assert file.metadata() == {"set": "space"} and set(file.keys()) == set(sample)
+
+
+def test_a_sample_makes_sense(store):
+    sample = FaceStore(store).load("space__astronaut.png")
+    assert np.linalg.norm(sample["identity"]) == pytest.approx(1, abs=1e-4)
+    face, mouth = np.moveaxis(sample["mask"], -1, 0) == 255
+    assert set(np.unique(sample["mask"])) == {0, 255} and face[mouth].all() and 0.2 < face.mean() < 0.7
+    lit = (sample["normals"] != 128).any(-1) & face
+    assert lit.sum() > 0.8 * face.sum()  # the rendered head is behind the mask
+    assert np.abs(sample["render"][lit].astype(float) - sample["image"][lit]).mean() < 40
+    pose = MorphableCoefficients.unpack(torch.from_numpy(sample["coefficients"])).pose
+    assert pose[:3].abs().max() < 0.5 and pose[3:].abs().max() < 1.5
+
+
+def test_a_second_run_recomputes_nothing(photos, store):
+    before = {path: path.stat().st_mtime_ns for path in store.iterdir()}
+    prepare(photos, store, WEIGHTS)
+    assert {path: path.stat().st_mtime_ns for path in store.iterdir()} == before
+
+
+def test_an_interrupted_run_leaves_no_partial_sample_and_can_go_on(photos, store, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", interrupt)
+        prepare(photos, tmp_path, WEIGHTS)
+    assert not list(tmp_path.glob("*.safetensors"))
+    prepare(photos, tmp_path, WEIGHTS)
+    assert {path.name for path in tmp_path.iterdir()} == {path.name for path in store.iterdir()}
+    name = "space__astronaut.png.safetensors"
+    assert (tmp_path / name).read_bytes() == (store / name).read_bytes()
+
+
+def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
+    path = tmp_path / "a.safetensors"
+    write(path, {"x": np.zeros(3)}, {"set": "old"})
+    old = path.read_bytes()
+
+    def interrupt(self, data):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(Path, "write_bytes", interrupt)
+        write(path, {"x": np.ones(3)}, {"set": "new"})
+    assert path.read_bytes() == old
