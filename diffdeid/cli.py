@@ -150,6 +150,7 @@ def lds(config: Config) -> None:
     """Train the identity sampler."""
     from diffdeid.training.train_lds import train
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     with _errors_in_one_line():
         train(config)
 
@@ -159,6 +160,7 @@ def diffdeid(config: Config) -> None:
     """Train the de-identification network."""
     from diffdeid.training.loop import train
 
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
     with _errors_in_one_line():
         train(config)
 
@@ -192,7 +194,7 @@ def _sentence(record: dict[str, Any]) -> str:
 def _errors_in_one_line(debug: bool = False) -> Iterator[None]:
     try:
         yield
-    except (DiffDeIDError, OSError) as error:
+    except (DiffDeIDError, OSError, ValueError) as error:
         if debug:
             raise
         typer.echo(f"error: {error}", err=True)

@@ -220,16 +220,13 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         chips = sample(images, matrices, 150)
         return self.face_recognition(chips.to(self.face_recognition.dtype)).embedding.float()
 
-    def sample_identity(self, source: Tensor, everybody: Tensor, level: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
-        """A new identity: z' `(1, 128)` and α' `(1, 80)`.
+    def sample_identity(self, source: Tensor, level: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+        """A new identity, z' `(1, 128)` and α' `(1, 80)`, for a source `(1, 128)`.
 
-        Args:
-            source: `(1, 128)` identity to replace.
-            everybody: `(N, 128)` identities of the whole picture, none of which may appear in it again.
-            level: 1…10, quantile of the distance to the source among the identities sampled.
+        Of those sampled, none nearer than the limit, the level chooses one by its quantile of the distance to the source.
         """
         pool = self.identity_sampler(
-            self.num_sampled_identities, everybody, self.config.identity_limit, num_inference_steps=20, generator=generator
+            self.num_sampled_identities, source, self.config.identity_limit, num_inference_steps=20, generator=generator
         )
         choice = select_level(pool.identity, source[0].to(pool.identity), level)
         return pool.identity[choice, None].to(source), pool.shape[choice, None].to(source)
@@ -402,7 +399,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
                     for number in range(1, 1 + self.max_attempts) if index in singles else ():
                         # 3. - 6. sample an identity, condition, denoise, check
                         attempt = self.deidentify(
-                            singles[index], textures[index], source.identity, level, generator, keep_mouth, num_inference_steps,
+                            singles[index], textures[index], level, generator, keep_mouth, num_inference_steps,
                             None if identity is None else tuple(part[placed.index(index), None] for part in identity),
                             callback_on_step_end, callback_on_step_end_tensor_inputs,
                         )  # fmt: skip
@@ -430,7 +427,6 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         self,
         source: SourceFaces,
         texture: TextureEncoderOutput,
-        everybody: Tensor,
         level: int,
         generator: torch.Generator,
         keep_mouth: bool,
@@ -442,7 +438,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         """One attempt at one face (a batch of one); `identity` is z' `(1, 128)` and α' `(1, 80)` instead of sampled ones."""
         # 3. sample an identity
         if identity is None:
-            identity = self.sample_identity(source.identity, everybody, level, generator)
+            identity = self.sample_identity(source.identity, level, generator)
         z, shape = (part.to(source.identity) for part in identity)
 
         # 4. prepare conditions and noise
