@@ -71,6 +71,8 @@ def main() -> None:
         lds_scheduler=DDIMScheduler.from_pretrained(args.lds, subfolder="scheduler"),
         identity_limit=calibration["identity_limit"],
     )
+    for component in pipeline.components.values():
+        component.register_to_config(_name_or_path="")  # where it lay on this machine is nobody's business
     pipeline.save_pretrained(args.out)
     files = sorted(path for path in args.out.rglob("*") if path.suffix in (".safetensors", ".onnx"))
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(args.out).as_posix()}\n" for path in files]

@@ -1,6 +1,7 @@
 """The weights that ship: whole, licensed, small, and nothing but data."""
 
 import hashlib
+import json
 from pathlib import Path
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "diffdeid"
@@ -18,6 +19,11 @@ def test_there_is_only_data_under_the_size_limit():
     files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".safetensors", ".onnx", ".json", ".md", ""}
     assert sum(path.stat().st_size for path in files) < 150 * 2**20
+
+
+def test_no_config_tells_where_it_was_made():
+    configs = [json.loads(path.read_text()) for path in WEIGHTS.rglob("*.json")]
+    assert not any(config.get("_name_or_path") for config in configs)
 
 
 def test_the_networks_keep_to_their_budget(pipeline):
