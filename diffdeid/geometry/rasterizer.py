@@ -2,15 +2,19 @@
 
 Every front-facing triangle tests the pixel centres of its bounding box; triangles are grouped by box size (powers of two), so
 that each group is one dense tensor operation. Visibility is discrete; barycentrics are recomputed from the winning triangle, so
-interpolated attributes are differentiable in the attributes and in the vertices.
+interpolated attributes are differentiable in the attributes and in the vertices. On a GPU PyTorch3D takes over where it is
+installed (`pytorch3d_rasterizer`).
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from importlib.util import find_spec
 
 import torch
 from torch import Tensor
+
+HAS_PYTORCH3D = find_spec("pytorch3d") is not None
 
 
 @dataclass(frozen=True)
@@ -101,6 +105,10 @@ def rasterize(vertices: Tensor, triangles: Tensor, size: int) -> Fragments:
         triangles: `(T, 3)` int64, counter-clockwise seen from outside; back faces are not drawn.
         size: height and width in pixels.
     """
+    if HAS_PYTORCH3D and vertices.is_cuda:
+        from diffdeid.geometry import pytorch3d_rasterizer
+
+        return pytorch3d_rasterizer.rasterize(vertices, triangles, size)
     corners = vertices[:, triangles]  # (B, T, 3, 3)
     triangle = _nearest_triangle(corners, size)
     batch, row, column = (triangle >= 0).nonzero(as_tuple=True)

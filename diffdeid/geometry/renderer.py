@@ -9,6 +9,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from diffdeid.geometry.camera import project
+from diffdeid.geometry.eyes import paint_eyes
 from diffdeid.geometry.lighting import shade
 from diffdeid.geometry.rasterizer import interpolate, rasterize
 
@@ -40,14 +41,25 @@ def vertex_normals(vertices: Tensor, triangles: Tensor) -> Tensor:
     return normalize(total, dim=-1, eps=1e-12)
 
 
-def render(vertices: Tensor, albedo: Tensor, illumination: Tensor, triangles: Tensor, size: int, margin: int = 0) -> Rendering:
+def render(
+    vertices: Tensor,
+    albedo: Tensor,
+    illumination: Tensor,
+    triangles: Tensor,
+    size: int,
+    margin: int = 0,
+    eyes: Tensor | None = None,
+) -> Rendering:
     """Render camera-space vertices `(B, V, 3)` with vertex albedo `(B, V, 3)` under γ `(B, 27)`.
 
-    The pictures have `size + 2 * margin` pixels a side (see `camera.project`).
+    With `eyes` (`eye_coordinates`, `(B, V, 3)`) the eyeballs have irises. The pictures have `size + 2 * margin` pixels a side
+    (see `camera.project`).
     """
     fragments = rasterize(project(vertices, size, margin), triangles, size + 2 * margin)
-    attributes = torch.cat([albedo, vertex_normals(vertices, triangles)], dim=-1)
-    albedo_map, normal_map = interpolate(attributes, triangles, fragments).split(3, dim=-1)
+    attributes = [albedo, vertex_normals(vertices, triangles)] + ([] if eyes is None else [eyes])
+    albedo_map, normal_map, *eye_map = interpolate(torch.cat(attributes, dim=-1), triangles, fragments).split(3, dim=-1)
     normal_map = normalize(normal_map, dim=-1, eps=1e-12)
+    if eye_map:
+        albedo_map = paint_eyes(albedo_map, *eye_map)
     image = shade(albedo_map, normal_map, illumination)
     return Rendering(image, albedo_map, normal_map, fragments.mask)

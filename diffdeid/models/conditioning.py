@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from diffdeid.geometry.camera import project, to_camera
+from diffdeid.geometry.eyes import eye_coordinates
 from diffdeid.geometry.guides import eye_map, feature_lines
 from diffdeid.geometry.renderer import render
 from diffdeid.models.morphable_model import MorphableModel
@@ -31,10 +32,11 @@ class Conditioning:
 
 def render_conditions(model: MorphableModel, coefficients: MorphableCoefficients, size: int, margin: int = 0) -> Conditioning:
     """Everything the network is shown of ρ, at `size + 2 * margin` pixels a side."""
-    head = model(coefficients.identity, coefficients.expression)
-    vertices = to_camera(head.vertices, coefficients.pose.float())
-    picture = render(vertices, head.albedo, coefficients.illumination.float(), model.triangles, size, margin)
-    landmarks = project(to_camera(head.landmarks, coefficients.pose.float()), size, margin)[..., :2]
+    head = model(coefficients.identity, coefficients.expression, coefficients.albedo)
+    vertices, posed = (to_camera(points, coefficients.pose.float()) for points in (head.vertices, head.landmarks))
+    eyes = eye_coordinates(vertices, posed, model.eyeballs, coefficients.gaze.float())
+    picture = render(vertices, head.albedo, coefficients.illumination.float(), model.triangles, size, margin, eyes)
+    landmarks = project(posed, size, margin)[..., :2]
     full = size + 2 * margin
     guides = np.stack(
         [
@@ -45,6 +47,13 @@ def render_conditions(model: MorphableModel, coefficients: MorphableCoefficients
     channels_last = torch.cat([picture.image.clamp(0, 1) * 2 - 1, picture.normals], dim=-1)
     maps = torch.cat([channels_last.permute(0, 3, 1, 2), torch.from_numpy(guides).to(channels_last.device) * 2 - 1], dim=1)
     return Conditioning(maps, landmarks)
+
+
+def hide_skin_details(model: MorphableModel, coefficients: MorphableCoefficients) -> MorphableCoefficients:
+    """ρ whose δ keeps the tone of the skin only: brows, beard, lips and wrinkles of the source are part of who it is."""
+    albedo = coefficients.albedo.clone()
+    albedo[:, model.config.num_tone :] = 0
+    return replace(coefficients, albedo=albedo)
 
 
 def exchange_identity(

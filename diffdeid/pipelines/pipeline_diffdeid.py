@@ -20,9 +20,11 @@ from diffdeid.geometry.composite import cover, paste
 from diffdeid.geometry.guides import face_region, mouth_region
 from diffdeid.geometry.landmarks import LIPS_OUTER
 from diffdeid.imaging import to_uint8_array
-from diffdeid.models.conditioning import exchange_identity, render_conditions
+from diffdeid.geometry.eyes import gaze_from_iris
+from diffdeid.models.conditioning import exchange_identity, hide_skin_details, render_conditions
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
+from diffdeid.models.face_reconstructor import FaceReconstructorModel
 from diffdeid.models.fitting import fit
 from diffdeid.models.lds import LDSModel
 from diffdeid.models.morphable_model import MorphableModel
@@ -99,15 +101,16 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         morphable_model (`MorphableModel`): ρ -> head.
         face_recognition (`FaceRecognitionModel`): z_id, and the judge of every result.
         face_analyser (`FaceAnalyserModel`, *optional*): finds faces; without it pass `faces` with landmarks and irises.
+        reconstructor (`FaceReconstructorModel`, *optional*): ρ by a network, for `reconstruction="network"`.
         lds (`LDSModel`, *optional*), lds_scheduler (`DDIMScheduler`, *optional*): sample identities, unless `identity` is passed.
         identity_limit (`float`): smallest accepted 1 - cosine between source and result. The released value lets one in a
             thousand pairs of different people pass for the same person.
         crop_factor (`float`): side of the crop in FFHQ squares.
     """
 
-    model_cpu_offload_seq = "face_recognition->morphable_model->texture_encoder->unet"
+    model_cpu_offload_seq = "reconstructor->face_recognition->morphable_model->texture_encoder->unet"
     _exclude_from_cpu_offload = ["face_analyser", "lds"]
-    _optional_components = ["face_analyser", "lds", "lds_scheduler"]
+    _optional_components = ["face_analyser", "reconstructor", "lds", "lds_scheduler"]
     _callback_tensor_inputs = ["latents"]
     max_attempts = 4
     num_sampled_identities = 40  # of which the level chooses one
@@ -120,6 +123,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         morphable_model: MorphableModel,
         face_recognition: FaceRecognitionModel,
         face_analyser: FaceAnalyserModel | None = None,
+        reconstructor: FaceReconstructorModel | None = None,
         lds: LDSModel | None = None,
         lds_scheduler: SchedulerMixin | None = None,
         identity_limit: float = 0.5,
@@ -133,6 +137,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             "morphable_model": (morphable_model, MorphableModel),
             "face_recognition": (face_recognition, FaceRecognitionModel),
             "face_analyser": (face_analyser, FaceAnalyserModel),
+            "reconstructor": (reconstructor, FaceReconstructorModel),
             "lds": (lds, LDSModel),
             "lds_scheduler": (lds_scheduler, SchedulerMixin),
         }
@@ -160,7 +165,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         sampler.set_progress_bar_config(disable=True)
         return sampler
 
-    def check_inputs(self, level, num_images_per_prompt, fallback, faces, coefficients, identity, num_pictures, callback_inputs):
+    def check_inputs(self, level, num_images_per_prompt, fallback, reconstruction, faces, coefficients, identity, num_pictures, callback_inputs):
         """Raise for arguments that make no sense."""
         if not 1 <= level <= 10:
             raise ValueError(f"`level` must be between 1 and 10, got {level}.")
@@ -168,6 +173,10 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             raise ValueError(f"`num_images_per_prompt` must be at least 1, got {num_images_per_prompt}.")
         if fallback not in ("solid", "mosaic", "blur"):
             raise ValueError(f"`fallback` must be 'solid', 'mosaic' or 'blur', got {fallback!r}.")
+        if reconstruction not in ("fit", "network"):
+            raise ValueError(f"`reconstruction` must be 'fit' or 'network', got {reconstruction!r}.")
+        if reconstruction == "network" and self.reconstructor is None:
+            raise ConfigurationError("This pipeline has no `reconstructor`. Pass `reconstruction='fit'`.")
         if num_pictures > 1 and not (faces is coefficients is identity is None):
             raise ValueError(f"`faces`, `coefficients` and `identity` describe one picture, got {num_pictures} pictures.")
         unknown = set(callback_inputs) - set(self._callback_tensor_inputs)
@@ -185,7 +194,12 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         return self.face_analyser(picture, faces)
 
     def reconstruct(
-        self, picture: np.ndarray, faces: list[Face], keep_mouth: bool = True, coefficients: Tensor | None = None
+        self,
+        picture: np.ndarray,
+        faces: list[Face],
+        keep_mouth: bool = True,
+        reconstruction: Literal["fit", "network"] = "fit",
+        coefficients: Tensor | None = None,
     ) -> SourceFaces:
         """Crop faces that have landmarks and irises, and find their coefficients (or unpack given `(F, 261)`) and identities."""
         device = self._execution_device
@@ -196,14 +210,17 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         landmarks = np.stack([crop.to_crop(face.landmarks) for crop, face in zip(crops, faces, strict=True)])
         iris = np.stack([crop.to_crop(face.iris) for crop, face in zip(crops, faces, strict=True)])
         images = self._to_tensor(crops)
-        if coefficients is None:
-            placed = torch.from_numpy(landmarks).float().to(device), torch.from_numpy(iris).float().to(device)
-            fitted = fit(self.morphable_model, *placed, (images.permute(0, 2, 3, 1) + 1) / 2)
+        placed = torch.from_numpy(landmarks).float().to(device), torch.from_numpy(iris).float().to(device)
+        if coefficients is not None:
+            found = MorphableCoefficients.unpack(coefficients.to(device, torch.float32))
+        elif reconstruction == "fit":
+            found = fit(self.morphable_model, *placed, (images.permute(0, 2, 3, 1) + 1) / 2)
         else:
-            fitted = MorphableCoefficients.unpack(coefficients.to(device, torch.float32))
+            found = self.reconstructor(images.to(self.reconstructor.dtype)).coefficients
+            found = replace(found, gaze=gaze_from_iris(*placed))  # the irises are known to the pixel
         masks = np.stack([self._erased(points, keep_mouth) for points in landmarks])
         return SourceFaces(
-            crops, landmarks, images, torch.from_numpy(masks)[:, None].to(device), fitted, self.embed(images, landmarks)
+            crops, landmarks, images, torch.from_numpy(masks)[:, None].to(device), found, self.embed(images, landmarks)
         )
 
     def _to_tensor(self, crops: list[FaceCrop]) -> Tensor:
@@ -239,9 +256,9 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
     def prepare_conditioning(
         self, coefficients: MorphableCoefficients, shape: Tensor, masks: Tensor, keep_mouth: bool
     ) -> tuple[MorphableCoefficients, Tensor]:
-        """ρ' = {α', β, δ, γ, p, ω} and the spatial conditions `(B, 9, S, S)` rendered from it."""
+        """ρ' = {α', β, δ', γ, p, ω} and the spatial conditions `(B, 9, S, S)` rendered from it. δ' is the tone of the skin alone."""
         anchor = list(LIPS_OUTER) if keep_mouth else list(range(468))
-        changed = exchange_identity(self.morphable_model, coefficients, shape, anchor)
+        changed = exchange_identity(self.morphable_model, hide_skin_details(self.morphable_model, coefficients), shape, anchor)
         maps = render_conditions(self.morphable_model, changed, self.size).maps
         return changed, torch.cat([2 * masks - 1, maps], dim=1)
 
@@ -328,6 +345,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         keep_mouth: bool = True,
         fallback: Literal["solid", "mosaic", "blur"] = "solid",
         min_face: float = 0,
+        reconstruction: Literal["fit", "network"] = "fit",
         faces: list[Face] | None = None,
         coefficients: Tensor | None = None,
         identity: tuple[Tensor, Tensor] | None = None,
@@ -351,6 +369,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             keep_mouth: leave the mouth of the source (paper) instead of erasing it too.
             fallback: how faces that cannot be de-identified are covered. Only "solid" protects.
             min_face: faces whose box is narrower or lower than this many pixels are covered.
+            reconstruction: "fit" finds ρ by least squares on landmarks and pixels, "network" by the `reconstructor`.
             faces: known faces of the one picture; a box is enough.
             coefficients: `(F, 261)` known coefficients of those of its faces that have landmarks.
             identity: z' `(F, 128)` and α' `(F, 80)` for them, instead of sampled ones.
@@ -366,7 +385,8 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         # 0. check inputs
         images = image if isinstance(image, list) else [image]
         self.check_inputs(
-            level, num_images_per_prompt, fallback, faces, coefficients, identity, len(images), callback_on_step_end_tensor_inputs
+            level, num_images_per_prompt, fallback, reconstruction, faces, coefficients, identity, len(images),
+            callback_on_step_end_tensor_inputs,
         )
         self._guidance_scale = guidance_scale
         if generator is None:
@@ -388,7 +408,10 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             placed = [index for index, problem in enumerate(problems) if problem is None]
 
             # 2. reconstruct, and encode the texture
-            source = self.reconstruct(picture, [found[i] for i in placed], keep_mouth, coefficients) if placed else None
+            source = None
+            if placed:
+                known = [found[index] for index in placed]
+                source = self.reconstruct(picture, known, keep_mouth, reconstruction, coefficients)
             singles = {index: source.one(row) for row, index in enumerate(placed)}
             textures = {index: self.encode_texture(single.images, single.masks) for index, single in singles.items()}
 

@@ -7,6 +7,8 @@ from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
+from diffdeid.structures import MorphableCoefficients
+
 
 class JsonConfig:
     """Reading from and writing to a JSON file, for the dataclasses below."""
@@ -119,3 +121,54 @@ class LDSTrainConfig(JsonConfig):
         self._require_positive("batch_size", "learning_rate", "max_steps", "eval_steps", "patience")
         self._require(self.eval_steps <= self.max_steps, "eval_steps", "at most `max_steps`")
         self._require_share("ema_decay")
+
+
+@dataclass(frozen=True)
+class ReconstructorTrainConfig(JsonConfig):
+    """Training of the network that reconstructs faces. The defaults are for a few hours on two CPU cores."""
+
+    # Main
+    data: str  # folder of the prepared faces
+    output: str  # run folder; a run found there is continued
+    model: str = "weights/diffdeid"  # released models, of which the morphable head is needed
+    init_from: str | None = None  # folder of a network, or run folder, whose weights and statistics to start from
+    network: dict[str, Any] = field(default_factory=dict)  # arguments of `FaceReconstructorModel`, where not its defaults
+    validation_names: str | None = None  # as in `TrainConfig`
+    max_samples: int = 500_000  # the learning rate ends its decay here …
+    max_minutes: float | None = None  # … or here, whichever comes first
+    seed: int = 0
+
+    # Losses, weights relative to each other
+    coefficient_weights: dict[str, float] = field(  # of a group's mean error in standard deviations, 1 where not given
+        default_factory=lambda: {"identity": 0.5, "albedo": 0.5, "pose": 2.0}
+    )
+    landmark_weight: float = 50.0  # per crop size
+    photometric_weight: float = 2.0  # per 255 grey levels
+    gaze_weight: float = 10.0  # per crop size
+
+    # Optimiser
+    batch_size: int = 32  # samples per process
+    learning_rate: float = 1e-3
+    warmup_samples: int = 20_000
+    weight_decay: float = 0.01
+    max_gradient_norm: float = 5.0
+    ema_decay: float = 0.999  # ramps up to this as (1 + step) / (10 + step)
+
+    # Performance
+    mixed_precision: str = "no"  # or "bf16", for GPUs: CPUs may be 20 times slower with it
+    num_workers: int = 0  # loader processes per training process
+
+    # Output
+    log_minutes: float = 5  # between lines of log.jsonl, each with the errors on held-out faces
+    checkpoint_minutes: float = 10
+    keep_checkpoints: int = 2
+
+    def __post_init__(self):
+        self._require_positive("max_samples", "batch_size", "learning_rate", "max_gradient_norm", "keep_checkpoints")
+        self._require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", "above 0 or null")
+        self._require_share("ema_decay")
+        for name in ("landmark_weight", "photometric_weight", "gaze_weight", "warmup_samples", "num_workers"):
+            self._require(getattr(self, name) >= 0, name, "0 or more")
+        groups = [group.name for group in fields(MorphableCoefficients)]
+        self._require(set(self.coefficient_weights) <= set(groups), "coefficient_weights", f"weights of some of {groups}")
+        self._require(self.mixed_precision in ("bf16", "no"), "mixed_precision", '"bf16" or "no"')

@@ -1,5 +1,7 @@
 """Left-right mirroring of a prepared face. Axes and orders: docs/conventions.md."""
 
+from collections.abc import Sequence
+
 import numpy as np
 
 from diffdeid.structures import MorphableCoefficients
@@ -21,15 +23,18 @@ def _mirrored_name(name: str) -> str:
     return name.removesuffix("Right") + "Left" if name.endswith("Right") else name
 
 
+def expression_twins(names: Sequence[str]) -> list[int]:
+    """Index of the unit of the other side, or of the unit itself where it has no side."""
+    return [names.index(_mirrored_name(name)) for name in names]
+
+
 def _signed_permutation() -> tuple[np.ndarray, np.ndarray]:
     """Source slot and sign of each of the 261 mirrored coefficients; α and δ stay (their bases are symmetric)."""
     _, expression, _, illumination, pose, gaze = np.split(
         np.arange(sum(MorphableCoefficients.SIZES)), np.cumsum(MorphableCoefficients.SIZES)[:-1]
     )
     order, sign = np.arange(sum(MorphableCoefficients.SIZES)), np.ones(sum(MorphableCoefficients.SIZES), np.float32)
-    order[expression[: len(EXPRESSION_UNITS)]] = [
-        expression[EXPRESSION_UNITS.index(_mirrored_name(name))] for name in EXPRESSION_UNITS
-    ]
+    order[expression[: len(EXPRESSION_UNITS)]] = expression[expression_twins(EXPRESSION_UNITS)]
     order[gaze] = gaze[[2, 3, 0, 1]]
     sign[gaze[[0, 2]]] = -1  # along the corner line; down stays down
     sign[illumination.reshape(9, 3)[[3, 4, 7]]] = -1  # the harmonics odd in x: x, xy, xz

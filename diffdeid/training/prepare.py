@@ -1,7 +1,9 @@
 """Photos -> a store of training samples: one safetensors file per face, nothing recomputed on a second run.
 
 Each file holds, at 288 pixels (the 256 of the crop and a margin of 16 for jitter): `image`, `render`, `normals` (uint8, 3
-channels), `guides` (feature lines, eye map), `mask` (whole face, mouth); and `coefficients` (261) and `identity` (128), float32.
+channels), `guides` (feature lines, eye map), `mask` (whole face, mouth); and in float32: `fit` (261, the reconstruction),
+`coefficients` (261, what of it the denoiser is shown), `identity` (128), `landmarks` (468, 3) and `iris` (2, 5, 2) in pixels of the
+crop proper.
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from diffdeid.errors import ImageError
 from diffdeid.geometry.align import chip_matrix, ffhq_matrix, sample, warp
 from diffdeid.geometry.guides import face_region, mouth_region
 from diffdeid.imaging import read_image
-from diffdeid.models.conditioning import render_conditions
+from diffdeid.models.conditioning import hide_skin_details, render_conditions
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.fitting import fit
@@ -90,7 +92,9 @@ def prepare_face(
     crop = FaceCrop(warp(image, wide, FULL), matrix)
     landmarks, iris = crop.to_crop(face.landmarks), crop.to_crop(face.iris)
     inner = torch.from_numpy(crop.image[MARGIN:-MARGIN, MARGIN:-MARGIN].copy()).float()[None] / 255  # (1, 256, 256, 3)
-    coefficients = fit(morphable_model, torch.from_numpy(landmarks).float()[None], torch.from_numpy(iris).float()[None], inner)
+    placed = torch.from_numpy(landmarks).float()[None], torch.from_numpy(iris).float()[None]
+    reconstruction = fit(morphable_model, *placed, inner)
+    coefficients = hide_skin_details(morphable_model, reconstruction)
     maps = render_conditions(morphable_model, coefficients, SIZE, MARGIN).maps[0].permute(1, 2, 0)
     maps = ((maps + 1) * 127.5).round().clamp(0, 255).byte().numpy()
     chips = sample(inner.permute(0, 3, 1, 2) * 2 - 1, torch.from_numpy(chip_matrix(landmarks))[None], 150)
@@ -101,8 +105,11 @@ def prepare_face(
         "normals": maps[..., 3:6].copy(),
         "guides": maps[..., 6:].copy(),
         "mask": (np.stack([face_region(shifted, FULL), mouth_region(shifted, FULL)], axis=-1) * 255).astype(np.uint8),
+        "fit": reconstruction.pack()[0].numpy(),
         "coefficients": coefficients.pack()[0].numpy(),
         "identity": recogniser(chips).embedding[0].numpy(),
+        "landmarks": landmarks.astype(np.float32),
+        "iris": iris.astype(np.float32),
     }
 
 

@@ -1,0 +1,504 @@
+"""Training of the network that reconstructs faces (ResNet-50, as in Deep3DFaceRecon, Deng et al. 2019).
+
+    diffdeid train reconstructor configs/reconstructor.json
+
+On a few CPU cores, one single-threaded process per core:
+
+    OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 -m diffdeid.training.train_reconstructor configs/reconstructor.json
+
+The teacher is the fit to FaceMesh landmarks (`models/fitting.py`), so there is supervision beside the weak one of the paper:
+coefficients, landmarks, irises, and the colours of the face's vertices, compared without a rasteriser. Jitter and mirroring move
+the labels along. All pictures stay in memory. A run folder holds `config.json`, `log.jsonl` and `checkpoint-<samples>/`, each of
+these a folder for `FaceReconstructorModel.from_pretrained` (averaged weights) plus `state/`, from which the same command goes on.
+"""
+
+from __future__ import annotations
+
+import itertools
+import json
+import logging
+import math
+import shutil
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import fields
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from accelerate import Accelerator
+from torch import Tensor, nn
+from torch.nn.functional import normalize, smooth_l1_loss
+from torch.utils.data import DataLoader, Dataset, default_collate
+from tqdm import tqdm
+
+from diffdeid.errors import ConfigurationError, DiffDeIDError
+from diffdeid.geometry.camera import DISTANCE, FOCAL, project, to_camera
+from diffdeid.geometry.eyes import eye_frame, iris_centres
+from diffdeid.geometry.lighting import sh_basis, shade
+from diffdeid.geometry.renderer import vertex_normals
+from diffdeid.geometry.rotation import rotation_matrix, rotation_vector
+from diffdeid.models.face_reconstructor import FaceReconstructorModel
+from diffdeid.models.fitting import sample_vertices
+from diffdeid.models.morphable_model import MorphableModel
+from diffdeid.structures import MorphableCoefficients
+from diffdeid.training.averaging import AveragedModel
+from diffdeid.training.config import ReconstructorTrainConfig
+from diffdeid.training.data import MARGIN, FaceStore
+from diffdeid.training.loop import TrainState
+from diffdeid.training.mirror import mirror_coefficients
+
+EVALUATION_FACES = 256  # held out, and as many of the training faces
+STD_FLOOR = 0.01  # of a coefficient that (almost) nobody uses
+DEPTH_SHARE = 0.2  # weight of the landmarks' depth error beside the one in the picture: FaceMesh guesses depth
+LARGE_ERROR = 0.05  # crop sizes; errors of landmarks above it count by their square
+VERTEX_STRIDE = 3  # of the face's vertices, every third takes part in the photometric loss
+FACING = 0.2  # z of the normal above which a vertex counts as seen
+
+logger = logging.getLogger(__name__)
+
+
+# Labels: `coefficients` (N, 261); `landmarks` (N, 468, 3) and iris centres `iris` (N, 2, 2) in crop sizes (0…1).
+
+
+def read_faces(store: FaceStore, names: list[str], sample_size: int) -> tuple[np.ndarray, dict[str, Tensor]]:
+    """Pictures and labels of faces, for keeping in memory.
+
+    Returns:
+        pictures `(N, S, S, 3)` uint8 with the margin of the store, resized so that the crop proper has `sample_size` pixels;
+        and the labels.
+    """
+    if not names:
+        raise ValueError("`validation_names` leaves no face to train on or none to validate with.")
+    side = round(sample_size / (1 - 2 * MARGIN))
+    pictures = np.empty((len(names), side, side, 3), np.uint8)
+    labels: dict[str, list] = {"coefficients": [], "landmarks": [], "iris": []}
+    for picture, name in zip(pictures, tqdm(names, desc="reading", unit="face", disable=None), strict=True):
+        with store.open(name) as file:
+            image = file.get_tensor("image")
+            proper = image.shape[0] * (1 - 2 * MARGIN)
+            cv2.resize(image, (side, side), dst=picture, interpolation=cv2.INTER_AREA)
+            labels["coefficients"].append(file.get_tensor("coefficients"))
+            labels["landmarks"].append(file.get_tensor("landmarks") / proper)
+            labels["iris"].append(file.get_tensor("iris")[:, 0] / proper)
+    return pictures, {name: torch.from_numpy(np.stack(values)).float() for name, values in labels.items()}
+
+
+def mirror_twins(landmarks: Tensor) -> Tensor:
+    """For each landmark `(468, 3)` of a symmetric head (x = 0 in the middle), the index of the one on the other side."""
+    twins = torch.cdist(landmarks, landmarks * landmarks.new_tensor([-1, 1, 1])).argmin(1)
+    if not torch.equal(twins[twins], torch.arange(len(twins), device=twins.device)):
+        raise ConfigurationError("The landmarks of the morphable model are not symmetric, so faces cannot be mirrored.")
+    return twins
+
+
+def mirrored(labels: dict[str, Tensor], twins: Tensor) -> dict[str, Tensor]:
+    """The labels of the mirrored pictures."""
+    landmarks, iris = labels["landmarks"][:, twins].clone(), labels["iris"].flip(1)
+    for points in (landmarks, iris):
+        points[..., 0] = 1 - points[..., 0]
+    coefficients = torch.from_numpy(mirror_coefficients(labels["coefficients"].numpy()))
+    return {"coefficients": coefficients, "landmarks": landmarks, "iris": iris}
+
+
+# Jitter: `angle` (…) radians, counter-clockwise; `zoom` (…) above 1 enlarges; `shift` (…, 2) of the window in crop sizes, right
+# and down; `gain` (…, 3) of the colours.
+
+
+def draw_jitter(rng: np.random.Generator) -> dict[str, np.ndarray]:
+    """A random jitter of one face."""
+    return {
+        "angle": np.float32(np.deg2rad(rng.uniform(-10, 10))),
+        "zoom": np.float32(rng.uniform(0.92, 1.08)),
+        "shift": rng.uniform(-0.06, 0.06, 2).astype(np.float32),
+        "gain": (rng.uniform(0.65, 1.2) * rng.uniform(0.93, 1.07, 3)).astype(np.float32),
+    }
+
+
+NO_JITTER = {"angle": np.float32(0), "zoom": np.float32(1), "shift": np.zeros(2, np.float32), "gain": np.ones(3, np.float32)}
+
+
+def jittered_labels(labels: dict[str, Tensor], jitter: dict[str, Tensor], centre: Tensor) -> dict[str, Tensor]:
+    """Labels of B faces in jittered pictures.
+
+    Turning the picture turns camera, head and light about the optical axis: exact. Another window is another direction of view,
+    which turns and moves the head, and zooming brings it nearer: exact but for the perspective within the face (about 0.3 % of
+    the distances in the picture), while landmarks and irises move exactly.
+
+    Args:
+        centre: `(3,)`, the point of the head, in its space, at which zooming is exact.
+    """
+    coefficients = MorphableCoefficients.unpack(labels["coefficients"])
+    angle, zoom, shift = jitter["angle"], jitter["zoom"], jitter["shift"]
+    zero = torch.zeros_like(angle)
+    roll = rotation_matrix(torch.stack([zero, zero, angle], dim=-1))
+    view = rotation_matrix(torch.stack([shift[:, 1] / FOCAL, shift[:, 0] / FOCAL, zero], dim=-1))  # small: tan a = a
+    turn = roll @ view
+
+    camera = turn.new_tensor([0, 0, DISTANCE])
+    rotation = turn @ rotation_matrix(coefficients.pose[:, :3])
+    translation = (turn @ (coefficients.pose[:, 3:] - camera)[..., None])[..., 0] + camera
+    depth = DISTANCE - translation[:, 2] - (rotation @ centre)[:, 2]
+    translation[:, 2] += depth * (1 - 1 / zoom)
+
+    # Points in the window: zoom · R (u - centre of the window) + 1/2, with R of the picture, whose y points down.
+    flat = (zoom[:, None, None] * roll[:, :2, :2]).mT
+    points = {}
+    for name in ("landmarks", "iris"):
+        points[name] = (labels[name][..., :2] - 0.5 - shift[:, None]) @ flat.mT + 0.5
+    points["landmarks"] = torch.cat([points["landmarks"], zoom[:, None, None] * labels["landmarks"][..., 2:]], dim=-1)
+
+    light = turned_light(coefficients.illumination, turn) * jitter["gain"].repeat(1, 9)
+    pose = torch.cat([rotation_vector(rotation), translation], dim=-1)
+    groups = (coefficients.identity, coefficients.expression, coefficients.albedo, light, pose, coefficients.gaze)
+    return points | {"coefficients": torch.cat(groups, dim=-1)}
+
+
+def turned_light(illumination: Tensor, turn: Tensor) -> Tensor:
+    """γ `(B, 27)` under which normals turned by `(B, 3, 3)` look as before: what 32 directions say of the nine harmonics."""
+    directions = normalize(torch.randn(32, 3, generator=torch.Generator().manual_seed(0)), dim=-1).to(turn)
+    shading = sh_basis(directions) @ illumination.unflatten(-1, (9, 3))
+    return torch.linalg.lstsq(sh_basis(directions @ turn.mT), shading).solution.flatten(1)
+
+
+def jittered_picture(picture: np.ndarray, jitter: dict[str, np.ndarray], size: int) -> np.ndarray:
+    """The window of a picture with margin `(S, S, 3)` that `jittered_labels` describes, `(size, size, 3)`."""
+    cos, sin = jitter["zoom"] * np.cos(jitter["angle"]), jitter["zoom"] * np.sin(jitter["angle"])
+    linear = np.array([[cos, sin], [-sin, cos]])
+    scale = size / (len(picture) * (1 - 2 * MARGIN))
+    middle = len(picture) * (0.5 + (1 - 2 * MARGIN) * jitter["shift"]) - 0.5  # OpenCV counts from pixel centres
+    offset = size / 2 - 0.5 - scale * linear @ middle
+    matrix = np.concatenate([scale * linear, offset[:, None]], axis=1)
+    window = cv2.warpAffine(picture, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
+    return np.clip(window * jitter["gain"], 0, 255).round().astype(np.uint8)
+
+
+def degraded(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """What cameras, networks and hands do to a picture `(S, S, 3)` uint8 without changing the face."""
+    size, occur = len(picture), rng.random(6) < (0.4, 0.3, 0.25, 0.25, 0.3, 0.3)
+    if occur[0]:
+        picture = occluded(picture, rng)
+    if occur[1]:
+        picture = cv2.convertScaleAbs(picture, alpha=(contrast := rng.uniform(0.6, 1.4)), beta=128 * (1 - contrast))
+    if occur[2]:
+        picture = cv2.GaussianBlur(picture, (0, 0), rng.uniform(0.3, 1.5) * size / 128)
+    if occur[3]:
+        small = cv2.resize(picture, (round(size * rng.uniform(0.25, 0.9)),) * 2, interpolation=cv2.INTER_AREA)
+        picture = cv2.resize(small, (size, size), interpolation=cv2.INTER_LINEAR)
+    if occur[4]:
+        noise = rng.standard_normal(picture.shape, np.float32) * rng.uniform(2, 15)
+        picture = np.clip(picture + noise, 0, 255).astype(np.uint8)
+    if occur[5]:
+        _, data = cv2.imencode(".jpg", picture, (cv2.IMWRITE_JPEG_QUALITY, int(rng.integers(20, 95))))
+        picture = cv2.imdecode(data, cv2.IMREAD_COLOR)
+    return picture
+
+
+def occluded(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A picture `(S, S, 3)` with a plain or noisy rectangle or ellipse over up to a third of it."""
+    size = len(picture)
+    side, aspect = size * math.sqrt(rng.uniform(0.02, 1 / 3)), math.sqrt(rng.uniform(0.4, 2.5))
+    box = (rng.uniform(0, size, 2).tolist(), (side * aspect, side / aspect), rng.uniform(0, 180))
+    mask = np.zeros((size, size), np.uint8)
+    if rng.random() < 0.5:
+        cv2.ellipse(mask, box, 1, thickness=-1)
+    else:
+        cv2.fillPoly(mask, [cv2.boxPoints(box).round().astype(np.int32)], 1)
+    cover = np.broadcast_to(rng.integers(0, 256, 3), picture.shape)
+    if rng.random() < 0.5:
+        cells = rng.integers(0, 256, (*rng.integers(2, 33, 2), 3), dtype=np.uint8)  # from spots to fine grain
+        cover = cv2.resize(cells, (size, size), interpolation=cv2.INTER_LINEAR)
+    return np.where(mask[..., None] > 0, cover, picture).astype(np.uint8)
+
+
+class ReconstructorFaces(Dataset):
+    """An endless stream of augmented pictures. Sample n depends only on the seed and n, so a run can be resumed anywhere.
+
+    A sample has `image` (what the network sees), `picture` (without what `degraded` does), both `(size, size, 3)` uint8, its
+    jitter, `grey` (0 or 1), and `index`, the row of its labels: those of N faces are followed by those of their mirror images.
+
+    Args:
+        pictures: `(N, S, S, 3)` uint8 with margin.
+        size: pixels of a sample.
+        seed: of the stream.
+    """
+
+    def __init__(self, pictures: np.ndarray, size: int, seed: int):
+        self.pictures, self.size, self.seed = pictures, size, seed
+
+    def __getitem__(self, n: int) -> dict[str, np.ndarray]:
+        rng = np.random.default_rng((self.seed, n))
+        index = int(rng.integers(2 * len(self.pictures)))
+        stored = self.pictures[index % len(self.pictures)]
+        if index >= len(self.pictures):
+            stored = np.ascontiguousarray(stored[:, ::-1])
+        jitter = draw_jitter(rng)
+        picture = jittered_picture(stored, jitter, self.size)
+        grey = rng.random() < 0.08
+        if grey:
+            picture = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
+        return jitter | {"index": index, "picture": picture, "image": degraded(picture, rng), "grey": np.float32(grey)}
+
+
+def plain_batches(pictures: np.ndarray, labels: dict[str, Tensor], size: int, device: torch.device) -> list[dict[str, Tensor]]:
+    """Evenly spaced faces without augmentation, with their labels."""
+    rows = torch.arange(0, len(pictures), math.ceil(len(pictures) / EVALUATION_FACES))
+    images = torch.from_numpy(np.stack([jittered_picture(pictures[row], NO_JITTER, size) for row in rows]))
+    faces = {name: values[rows] for name, values in labels.items()}
+    faces |= {"image": images, "picture": images, "grey": torch.zeros(len(rows))}
+    parts = {name: values.to(device).split(32) for name, values in faces.items()}
+    return [{name: parts[name][number] for name in parts} for number in range(len(parts["image"]))]
+
+
+class ReconstructionLoss(nn.Module):
+    """What is wrong with reconstructed coefficients.
+
+    Args:
+        model: the morphable head.
+        mean, std: `(261,)`, by which coefficients are standardised.
+        config: holds the weights.
+    """
+
+    def __init__(self, model: MorphableModel, mean: Tensor, std: Tensor, config: ReconstructorTrainConfig):
+        super().__init__()
+        self.model, self.config = model, config
+        self.register_buffer("mean", mean.clone())
+        self.register_buffer("std", std.clone())
+        self.register_buffer("region", model.face_region.nonzero()[::VERTEX_STRIDE, 0])
+        sizes, names = torch.tensor(MorphableCoefficients.SIZES), [group.name for group in fields(MorphableCoefficients)]
+        weights = torch.tensor([config.coefficient_weights.get(name, 1.0) for name in names])
+        self.register_buffer("weight", (weights / sizes).repeat_interleave(sizes))
+        coloured = torch.tensor([name in ("albedo", "illumination") for name in names])
+        self.register_buffer("coloured", coloured.repeat_interleave(sizes).float())
+
+    def forward(self, coefficients: MorphableCoefficients, batch: dict[str, Tensor]) -> dict[str, Tensor]:
+        """The parts of the loss and their weighted sum `loss`; `batch` has labels, `picture` and `grey`."""
+        config, packed = self.config, coefficients.pack()
+        errors = smooth_l1_loss((packed - self.mean) / self.std, (batch["coefficients"] - self.mean) / self.std, reduction="none")
+        known = 1 - batch["grey"][:, None] * self.coloured  # nobody knows the colours of a grey picture
+        head = self.model(coefficients.identity, coefficients.expression, coefficients.albedo)
+        landmarks = picture_landmarks(head.landmarks, coefficients.pose)
+        distance = (landmarks - batch["landmarks"])[..., :2].norm(dim=-1)
+        depth = relative_depth(landmarks) - relative_depth(batch["landmarks"])
+        iris = iris_centres(landmarks, coefficients.gaze) - batch["iris"]
+        losses = {
+            "coefficients": (errors * known * self.weight).sum(1).mean(),
+            "landmarks": (distance + distance.square() / LARGE_ERROR).mean() + DEPTH_SHARE * depth.abs().mean(),
+            "photometric": self.photometric(head.vertices, head.albedo, coefficients, batch["picture"]),
+            "gaze": iris.norm(dim=-1).mean(),
+        }
+        total = (
+            losses["coefficients"]
+            + config.landmark_weight * losses["landmarks"]
+            + config.photometric_weight * losses["photometric"]
+            + config.gaze_weight * losses["gaze"]
+        )
+        return losses | {"loss": total}
+
+    def photometric(self, vertices: Tensor, albedo: Tensor, coefficients: MorphableCoefficients, picture: Tensor) -> Tensor:
+        """Mean absolute difference (0…1) of the lit skin from the picture `(B, S, S, 3)` uint8 at the vertices that face it."""
+        vertices = to_camera(vertices, coefficients.pose)
+        normals = vertex_normals(vertices, self.model.triangles)[:, self.region]
+        points = project(vertices[:, self.region], 1)[..., :2]
+        difference = shade(albedo[:, self.region], normals, coefficients.illumination) - sample_vertices(picture / 255, points)
+        seen = (normals[..., 2] > FACING).float()
+        return (difference.abs().mean(-1) * seen).sum() / seen.sum().clamp_min(1)
+
+
+def picture_landmarks(landmarks: Tensor, pose: Tensor) -> Tensor:
+    """Landmarks of heads `(B, 468, 3)` as FaceMesh has them, in crop sizes."""
+    points = project(to_camera(landmarks, pose), 1)
+    return torch.cat([points[..., :2], FOCAL / DISTANCE * points[..., 2:]], dim=-1)
+
+
+def relative_depth(landmarks: Tensor) -> Tensor:
+    """Depth `(B, 468)` of landmarks against their mean."""
+    return landmarks[..., 2] - landmarks[..., 2].mean(1, keepdim=True)
+
+
+def network_input(images: Tensor) -> Tensor:
+    """`(B, S, S, 3)` uint8 -> `(B, 3, S, S)` in [-1, 1]."""
+    return images.permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+@torch.no_grad()
+def evaluate(
+    predict: Callable[[dict[str, Tensor]], MorphableCoefficients], objective: ReconstructionLoss, batches: list[dict[str, Tensor]]
+) -> dict[str, float]:
+    """Mean errors of what is predicted for `plain_batches`.
+
+    Returns:
+        `landmarks_percent` of the distance between the eyes, `pose_degrees` and `gaze` (eye widths) against the fit,
+        `photometric` (0…1), and the `loss`.
+    """
+    errors = []
+    for batch in batches:
+        coefficients, fitted = predict(batch), MorphableCoefficients.unpack(batch["coefficients"])
+        head = objective.model(coefficients.identity, coefficients.expression)
+        distance = picture_landmarks(head.landmarks, coefficients.pose) - batch["landmarks"]
+        eyes, _, _ = eye_frame(batch["landmarks"])
+        turn = rotation_matrix(coefficients.pose[:, :3]).mT @ rotation_matrix(fitted.pose[:, :3])
+        entry = {
+            "landmarks_percent": 100 * distance[..., :2].norm(dim=-1).mean(1) / (eyes[:, 0] - eyes[:, 1]).norm(dim=-1),
+            "pose_degrees": rotation_vector(turn).norm(dim=-1).rad2deg(),
+            "gaze": (coefficients.gaze - fitted.gaze).unflatten(-1, (2, 2)).norm(dim=-1).mean(1),
+        }
+        losses = objective(coefficients, batch)
+        errors.append(entry | {name: losses[name].expand(len(eyes)) for name in ("photometric", "loss")})
+    return {name: float(f"{torch.cat([entry[name] for entry in errors]).mean().item():.4g}") for name in errors[0]}
+
+
+def train(config: ReconstructorTrainConfig | str | Path) -> Path:
+    """Train, or go on with the run in `config.output`; returns its last checkpoint.
+
+    As in `loop.train`, an interrupted run ends with the weights of an uninterrupted one.
+    """
+    if not isinstance(config, ReconstructorTrainConfig):
+        config = ReconstructorTrainConfig.from_file(config)
+    accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
+    device, is_main = accelerator.device, accelerator.is_main_process
+    rank, world = accelerator.process_index, accelerator.num_processes
+    output = Path(config.output)
+    output.mkdir(parents=True, exist_ok=True)
+    config.save(output / "config.json")
+    cv2.setNumThreads(0)
+
+    # 1. models
+    torch.manual_seed(config.seed)
+    morphable_model = MorphableModel.from_pretrained(config.model, subfolder="morphable_model").float()
+    network = build_network(config)
+    size = network.config.sample_size
+
+    # 2. data
+    store = FaceStore(config.data)
+    train_names, held_out_names = store.split(config.validation_names)
+    held_out = plain_batches(*read_faces(store, held_out_names, size), size, device)
+    pictures, labels = read_faces(store, train_names, size)
+    seen = plain_batches(pictures, labels, size, device)
+    mean_landmarks = morphable_model.at_landmarks(morphable_model.mean)
+    centre = mean_landmarks.mean(0)
+    both = mirrored(labels, mirror_twins(mean_landmarks))
+    labels = {name: torch.cat([values, both[name]]) for name, values in labels.items()}
+    if config.init_from is None:
+        set_statistics(network, labels, centre, config.seed)
+    labels = {name: values.to(device) for name, values in labels.items()}
+    centre = centre.to(device)
+
+    # 3. optimiser
+    network.to(device, memory_format=torch.channels_last)
+    averaged = AveragedModel(network, config.ema_decay)
+    parameters = dict(lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
+    model, optimizer = accelerator.prepare(network, torch.optim.AdamW(network.parameters(), **parameters))
+    state = TrainState()
+    accelerator.register_for_checkpointing(state, averaged)
+    if checkpoint := max(output.glob("checkpoint-*"), default=None):
+        accelerator.load_state(checkpoint / "state")
+        logger.info("going on with %s", checkpoint)
+    objective = ReconstructionLoss(morphable_model, network.mean, network.std, config).to(device)
+    fit = evaluate(lambda batch: MorphableCoefficients.unpack(batch["coefficients"]), objective, held_out)
+    logger.info("%d faces, %d held out, where the fit has %s", len(train_names), len(held_out_names), fit)
+
+    def reconstruct(batch: dict[str, Tensor]) -> MorphableCoefficients:
+        return averaged.model(network_input(batch["image"])).coefficients
+
+    # 4. loop
+    loader = DataLoader(
+        ReconstructorFaces(pictures, size, config.seed),
+        config.batch_size,
+        sampler=itertools.count(state.samples + rank, world),
+        num_workers=config.num_workers,
+        pin_memory=device.type == "cuda",
+    )
+    clock = time.monotonic() - 60 * state.minutes
+    next_log, next_checkpoint = state.minutes, state.minutes + config.checkpoint_minutes
+    totals, logged = {}, (state.samples, state.minutes)
+    model.train()
+    stream = iter(loader)
+    while state.progress(config) < 1:
+        # 4a. one step
+        batch = {name: value.to(device, non_blocking=True) for name, value in next(stream).items()}
+        chosen = {name: values[batch["index"]] for name, values in labels.items()}
+        batch |= jittered_labels(chosen, batch, centre)
+        with accelerator.autocast():
+            (coefficients,) = model(network_input(batch["image"]), return_dict=False)
+        losses = objective(coefficients, batch)
+        for group in optimizer.param_groups:
+            group["lr"] = state.learning_rate(config)
+        accelerator.backward(losses["loss"])
+        losses["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
+        optimizer.step()
+        optimizer.zero_grad()
+        averaged.update(network)
+        torch._foreach_copy_(list(averaged.model.buffers()), list(network.buffers()))  # statistics of the normalisations
+
+        state.step += 1
+        state.samples += config.batch_size * world
+        state.minutes = accelerator.gather(torch.tensor([(time.monotonic() - clock) / 60], device=device))[0].item()
+        totals = {name: totals.get(name, 0) + value.detach() for name, value in losses.items()}
+        is_last = state.progress(config) >= 1
+
+        # 4b. every few minutes: log, checkpoint
+        if is_last or state.minutes >= next_log:
+            next_log = state.minutes + config.log_minutes
+            steps = (state.samples - logged[0]) / (config.batch_size * world)
+            entry = {name: float(f"{value.item() / steps:.4g}") for name, value in totals.items()}
+            if not math.isfinite(sum(entry.values())):
+                raise DiffDeIDError(f"The loss or its gradient is not finite at step {state.step}. Lower `learning_rate`.")
+            speed = (state.samples - logged[0]) / (60 * (state.minutes - logged[1]))
+            entry = {"samples": state.samples, "minutes": round(state.minutes, 2), "samples_per_second": round(speed, 1)} | entry
+            entry["learning_rate"] = float(f"{state.learning_rate(config):.4g}")
+            if is_main:
+                entry |= {"held_out": evaluate(reconstruct, objective, held_out), "seen": evaluate(reconstruct, objective, seen)}
+                logger.info("%s", entry)
+                with open(output / "log.jsonl", "a") as log:
+                    log.write(json.dumps(entry) + "\n")
+            totals, logged = {}, (state.samples, (time.monotonic() - clock) / 60)
+        if is_last or state.minutes >= next_checkpoint:
+            save_checkpoint(output, accelerator, averaged.model, state.samples, config.keep_checkpoints)
+            next_checkpoint = state.minutes + config.checkpoint_minutes
+
+    accelerator.end_training()
+    return max(output.glob("checkpoint-*"))
+
+
+def build_network(config: ReconstructorTrainConfig) -> FaceReconstructorModel:
+    """A new network whose residual blocks start as identities (Goyal et al. 2017), or the averaged one of another run."""
+    if config.init_from is not None:
+        source = max(Path(config.init_from).glob("checkpoint-*"), default=config.init_from)
+        return FaceReconstructorModel.from_pretrained(source, **config.network)
+    network = FaceReconstructorModel(**config.network)
+    for stage in network.backbone.encoder.stages:
+        for block in stage.layers:
+            nn.init.zeros_(block.layer[-1].normalization.weight)
+    return network
+
+
+def set_statistics(network: FaceReconstructorModel, labels: dict[str, Tensor], centre: Tensor, seed: int):
+    """Standardise by the mean and deviation of the labels under jitter."""
+    rng = np.random.default_rng(seed)
+    jitter = default_collate([draw_jitter(rng) for _ in labels["coefficients"]])
+    coefficients = jittered_labels(labels, jitter, centre)["coefficients"]
+    network.mean.copy_(coefficients.mean(0))
+    network.std.copy_(coefficients.std(0).clamp(min=STD_FLOOR))
+
+
+def save_checkpoint(output: Path, accelerator: Accelerator, averaged: FaceReconstructorModel, samples: int, keep: int):
+    """Write a checkpoint under a temporary name, rename it, and remove all but the newest `keep`."""
+    unfinished = output / "unfinished-checkpoint"
+    accelerator.save_state(unfinished / "state")
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        averaged.save_pretrained(unfinished)
+        target = output / f"checkpoint-{samples:09d}"
+        shutil.rmtree(target, ignore_errors=True)
+        unfinished.rename(target)
+        for old in sorted(output.glob("checkpoint-*"))[:-keep]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+if __name__ == "__main__":
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    train(sys.argv[1])
