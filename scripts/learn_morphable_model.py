@@ -7,8 +7,8 @@ pictures, landmarks and irises are used. Only statistics leave the photographs.
 
 1. Landmarks: where FaceMesh's points lie on the mesh, from neutral faces fitted without expression.
 2. Shape: fit all faces, re-estimate the priors of α and β and the noise of the landmarks, repeat; then keep 80 directions.
-3. Skin: divide the colours seen at the vertices by the light, left and right together; three directions of skin tone, then a PCA of
-   what tone does not explain. The light is fitted with the skin found so far, so this is done twice.
+3. Skin: divide the colours seen at the vertices by the light, left and right together; three directions of skin tone, then a PCA
+   of what tone does not explain. The light is fitted with the skin found so far, so this is done twice.
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from diffdeid.conversion.landmark_placement import shown_triangles, snap_to_surface
 from diffdeid.geometry.camera import project, to_camera
 from diffdeid.geometry.landmarks import LEFT_BROW, LEFT_EYE, LIPS_INNER, LIPS_OUTER, RIGHT_BROW, RIGHT_EYE
 from diffdeid.geometry.lighting import sh_basis
-from diffdeid.geometry.rasterizer import rasterize
 from diffdeid.geometry.renderer import vertex_normals
 from diffdeid.models.fitting import ShapeFit, fit_appearance, fit_shape_and_pose, sample_vertices
 from diffdeid.models.morphable_model import MorphableModel
@@ -80,28 +80,17 @@ def fit_all(model: MorphableModel, landmarks: Tensor) -> ShapeFit:
 
 def outer_skin(model: MorphableModel) -> Tensor:
     """Triangles `(T, 3)` that show from the front and the sides: not the inside of the mouth, nor sockets or eyeballs."""
-    shown = torch.zeros(len(model.triangles), dtype=torch.bool)
-    for yaw in (-0.5, 0, 0.5):
-        for pitch in (-0.2, 0, 0.2):
-            vertices = to_camera(model.mean[None], torch.tensor([[pitch, yaw, 0, 0, 0, -2.5]]))
-            triangle = rasterize(project(vertices, 768), model.triangles, 768).triangle
-            shown[triangle[triangle >= 0].unique()] = True
+    sides = [torch.tensor([[pitch, yaw, 0, 0, 0, -2.5]]) for yaw in (-0.5, 0, 0.5) for pitch in (-0.2, 0, 0.2)]
+    shown = shown_triangles(model.mean, model.triangles, sides)
     return model.triangles[shown & ~(model.eyeballs[model.triangles] > 0).any(1)]
 
 
 def move_landmarks(model: MorphableModel, offsets: Tensor) -> None:
     """Shift landmarks on the mean head and put them back on its surface. The inner lips, a crack of the mesh, stay."""
-    skin, points = outer_skin(model), model.at_landmarks(model.mean) + offsets
-    corners = model.mean[skin]
-    near = torch.cdist(points, corners.mean(1)).topk(60, largest=False).indices  # (468, 60)
-    inverse = torch.linalg.pinv(torch.stack([corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]], dim=-1))
-    local = torch.einsum("nkij,nkj->nki", inverse[near], points[:, None] - corners[near][:, :, 0])
-    weights = torch.cat([1 - local.sum(-1, keepdim=True), local], dim=-1).clamp_min(0)
-    weights /= weights.sum(-1, keepdim=True)
-    best = (torch.einsum("nkt,nkti->nki", weights, corners[near]) - points[:, None]).norm(dim=-1).argmin(1)
-    moved = torch.tensor(sorted(set(range(468)) - set(LIPS_INNER)))
-    model.landmark_corners[moved] = skin[near[moved, best[moved]]]
-    model.landmark_weights[moved] = weights[moved, best[moved]]
+    moved, skin = torch.tensor(sorted(set(range(468)) - set(LIPS_INNER))), outer_skin(model)
+    points = (model.at_landmarks(model.mean) + offsets)[moved].numpy()
+    corners, weights = snap_to_surface(points, model.mean, skin, np.ones((len(moved), len(skin)), bool))
+    model.landmark_corners[moved], model.landmark_weights[moved] = corners, weights
 
 
 def place_landmarks(model: MorphableModel, landmarks: Tensor, rounds: int = 3) -> None:
@@ -138,7 +127,10 @@ def learn_shape(model: MorphableModel, landmarks: Tensor, rounds: int = 4) -> No
         learn_identity(model, shape.identity, uncertainty[:num_identity, :num_identity])
         rows = slice(num_identity, num_identity + num_expression)
         learn_expression(model, shape.expression[:, :num_expression], 0.25 * uncertainty[rows, rows], unit_twins)
-    print("expression means:", {n: round(v, 2) for n, v in zip(model.config.expression_names, model.expression_mean.tolist()) if v > 0.1})
+    print(
+        "expression means:",
+        {n: round(v, 2) for n, v in zip(model.config.expression_names, model.expression_mean.tolist(), strict=True) if v > 0.1},
+    )
 
 
 # 3. Skin
@@ -151,7 +143,6 @@ def start_skin(model: MorphableModel) -> None:
     white and varies less than skin does.
     """
     twins = mirror_twins(model.mean)
-    assert torch.equal(twins[twins], torch.arange(len(twins))), "the mesh is not symmetric"
     near = torch.cdist(model.mean, model.at_landmarks(model.mean)).amin(1) < REACH
     outside = torch.zeros(len(model.mean), dtype=torch.bool)
     outside[outer_skin(model).unique()] = True
@@ -172,12 +163,12 @@ def start_skin(model: MorphableModel) -> None:
     normals = vertex_normals(model.mean[None], model.triangles)[0, model.face_region > 0]
     whole = sh_basis(normals).mean(0)
     brightness = MEAN_LIGHT_SPREAD**2 * torch.ones(3, 3) + MEAN_LIGHT_CHROMA**2 * torch.eye(3)
-    precision += torch.kron(torch.outer(whole, whole), torch.linalg.inv(brightness))
+    precision += torch.kron(torch.outer(whole, whole), torch.linalg.inv(brightness).contiguous())
     model.illumination_whitening.copy_(torch.linalg.cholesky(precision).mT)
 
 
 def observe_skin(model: MorphableModel, images: Tensor, shape: ShapeFit) -> tuple[Tensor, Tensor, Tensor]:
-    """Albedo and its weight at the vertices of the face, `(N, F, 3)` and `(N, F)`, left and right averaged; and the mean light."""
+    """Albedo and its weight at the face's vertices, `(N, F, 3)` and `(N, F)`, left and right averaged; and the mean light."""
     region = model.face_region.nonzero().squeeze(1)
     twins = mirror_twins(model.mean[region])
     albedos, weights, lights = [], [], []
@@ -217,7 +208,9 @@ def learn_skin(model: MorphableModel, images: Tensor, shape: ShapeFit) -> None:
     tone = tone - tone.mean(0)
     variances, axes = torch.linalg.eigh(tone.mT @ tone / len(tone))
     score = (tone @ axes / variances.sqrt()).flip(1)  # (N, 3)
-    follow = torch.einsum("nk,nfc->kfc", score, residual * seen) / torch.einsum("nk,nfc->kfc", score.square(), seen).clamp_min(1e-6)
+    follow = torch.einsum("nk,nfc->kfc", score, residual * seen) / torch.einsum("nk,nfc->kfc", score.square(), seen).clamp_min(
+        1e-6
+    )
     detail = residual - torch.einsum("nk,kfc->nfc", score, follow)
 
     num_detail = NUM_ALBEDO - NUM_TONE

@@ -63,12 +63,13 @@ def tiny_morphable_model() -> MorphableModel:
     """A ball of 42 vertices with landmarks scattered over its front."""
     vertices, triangles = icosphere(1)
     torch.manual_seed(0)
-    model = MorphableModel(len(vertices), len(triangles), 80, ["jawOpen", "mouthSmileLeft", "tongueOut"])
+    model = MorphableModel(len(vertices), len(triangles), 80, 5, 3, ["jawOpen", "mouthSmileLeft", "tongueOut"])
     front = triangles[vertices[triangles][..., 2].amin(1) > 0]
     model.mean.copy_(vertices)
     model.identity_basis.normal_(std=0.01)
     model.expression_basis.normal_(std=0.05)
     model.albedo_mean.fill_(0.7)
+    model.albedo_basis.normal_(std=0.05)
     model.triangles.copy_(triangles)
     model.landmark_corners.copy_(front[torch.randint(len(front), (468,))])
     model.landmark_weights.copy_(torch.rand(468, 3).softmax(1))

@@ -39,7 +39,7 @@ def place_landmarks(
     Returns:
         Corners `(468, 3)` int64, indices of vertices, and their barycentric weights `(468, 3)`.
     """
-    shown = _shown_triangles(vertices, triangles)
+    shown = shown_triangles(vertices, triangles)
     points, twin = _locate(vertices, albedo, triangles, triangles[shown & skin], facemesh)
     lower, upper = list(LIPS_INNER[1:10]), list(LIPS_INNER[:10:-1])
     points[lower] = points[upper]  # closed lips touch; FaceMesh's lower points fall into the crack
@@ -50,13 +50,13 @@ def place_landmarks(
     moved = (opening[candidates].mean(1) > 0.3 * opening.max()).numpy()
     allowed = np.tile(shown[skin].numpy(), (468, 1))
     allowed[lower], allowed[upper] = moved, ~moved
-    return _snap(points, vertices, candidates, allowed)
+    return snap_to_surface(points, vertices, candidates, allowed)
 
 
-def _shown_triangles(vertices: Tensor, triangles: Tensor) -> Tensor:
-    """`(T,)` bool: what shows from some side. Not the inside of the mouth, nor the sockets."""
+def shown_triangles(vertices: Tensor, triangles: Tensor, sides: list[Tensor] = SIDES) -> Tensor:
+    """`(T,)` bool: what shows from some side, each a pose `(1, 6)`. Not the inside of the mouth, nor the sockets."""
     shown = torch.zeros(len(triangles), dtype=torch.bool)
-    for pose in SIDES:
+    for pose in sides:
         triangle = rasterize(project(to_camera(vertices[None], pose), SIZE), triangles, SIZE).triangle
         shown[triangle[triangle >= 0].unique()] = True
     return shown
@@ -92,7 +92,7 @@ def _locate(
     return points, twin
 
 
-def _snap(points: np.ndarray, vertices: Tensor, triangles: Tensor, allowed: np.ndarray) -> tuple[Tensor, Tensor]:
+def snap_to_surface(points: np.ndarray, vertices: Tensor, triangles: Tensor, allowed: np.ndarray) -> tuple[Tensor, Tensor]:
     """The nearest places on the mesh: corners `(N, 3)` and weights `(N, 3)`; `allowed` `(N, T)` says on which triangles."""
     corners = vertices[triangles].numpy()  # (T, 3, 3)
     edge = np.stack([corners[:, 1] - corners[:, 0], corners[:, 2] - corners[:, 0]], -1)  # (T, 3, 2)

@@ -84,7 +84,9 @@ def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iter
         by_turn = torch.linalg.cross(turned[:, None].expand_as(rows), rows)
         sideways = turned - turned.mean(1, keepdim=True)
         turn_depth = -FOCAL / DISTANCE * torch.stack([sideways[..., 1], -sideways[..., 0], zero], dim=-1)
-        by_pose = torch.cat([torch.cat([by_turn, rows], -1), torch.cat([turn_depth, torch.zeros_like(turned)], -1)[:, None]], dim=1)
+        by_pose = torch.cat(
+            [torch.cat([by_turn, rows], -1), torch.cat([turn_depth, torch.zeros_like(turned)], -1)[:, None]], dim=1
+        )
         jacobian = weight[:, None] * torch.cat([torch.cat([across, depth], 1), by_pose], -1).flatten(1, 2)
         residual = weight * torch.cat(
             [
@@ -121,6 +123,8 @@ def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iter
 
 def _solve(system: Tensor, target: Tensor) -> Tensor:
     """x `(B, K)` of symmetric positive definite `system` `(B, K, K)` x = `target`."""
+    scale = system.diagonal(dim1=-2, dim2=-1).mean(-1)
+    system = system + 1e-7 * torch.diag_embed(scale[:, None].expand_as(target))  # degenerate landmarks leave float32 no digits
     return torch.cholesky_solve(target[..., None], torch.linalg.cholesky(system)).squeeze(-1)
 
 
@@ -136,7 +140,9 @@ def visible_vertices(model: MorphableModel, vertices: Tensor, normals: Tensor) -
 
 def sample_vertices(picture: Tensor, points: Tensor) -> Tensor:
     """Colours `(B, N, C)` of a picture `(B, H, W, C)` at `(B, N, 2)` points in crop sizes (0…1); linear interpolation."""
-    return grid_sample(picture.permute(0, 3, 1, 2), 2 * points[:, None] - 1, padding_mode="border", align_corners=False)[:, :, 0].mT
+    return grid_sample(picture.permute(0, 3, 1, 2), 2 * points[:, None] - 1, padding_mode="border", align_corners=False)[
+        :, :, 0
+    ].mT
 
 
 @dataclass(frozen=True)
@@ -214,6 +220,4 @@ def fit(model: MorphableModel, landmarks: Tensor, iris: Tensor, picture: Tensor)
     vertices = to_camera(model(shape.identity, shape.expression).vertices, shape.pose)
     appearance = fit_appearance(model, vertices, picture)
     gaze = gaze_from_iris(landmarks, iris)
-    return MorphableCoefficients(
-        shape.identity, shape.expression, appearance.albedo, appearance.illumination, shape.pose, gaze
-    )
+    return MorphableCoefficients(shape.identity, shape.expression, appearance.albedo, appearance.illumination, shape.pose, gaze)

@@ -17,10 +17,10 @@ from torch import Tensor
 from diffdeid.errors import ConfigurationError, NoFaceFoundError
 from diffdeid.geometry.align import chip_matrix, ffhq_matrix, sample, warp
 from diffdeid.geometry.composite import cover, paste
+from diffdeid.geometry.eyes import gaze_from_iris
 from diffdeid.geometry.guides import face_region, mouth_region
 from diffdeid.geometry.landmarks import LIPS_OUTER
 from diffdeid.imaging import to_uint8_array
-from diffdeid.geometry.eyes import gaze_from_iris
 from diffdeid.models.conditioning import exchange_identity, hide_skin_details, render_conditions
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
@@ -165,7 +165,9 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         sampler.set_progress_bar_config(disable=True)
         return sampler
 
-    def check_inputs(self, level, num_images_per_prompt, fallback, reconstruction, faces, coefficients, identity, num_pictures, callback_inputs):
+    def check_inputs(
+        self, level, num_images_per_prompt, fallback, reconstruction, faces, coefficients, identity, num_pictures, callback_inputs
+    ):
         """Raise for arguments that make no sense."""
         if not 1 <= level <= 10:
             raise ValueError(f"`level` must be between 1 and 10, got {level}.")
@@ -256,7 +258,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
     def prepare_conditioning(
         self, coefficients: MorphableCoefficients, shape: Tensor, masks: Tensor, keep_mouth: bool
     ) -> tuple[MorphableCoefficients, Tensor]:
-        """ρ' = {α', β, δ', γ, p, ω} and the spatial conditions `(B, 9, S, S)` rendered from it. δ' is the tone of the skin alone."""
+        """ρ' = {α', β, δ', γ, p, ω} and the spatial conditions `(B, 9, S, S)` rendered from it; δ' is the skin's tone alone."""
         anchor = list(LIPS_OUTER) if keep_mouth else list(range(468))
         changed = exchange_identity(self.morphable_model, hide_skin_details(self.morphable_model, coefficients), shape, anchor)
         maps = render_conditions(self.morphable_model, changed, self.size).maps
@@ -385,7 +387,14 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         # 0. check inputs
         images = image if isinstance(image, list) else [image]
         self.check_inputs(
-            level, num_images_per_prompt, fallback, reconstruction, faces, coefficients, identity, len(images),
+            level,
+            num_images_per_prompt,
+            fallback,
+            reconstruction,
+            faces,
+            coefficients,
+            identity,
+            len(images),
             callback_on_step_end_tensor_inputs,
         )
         self._guidance_scale = guidance_scale

@@ -159,7 +159,7 @@ class ReconstructorTrainConfig(JsonConfig):
     num_workers: int = 0  # loader processes per training process
 
     # Output
-    log_minutes: float = 5  # between lines of log.jsonl, each with the errors on held-out faces
+    log_minutes: float = 10  # between lines of log.jsonl, each with the errors on held-out faces
     checkpoint_minutes: float = 10
     keep_checkpoints: int = 2
 

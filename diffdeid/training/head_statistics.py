@@ -9,6 +9,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from diffdeid.errors import ConfigurationError
 from diffdeid.geometry.camera import DISTANCE, FOCAL, project, to_camera
 from diffdeid.geometry.rotation import rotation_matrix
 from diffdeid.models.fitting import ShapeFit
@@ -18,8 +19,11 @@ MIRROR = (-1.0, 1.0, 1.0)
 
 
 def mirror_twins(points: Tensor) -> Tensor:
-    """Index of each of `(N, 3)` points' mirror image about x = 0, `(N,)`."""
-    return torch.cdist(points * points.new_tensor(MIRROR), points).argmin(1)
+    """Index of each of `(N, 3)` points' mirror image about x = 0, `(N,)`; `ConfigurationError` unless they come in pairs."""
+    twins = torch.cdist(points * points.new_tensor(MIRROR), points).argmin(1)
+    if not torch.equal(twins[twins], torch.arange(len(twins), device=twins.device)):
+        raise ConfigurationError("The head is not symmetric, so left and right cannot be exchanged.")
+    return twins
 
 
 def landmark_residuals(model: MorphableModel, shape: ShapeFit, landmarks: Tensor, size: int) -> Tensor:
@@ -47,7 +51,7 @@ def covariances(shape: ShapeFit) -> Tensor:
 def learn_identity(model: MorphableModel, identity: Tensor, uncertainty: Tensor) -> None:
     """Make N(0, 1) the prior of α again, given fits `(N, K)` and their mean covariance `(K, K)`: the M step.
 
-    The directions are turned to principal axes, most variance first.
+    Directions come out in the order of how much more the faces vary along them than the prior said.
     """
     centre = identity.mean(0)
     scatter = (identity - centre).mT @ (identity - centre) / len(identity) + uncertainty

@@ -2,8 +2,8 @@
 
 Each file holds, at 288 pixels (the 256 of the crop and a margin of 16 for jitter): `image`, `render`, `normals` (uint8, 3
 channels), `guides` (feature lines, eye map), `mask` (whole face, mouth); and in float32: `fit` (261, the reconstruction),
-`coefficients` (261, what of it the denoiser is shown), `identity` (128), `landmarks` (468, 3) and `iris` (2, 5, 2) in pixels of the
-crop proper.
+`coefficients` (261, what of it the denoiser is shown), `identity` (128), and in pixels of the crop proper `landmarks` (468, 3)
+and `iris` (2, 5, 2).
 """
 
 from __future__ import annotations

@@ -34,7 +34,7 @@ from torch.nn.functional import normalize, smooth_l1_loss
 from torch.utils.data import DataLoader, Dataset, default_collate
 from tqdm import tqdm
 
-from diffdeid.errors import ConfigurationError, DiffDeIDError
+from diffdeid.errors import DiffDeIDError
 from diffdeid.geometry.camera import DISTANCE, FOCAL, project, to_camera
 from diffdeid.geometry.eyes import eye_frame, iris_centres
 from diffdeid.geometry.lighting import sh_basis, shade
@@ -47,10 +47,11 @@ from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.averaging import AveragedModel
 from diffdeid.training.config import ReconstructorTrainConfig
 from diffdeid.training.data import MARGIN, FaceStore
+from diffdeid.training.head_statistics import mirror_twins
 from diffdeid.training.loop import TrainState
 from diffdeid.training.mirror import mirror_coefficients
 
-EVALUATION_FACES = 256  # held out, and as many of the training faces
+EVALUATION_FACES = 128  # held out, and as many of the training faces
 STD_FLOOR = 0.01  # of a coefficient that (almost) nobody uses
 DEPTH_SHARE = 0.2  # weight of the landmarks' depth error beside the one in the picture: FaceMesh guesses depth
 LARGE_ERROR = 0.05  # crop sizes; errors of landmarks above it count by their square
@@ -80,18 +81,15 @@ def read_faces(store: FaceStore, names: list[str], sample_size: int) -> tuple[np
             image = file.get_tensor("image")
             proper = image.shape[0] * (1 - 2 * MARGIN)
             cv2.resize(image, (side, side), dst=picture, interpolation=cv2.INTER_AREA)
-            labels["coefficients"].append(file.get_tensor("coefficients"))
+            labels["coefficients"].append(file.get_tensor("fit"))  # all of δ
             labels["landmarks"].append(file.get_tensor("landmarks") / proper)
             labels["iris"].append(file.get_tensor("iris")[:, 0] / proper)
     return pictures, {name: torch.from_numpy(np.stack(values)).float() for name, values in labels.items()}
 
 
-def mirror_twins(landmarks: Tensor) -> Tensor:
-    """For each landmark `(468, 3)` of a symmetric head (x = 0 in the middle), the index of the one on the other side."""
-    twins = torch.cdist(landmarks, landmarks * landmarks.new_tensor([-1, 1, 1])).argmin(1)
-    if not torch.equal(twins[twins], torch.arange(len(twins), device=twins.device)):
-        raise ConfigurationError("The landmarks of the morphable model are not symmetric, so faces cannot be mirrored.")
-    return twins
+def landmark_twins(model: MorphableModel) -> Tensor:
+    """For each of the 468 landmarks the one on the other side of the face."""
+    return mirror_twins(model.at_landmarks(model.mean))
 
 
 def mirrored(labels: dict[str, Tensor], twins: Tensor) -> dict[str, Tensor]:
@@ -377,9 +375,8 @@ def train(config: ReconstructorTrainConfig | str | Path) -> Path:
     held_out = plain_batches(*read_faces(store, held_out_names, size), size, device)
     pictures, labels = read_faces(store, train_names, size)
     seen = plain_batches(pictures, labels, size, device)
-    mean_landmarks = morphable_model.at_landmarks(morphable_model.mean)
-    centre = mean_landmarks.mean(0)
-    both = mirrored(labels, mirror_twins(mean_landmarks))
+    centre = morphable_model.at_landmarks(morphable_model.mean).mean(0)
+    both = mirrored(labels, landmark_twins(morphable_model))
     labels = {name: torch.cat([values, both[name]]) for name, values in labels.items()}
     if config.init_from is None:
         set_statistics(network, labels, centre, config.seed)

@@ -1,5 +1,6 @@
 """Everything is tested on faces rendered from known coefficients, so labels and pictures agree."""
 
+import copy
 import json
 from dataclasses import replace
 from pathlib import Path
@@ -34,7 +35,7 @@ from diffdeid.training.train_reconstructor import (
     draw_jitter,
     jittered_labels,
     jittered_picture,
-    mirror_twins,
+    landmark_twins,
     mirrored,
     network_input,
     picture_landmarks,
@@ -91,7 +92,7 @@ def store(tmp_path, labels, pictures) -> Path:
     for index in range(COUNT):
         face = {
             "image": pictures[index],
-            "coefficients": labels["coefficients"][index].numpy(),
+            "fit": labels["coefficients"][index].numpy(),
             "landmarks": SIZE * labels["landmarks"][index].numpy(),
             "iris": SIZE * labels["iris"][index, :, None].expand(2, 5, 2).contiguous().numpy(),
         }
@@ -139,35 +140,35 @@ def objective(head: MorphableModel, labels: dict[str, torch.Tensor]) -> Reconstr
 
 def training_batch(head, labels, pictures) -> dict[str, torch.Tensor]:
     """Eight augmented samples with their labels, as in `train`."""
-    centre = head.at_landmarks(head.mean)
-    both = mirrored(labels, mirror_twins(centre))
+    centre = head.at_landmarks(head.mean).mean(0)
+    both = mirrored(labels, landmark_twins(head))
     batch = default_collate([ReconstructorFaces(pictures, SIZE, seed=0)[n] for n in range(8)])
     chosen = {name: torch.cat([labels[name], both[name]])[batch["index"]] for name in labels}
-    return batch | jittered_labels(chosen, batch, centre.mean(0))
+    return batch | jittered_labels(chosen, batch, centre)
 
 
 class TestMirror:
     def test_twins_are_pairs_across_the_middle(self, head):
-        twins = mirror_twins(head.at_landmarks(head.mean))
+        twins = landmark_twins(head)
         assert twins[twins].tolist() == list(range(468))
         (right_outer, right_inner), (left_inner, left_outer) = EYE_CORNERS
         assert twins[[right_outer, right_inner, 1]].tolist() == [left_outer, left_inner, 1]
 
     def test_landmarks_of_a_lopsided_head_are_refused(self, head):
-        lopsided = head.at_landmarks(head.mean).clone()
-        lopsided[100:200, 0] += 0.3
+        lopsided = copy.deepcopy(head)
+        lopsided.mean[:, 0] += 0.1 * lopsided.mean[:, 1]
         with pytest.raises(ConfigurationError, match="not symmetric"):
-            mirror_twins(lopsided)
+            landmark_twins(lopsided)
 
     def test_mirrored_coefficients_project_to_mirrored_landmarks(self, head, labels):
-        other = mirrored(labels, mirror_twins(head.at_landmarks(head.mean)))
+        other = mirrored(labels, landmark_twins(head))
         distances = pixels(projected(head, other["coefficients"]), other["landmarks"])
         assert distances.mean() < 0.3 and distances.max() < 2  # as symmetric as the head's expressions are
         gaze = MorphableCoefficients.unpack(other["coefficients"]).gaze
         torch.testing.assert_close(iris_centres(other["landmarks"], gaze), other["iris"], atol=1e-5, rtol=0)
 
     def test_mirroring_twice_changes_nothing(self, head, labels):
-        twins = mirror_twins(head.at_landmarks(head.mean))
+        twins = landmark_twins(head)
         for name, values in mirrored(mirrored(labels, twins), twins).items():
             torch.testing.assert_close(values, labels[name])
 
