@@ -75,6 +75,9 @@ def anonymize(
         Literal["error", "skip", "copy"], typer.Option(help="Picture without a face: fail, write nothing, or write its pixels.")
     ] = "error",
     min_face: Annotated[int, typer.Option(min=0, metavar="PX", help="Cover faces smaller than this.")] = 0,
+    reconstruction: Annotated[
+        Literal["fit", "network"], typer.Option(help="How the 3D head is found: least squares, or the reconstructor network.")
+    ] = "fit",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line for each output.")] = False,
     model: Model = DEFAULT_MODEL,
@@ -103,6 +106,7 @@ def anonymize(
         "keep_mouth": keep_mouth,
         "fallback": fallback,
         "min_face": min_face,
+        "reconstruction": reconstruction,
     }
     statuses = set()
     for job in tqdm(jobs, unit="file", file=sys.stderr, disable=None):

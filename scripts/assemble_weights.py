@@ -1,6 +1,9 @@
 """Put trained networks and fitted parts together: a folder that `DiffDeIDPipeline.from_pretrained` loads, in fp16.
 
-    python scripts/assemble_weights.py --networks runs/diffdeid_256/checkpoint-… --lds runs/lds --pairs data/london
+    python scripts/assemble_weights.py --pairs data/london [--networks runs/diffdeid_256/checkpoint-…] [--lds runs/lds/pipeline]
+        [--reconstructor runs/reconstructor/checkpoint-…]
+
+What is not given stays as it is in the folder.
 
 `--pairs` is a store of prepared faces named `<person>_<anything>`. It calibrates the identity limit: the distance below which one
 in a thousand pairs of different people falls, or dlib's own limit where that is stricter.
@@ -19,6 +22,7 @@ from diffusers import DDIMScheduler
 from diffdeid import DiffDeIDPipeline
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
+from diffdeid.models.face_reconstructor import FaceReconstructorModel
 from diffdeid.models.lds import LDSModel
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.models.texture_encoder import TextureEncoderModel
@@ -32,7 +36,7 @@ DLIB_LIMIT = 0.45  # dlib calls two faces one person below a Euclidean distance 
 def calibrate(store: FaceStore) -> dict[str, float]:
     """Distances between and within people, `1 - cosine`."""
     people = np.array([name.split("_")[0] for name in store.names])
-    identity = np.stack([store.load(name)["identity"] for name in store.names])
+    identity = np.stack([store.open(name).get_tensor("identity") for name in store.names])
     distance = 1 - identity @ identity.T
     same = (people[:, None] == people) & ~np.eye(len(people), dtype=bool)
     between, within = distance[people[:, None] != people], distance[same]
@@ -52,26 +56,31 @@ def calibrate(store: FaceStore) -> dict[str, float]:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--networks", type=Path, required=True, help="checkpoint with unet/ and texture_encoder/")
-    parser.add_argument("--lds", type=Path, required=True, help="folder with lds/ and scheduler/")
+    parser.add_argument("--networks", type=Path, help="checkpoint with unet/ and texture_encoder/")
+    parser.add_argument("--lds", type=Path, help="folder with lds/ and scheduler/")
+    parser.add_argument("--reconstructor", type=Path, help="checkpoint of the reconstructor")
     parser.add_argument("--pairs", type=Path, required=True, help="store of faces named <person>_<anything>")
     parser.add_argument("--out", type=Path, default=Path("weights/diffdeid"), help="holds the fitted parts already")
     args = parser.parse_args()
 
     calibration = calibrate(FaceStore(args.pairs))
     print(json.dumps(calibration))
+    networks = args.networks or args.out
+    sampler = (args.lds, "scheduler") if args.lds else (args.out, "lds_scheduler")
+    reconstructor = args.reconstructor or (args.out / "reconstructor" if (args.out / "reconstructor").is_dir() else None)
     pipeline = DiffDeIDPipeline(
-        unet=DiffDeIDUNet2DModel.from_pretrained(args.networks, subfolder="unet").half(),
-        texture_encoder=TextureEncoderModel.from_pretrained(args.networks, subfolder="texture_encoder").half(),
-        scheduler=DDIMScheduler.from_pretrained(args.networks, subfolder="scheduler"),
+        unet=DiffDeIDUNet2DModel.from_pretrained(networks, subfolder="unet").half(),
+        texture_encoder=TextureEncoderModel.from_pretrained(networks, subfolder="texture_encoder").half(),
+        scheduler=DDIMScheduler.from_pretrained(networks, subfolder="scheduler"),
         morphable_model=MorphableModel.from_pretrained(args.out, subfolder="morphable_model").half(),
         face_recognition=FaceRecognitionModel.from_pretrained(args.out, subfolder="face_recognition").half(),
         face_analyser=FaceAnalyserModel.from_pretrained(args.out, subfolder="face_analyser"),
-        lds=LDSModel.from_pretrained(args.lds, subfolder="lds").half(),
-        lds_scheduler=DDIMScheduler.from_pretrained(args.lds, subfolder="scheduler"),
+        reconstructor=reconstructor and FaceReconstructorModel.from_pretrained(reconstructor).half(),
+        lds=LDSModel.from_pretrained(args.lds or args.out, subfolder="lds").half(),
+        lds_scheduler=DDIMScheduler.from_pretrained(sampler[0], subfolder=sampler[1]),
         identity_limit=calibration["identity_limit"],
     )
-    for component in pipeline.components.values():
+    for component in filter(None, pipeline.components.values()):
         component.register_to_config(_name_or_path="")  # where it lay on this machine is nobody's business
     pipeline.save_pretrained(args.out)
     files = sorted(path for path in args.out.rglob("*") if path.suffix in (".safetensors", ".onnx"))
