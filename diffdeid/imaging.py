@@ -112,16 +112,22 @@ def write_image(
     if alpha is not None:
         pixels.putalpha(alpha)
     encoded = io.BytesIO()
-    temporary = path.with_name(f".diffdeid-{secrets.token_hex(8)}.tmp")
     try:
         pixels.save(encoded, format=file_format, icc_profile=icc_profile, **options)
+        write_whole(path, encoded.getbuffer())
+    except (OSError, ValueError) as error:
+        raise ImageError(f"Cannot write `{path}`: {error}.") from error
+
+
+def write_whole(path: Path, content: bytes | memoryview) -> None:
+    """Write a file that appears complete or not at all, replacing one that is there."""
+    temporary = path.with_name(f".diffdeid-{secrets.token_hex(8)}.tmp")
+    try:
         with temporary.open("xb") as file:
-            file.write(encoded.getbuffer())
+            file.write(content)
             file.flush()
             os.fsync(file.fileno())
         os.replace(temporary, path)
-    except (OSError, ValueError) as error:
-        raise ImageError(f"Cannot write `{path}`: {error}.") from error
     finally:
         temporary.unlink(missing_ok=True)
 

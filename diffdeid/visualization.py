@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import math
-import os
-import secrets
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,7 +16,7 @@ from diffdeid.geometry.camera import project, to_camera
 from diffdeid.geometry.eyes import eye_coordinates, paint_eyes
 from diffdeid.geometry.mesh_io import write_obj, write_ply
 from diffdeid.geometry.renderer import Rendering, render
-from diffdeid.imaging import check_writable, read_image, write_image
+from diffdeid.imaging import check_writable, read_image, write_image, write_whole
 from diffdeid.models.conditioning import exchange_identity
 from diffdeid.models.morphable_model import MorphableModel, MorphableModelOutput
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
@@ -73,7 +71,7 @@ def reconstruct_photo(
         path.parent.mkdir(parents=True, exist_ok=True)
     write_image(output, sheet, icc_profile=picture.icc_profile, overwrite=overwrite)
     for path, content in zip(meshes, files, strict=True):
-        _write(path, content)
+        write_whole(path, content)
     return [output, *meshes]
 
 
@@ -138,13 +136,3 @@ def _from_the_side(model: MorphableModel, coefficients: MorphableCoefficients, s
     light = vertices.new_tensor(STUDIO_LIGHT).repeat_interleave(3).expand(len(vertices), 27)
     picture = render(to_camera(vertices, turn), torch.full_like(vertices, GREY), light, model.triangles, size)
     return torch.where(picture.mask[..., None], picture.image.clamp(0, 1), WHITE)
-
-
-def _write(path: Path, content: bytes) -> None:
-    """Write a file that is either whole or absent."""
-    temporary = path.with_name(f".diffdeid-{secrets.token_hex(8)}.tmp")
-    try:
-        temporary.write_bytes(content)
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)

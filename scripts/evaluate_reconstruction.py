@@ -28,8 +28,8 @@ from diffdeid.models.fitting import fit
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.data import FaceStore
+from diffdeid.training.prepare import MARGIN, SIZE
 
-SIZE, MARGIN = 256, 16
 Method = Callable[[Tensor, Tensor, Tensor], MorphableCoefficients]
 
 

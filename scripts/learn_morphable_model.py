@@ -24,7 +24,7 @@ from tqdm import tqdm
 from diffdeid.conversion.landmark_placement import shown_triangles, snap_to_surface
 from diffdeid.geometry.camera import project, to_camera
 from diffdeid.geometry.landmarks import LEFT_BROW, LEFT_EYE, LIPS_INNER, LIPS_OUTER, RIGHT_BROW, RIGHT_EYE
-from diffdeid.geometry.lighting import sh_basis
+from diffdeid.geometry.lighting import sh_basis, shade
 from diffdeid.geometry.renderer import vertex_normals
 from diffdeid.models.fitting import ShapeFit, fit_appearance, fit_shape_and_pose, sample_vertices
 from diffdeid.models.morphable_model import MorphableModel
@@ -40,8 +40,8 @@ from diffdeid.training.head_statistics import (
     probabilistic_pca,
 )
 from diffdeid.training.mirror import expression_twins
+from diffdeid.training.prepare import MARGIN, SIZE
 
-SIZE, MARGIN = 256, 16
 BATCH = 16
 NUM_IDENTITY, NUM_ALBEDO, NUM_TONE = 80, 80, 3
 FACES_OF_A_SET = {"cam": 260, "gen": 150, "aaf": 260, "sport": 260, "ai": 150, "scut": 150, "utk": 350, "video": 120}
@@ -177,7 +177,7 @@ def observe_skin(model: MorphableModel, images: Tensor, shape: ShapeFit) -> tupl
         vertices = to_camera(model(shape.identity[rows], shape.expression[rows]).vertices, shape.pose[rows])
         appearance = fit_appearance(model, vertices, picture)
         normals = vertex_normals(vertices, model.triangles)[:, region]
-        shading = torch.einsum("bfk,bkc->bfc", sh_basis(normals), appearance.illumination.unflatten(1, (9, 3)))
+        shading = shade(torch.ones_like(normals), normals, appearance.illumination)
         colour = sample_vertices(picture, project(vertices[:, region], 1)[..., :2])
         weight = appearance.weight * (shading.amin(-1) / 0.5).clamp(0, 1) * (normals[..., 2] / 0.7).clamp(0, 1)
         value = colour / shading.clamp_min(0.15)
@@ -208,9 +208,8 @@ def learn_skin(model: MorphableModel, images: Tensor, shape: ShapeFit) -> None:
     tone = tone - tone.mean(0)
     variances, axes = torch.linalg.eigh(tone.mT @ tone / len(tone))
     score = (tone @ axes / variances.sqrt()).flip(1)  # (N, 3)
-    follow = torch.einsum("nk,nfc->kfc", score, residual * seen) / torch.einsum("nk,nfc->kfc", score.square(), seen).clamp_min(
-        1e-6
-    )
+    evidence = torch.einsum("nk,nfc->kfc", score.square(), seen)
+    follow = torch.einsum("nk,nfc->kfc", score, residual * seen) / evidence.clamp_min(1e-6)
     detail = residual - torch.einsum("nk,kfc->nfc", score, follow)
 
     num_detail = NUM_ALBEDO - NUM_TONE
@@ -251,7 +250,7 @@ def main() -> None:
         if name not in ("identity_basis", "albedo_basis"):
             getattr(model, name).copy_(buffer)
     model.identity_basis.copy_(raw.identity_basis[:NUM_IDENTITY])
-    model.half().float().save_pretrained(args.out)  # what is fitted with from here on is what ships
+    model.half().float()  # what is fitted with from here on is what ships
     start_skin(model)
     names = sample_names(store, SKINS_OF_A_SET, rng)
     images = read_crops(store, names)

@@ -1,7 +1,8 @@
 """Least-squares reconstruction: landmarks, iris and pixels -> ρ.
 
 Shape and pose by Gauss-Newton on the 468 reprojected landmarks with Gaussian priors (identity, expression) and β in [0, 1]
-(as in Blanz and Vetter 2003, with a perspective camera); light by robust linear least squares on the skin (Ramamoorthi 2001).
+(as in Blanz and Vetter 2003, with a perspective camera); skin and light in turn by robust linear least squares (light:
+Ramamoorthi 2001).
 """
 
 from __future__ import annotations
@@ -140,9 +141,8 @@ def visible_vertices(model: MorphableModel, vertices: Tensor, normals: Tensor) -
 
 def sample_vertices(picture: Tensor, points: Tensor) -> Tensor:
     """Colours `(B, N, C)` of a picture `(B, H, W, C)` at `(B, N, 2)` points in crop sizes (0…1); linear interpolation."""
-    return grid_sample(picture.permute(0, 3, 1, 2), 2 * points[:, None] - 1, padding_mode="border", align_corners=False)[
-        :, :, 0
-    ].mT
+    planes, grid = picture.permute(0, 3, 1, 2), 2 * points[:, None] - 1
+    return grid_sample(planes, grid, padding_mode="border", align_corners=False)[:, :, 0].mT
 
 
 @dataclass(frozen=True)
@@ -182,10 +182,8 @@ def fit_appearance(model: MorphableModel, vertices: Tensor, picture: Tensor, rou
     light_mean = model.illumination_mean.float()
     ones = torch.eye(3, device=vertices.device)
 
-    albedo = vertices.new_zeros(batch_size, len(basis))
-    weight = visible
+    skin, weight = albedo_mean.expand(batch_size, -1, -1), visible
     for _ in range(rounds):
-        skin = albedo_mean + torch.einsum("bk,kfc->bfc", albedo, basis)
         # γ: 27 unknowns, coupled over the channels by their prior only
         weighted = (weight / PHOTOMETRIC_NOISE**2)[..., None]
         squares = torch.einsum("bfk,bfl,bfc->bklc", weighted * harmonics, harmonics, skin.square())
@@ -199,7 +197,8 @@ def fit_appearance(model: MorphableModel, vertices: Tensor, picture: Tensor, rou
         system = (design * spread[..., None]).mT @ design + torch.eye(len(basis), device=vertices.device)
         target = (design.mT @ (spread * (colour - albedo_mean * shading).flatten(1))[..., None]).squeeze(-1)
         albedo = _solve(system, target)
-        error = (colour - (albedo_mean + torch.einsum("bk,kfc->bfc", albedo, basis)) * shading).abs().amax(-1)
+        skin = albedo_mean + torch.einsum("bk,kfc->bfc", albedo, basis)
+        error = (colour - skin * shading).abs().amax(-1)
         typical = torch.where(visible > 0, error, torch.nan).nanmedian(1, keepdim=True).values.nan_to_num()
         weight = visible / (1 + (error / (3 * typical + 1e-3)) ** 4)
     padded = vertices.new_zeros(batch_size, MorphableCoefficients.SIZES[2])

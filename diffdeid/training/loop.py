@@ -21,6 +21,7 @@ import sys
 import time
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import cv2
 import torch
@@ -205,7 +206,8 @@ def train(config: TrainConfig | str | Path) -> Path:
                 log.write(json.dumps(entry) + "\n")
             logger.info("%s", entry)
         if is_last or state.minutes >= next_checkpoint:
-            save_checkpoint(output, accelerator, averaged.model, scheduler, state.samples, config.keep_checkpoints)
+            networks = {"unet": averaged.model.unet, "texture_encoder": averaged.model.texture_encoder}
+            save_checkpoint(output, accelerator, networks | {"scheduler": scheduler}, state.samples, config.keep_checkpoints)
             next_checkpoint = state.minutes + config.checkpoint_minutes
         totals, logged_step, logged = {}, state.step, time.monotonic()
 
@@ -245,17 +247,17 @@ def training_losses(
     return losses | {"loss": total}
 
 
-def save_checkpoint(
-    output: Path, accelerator: Accelerator, averaged: Denoiser, scheduler: DDIMScheduler, samples: int, keep: int
-):
-    """Write a checkpoint under a temporary name, rename it, and remove all but the newest `keep`."""
+def save_checkpoint(output: Path, accelerator: Accelerator, parts: dict[str, Any], samples: int, keep: int):
+    """Write a checkpoint under a temporary name, rename it, and remove all but the newest `keep`.
+
+    `parts` have `save_pretrained`; their names are subfolders, "." the checkpoint itself. The state to resume from lies beside.
+    """
     folder, unfinished = output / f"checkpoint-{samples:09d}", output / "unfinished-checkpoint"
     accelerator.save_state(unfinished / "state")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
-        averaged.unet.save_pretrained(unfinished / "unet")
-        averaged.texture_encoder.save_pretrained(unfinished / "texture_encoder")
-        scheduler.save_pretrained(unfinished / "scheduler")
+        for name, part in parts.items():
+            part.save_pretrained(unfinished / name)
         shutil.rmtree(folder, ignore_errors=True)
         unfinished.rename(folder)
         for old in sorted(output.glob("checkpoint-*"))[:-keep]:

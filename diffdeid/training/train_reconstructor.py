@@ -18,7 +18,6 @@ import itertools
 import json
 import logging
 import math
-import shutil
 import sys
 import time
 from collections.abc import Callable
@@ -48,7 +47,7 @@ from diffdeid.training.averaging import AveragedModel
 from diffdeid.training.config import ReconstructorTrainConfig
 from diffdeid.training.data import MARGIN, FaceStore
 from diffdeid.training.head_statistics import mirror_twins
-from diffdeid.training.loop import TrainState
+from diffdeid.training.loop import TrainState, save_checkpoint
 from diffdeid.training.mirror import mirror_coefficients
 
 EVALUATION_FACES = 128  # held out, and as many of the training faces
@@ -453,7 +452,7 @@ def train(config: ReconstructorTrainConfig | str | Path) -> Path:
                     log.write(json.dumps(entry) + "\n")
             totals, logged = {}, (state.samples, (time.monotonic() - clock) / 60)
         if is_last or state.minutes >= next_checkpoint:
-            save_checkpoint(output, accelerator, averaged.model, state.samples, config.keep_checkpoints)
+            save_checkpoint(output, accelerator, {".": averaged.model}, state.samples, config.keep_checkpoints)
             next_checkpoint = state.minutes + config.checkpoint_minutes
 
     accelerator.end_training()
@@ -479,21 +478,6 @@ def set_statistics(network: FaceReconstructorModel, labels: dict[str, Tensor], c
     coefficients = jittered_labels(labels, jitter, centre)["coefficients"]
     network.mean.copy_(coefficients.mean(0))
     network.std.copy_(coefficients.std(0).clamp(min=STD_FLOOR))
-
-
-def save_checkpoint(output: Path, accelerator: Accelerator, averaged: FaceReconstructorModel, samples: int, keep: int):
-    """Write a checkpoint under a temporary name, rename it, and remove all but the newest `keep`."""
-    unfinished = output / "unfinished-checkpoint"
-    accelerator.save_state(unfinished / "state")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        averaged.save_pretrained(unfinished)
-        target = output / f"checkpoint-{samples:09d}"
-        shutil.rmtree(target, ignore_errors=True)
-        unfinished.rename(target)
-        for old in sorted(output.glob("checkpoint-*"))[:-keep]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
 
 
 if __name__ == "__main__":

@@ -49,3 +49,22 @@ def settings(store, tmp_path) -> dict:
         log_steps=1,
         checkpoint_minutes=0.0,
     )
+
+
+@pytest.fixture
+def interrupt_after_checkpoint(monkeypatch):
+    """`f(module, train, config)`: the training of a module, stopped right after its first checkpoint."""
+
+    def run(module, train, config):
+        save_checkpoint = module.save_checkpoint
+
+        def save_and_stop(*arguments):
+            save_checkpoint(*arguments)
+            raise KeyboardInterrupt
+
+        with monkeypatch.context() as patch:
+            patch.setattr(module, "save_checkpoint", save_and_stop)
+            with pytest.raises(KeyboardInterrupt):
+                train(config)
+
+    return run

@@ -52,20 +52,11 @@ def test_timesteps_of_all_processes_together_are_spread_evenly():
     assert (torch.cat(drawn) // 100).sort().values.tolist() == list(range(10))
 
 
-def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(settings, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(settings, tmp_path, interrupt_after_checkpoint):
     config = TrainConfig(**settings)
     whole = weights(train(replace(config, output=str(tmp_path / "whole"))))
 
-    save_checkpoint = loop.save_checkpoint
-
-    def save_and_stop(*arguments):
-        save_checkpoint(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(loop, "save_checkpoint", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(config)
-    monkeypatch.undo()
+    interrupt_after_checkpoint(loop, train, config)
     assert [path.name for path in Path(config.output).glob("checkpoint-*")] == ["checkpoint-000000004"]
 
     resumed = weights(train(config))

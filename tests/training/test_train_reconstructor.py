@@ -334,19 +334,10 @@ def state_of(checkpoint: Path) -> dict[str, torch.Tensor]:
     return load_file(checkpoint / "state" / "model.safetensors") | {f"averaged.{name}": value for name, value in averaged.items()}
 
 
-def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(config, tmp_path, monkeypatch):
+def test_an_interrupted_run_ends_with_the_weights_of_an_uninterrupted_one(config, tmp_path, interrupt_after_checkpoint):
     whole = state_of(train(replace(config, output=str(tmp_path / "whole"))))
 
-    save_checkpoint = train_reconstructor.save_checkpoint
-
-    def save_and_stop(*arguments):
-        save_checkpoint(*arguments)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(train_reconstructor, "save_checkpoint", save_and_stop)
-    with pytest.raises(KeyboardInterrupt):
-        train(config)
-    monkeypatch.undo()
+    interrupt_after_checkpoint(train_reconstructor, train, config)
     assert [path.name for path in Path(config.output).glob("*checkpoint*")] == ["checkpoint-000000004"]
 
     resumed = state_of(train(config))
