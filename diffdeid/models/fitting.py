@@ -2,12 +2,12 @@
 
 Shape and pose by Gauss-Newton on the 468 reprojected landmarks with Gaussian priors (identity, expression) and β in [0, 1]
 (as in Blanz and Vetter 2003, with a perspective camera); skin and light in turn by robust linear least squares (light:
-Ramamoorthi 2001).
+Ramamoorthi 2001); then a small step of identity and pose towards the pixels, and skin and light again.
 """
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -15,7 +15,7 @@ from torch.nn.functional import avg_pool2d, grid_sample
 
 from diffdeid.geometry.camera import DISTANCE, FOCAL, project, to_camera
 from diffdeid.geometry.eyes import gaze_from_iris
-from diffdeid.geometry.lighting import sh_basis
+from diffdeid.geometry.lighting import sh_basis, shade
 from diffdeid.geometry.rasterizer import rasterize
 from diffdeid.geometry.renderer import vertex_normals
 from diffdeid.geometry.rotation import rotation_matrix, rotation_vector
@@ -24,6 +24,7 @@ from diffdeid.structures import MorphableCoefficients
 
 VISIBILITY_SIZE = 96  # pixels of the picture in which a vertex must be seen
 PHOTOMETRIC_NOISE = 0.25  # standard deviation of a vertex' colour; larger than it is, for neighbours err alike
+EDGE_NOISE = 0.05  # the same where its slope tells a position; below it, landmarks lose more than colours win
 
 
 @dataclass(frozen=True)
@@ -72,23 +73,14 @@ def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iter
         x, y, z = (turned + translation[:, None]).unbind(-1)
         scale = FOCAL / (DISTANCE - z)
 
-        # Derivatives of u, v and z by the camera-space points `rows`, and of those by shape, rotation increment, translation.
-        zero = torch.zeros_like(scale)
-        slope = scale.square() / FOCAL
-        rows = torch.stack(
-            [torch.stack([scale, zero, x * slope], -1), torch.stack([zero, -scale, -y * slope], -1)], dim=1
-        )  # (B, 2, 468, 3)
-        by_shape = torch.einsum("brni,bij->brnj", rows, rotation)
-        by_depth = (-FOCAL / DISTANCE * rotation[:, None, 2:3]).expand(-1, -1, 468, -1)  # (B, 1, 468, 3)
-        across = torch.einsum("brnj,njk->brnk", by_shape, basis)
-        depth = torch.einsum("brnj,njk->brnk", by_depth, centred_basis)
-        by_turn = torch.linalg.cross(turned[:, None].expand_as(rows), rows)
+        # Derivatives of u, v and z by shape, rotation increment and translation
+        across = _picture_derivatives(turned, translation, rotation, basis)
+        depth_by_shape = torch.einsum("bj,njk->bnk", rotation[:, 2], centred_basis)
         sideways = turned - turned.mean(1, keepdim=True)
-        turn_depth = -FOCAL / DISTANCE * torch.stack([sideways[..., 1], -sideways[..., 0], zero], dim=-1)
-        by_pose = torch.cat(
-            [torch.cat([by_turn, rows], -1), torch.cat([turn_depth, torch.zeros_like(turned)], -1)[:, None]], dim=1
-        )
-        jacobian = weight[:, None] * torch.cat([torch.cat([across, depth], 1), by_pose], -1).flatten(1, 2)
+        zero = torch.zeros_like(scale)
+        depth_by_turn = torch.stack([sideways[..., 1], -sideways[..., 0], zero], dim=-1)
+        depth = -FOCAL / DISTANCE * torch.cat([depth_by_shape, depth_by_turn, torch.zeros_like(turned)], dim=-1)
+        jacobian = weight[:, None] * torch.cat([across, depth[:, None]], 1).flatten(1, 2)
         residual = weight * torch.cat(
             [
                 target[..., 0] - 0.5 - scale * x,
@@ -120,6 +112,25 @@ def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iter
     expression[:, : num_shape - num_identity] = shape[:, num_identity:]
     pose = torch.cat([rotation_vector(rotation), translation], dim=1)
     return ShapeFit(shape[:, :num_identity], expression, pose, information)
+
+
+def _picture_derivatives(turned: Tensor, translation: Tensor, rotation: Tensor, basis: Tensor) -> Tensor:
+    """Of where points are in the picture, crop sizes, by shape, rotation increment and translation.
+
+    Args:
+        turned: `(B, N, 3)` points of the head after `rotation` `(B, 3, 3)`, before `translation` `(B, 3)`.
+        basis: `(N, 3, K)`, how the shape moves the points of the head.
+
+    Returns:
+        `(B, 2, N, K + 6)`.
+    """
+    x, y, z = (turned + translation[:, None]).unbind(-1)
+    scale = FOCAL / (DISTANCE - z)
+    zero, slope = torch.zeros_like(scale), scale.square() / FOCAL
+    rows = torch.stack([torch.stack([scale, zero, x * slope], -1), torch.stack([zero, -scale, -y * slope], -1)], dim=1)
+    by_shape = torch.einsum("brnj,njk->brnk", torch.einsum("brni,bij->brnj", rows, rotation), basis)
+    by_turn = torch.linalg.cross(turned[:, None].expand_as(rows), rows)
+    return torch.cat([by_shape, by_turn, rows], dim=-1)
 
 
 def _solve(system: Tensor, target: Tensor) -> Tensor:
@@ -160,7 +171,9 @@ class AppearanceFit:
     weight: Tensor
 
 
-def fit_appearance(model: MorphableModel, vertices: Tensor, picture: Tensor, rounds: int = 4) -> AppearanceFit:
+def fit_appearance(
+    model: MorphableModel, vertices: Tensor, picture: Tensor, rounds: int = 4, start: AppearanceFit | None = None
+) -> AppearanceFit:
     """The most probable δ `(B, 80)` and γ `(B, 27)`, in turn: each is linear given the other.
 
     Pixels that skin and light do not explain (hair, glasses, cast shadows) lose their weight.
@@ -168,13 +181,12 @@ def fit_appearance(model: MorphableModel, vertices: Tensor, picture: Tensor, rou
     Args:
         vertices: `(B, V, 3)` in camera space.
         picture: `(B, H, W, 3)` in 0…1, H = W.
+        start: the fit with a geometry close to this one, to go on from; what it saw counts as seen.
     """
     batch_size = len(vertices)
     normals = vertex_normals(vertices, model.triangles)
     region = model.face_region.nonzero().squeeze(1)
-    visible = visible_vertices(model, vertices, normals)[:, region].float()
-    half = avg_pool2d(picture.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)  # about a pixel a vertex
-    colour = sample_vertices(half, project(vertices[:, region], 1)[..., :2])  # (B, F, 3)
+    colour = sample_vertices(_halved(picture), project(vertices[:, region], 1)[..., :2])  # (B, F, 3)
     harmonics = sh_basis(normals[:, region])  # (B, F, 9)
     albedo_mean, basis = model.albedo_mean[region].float(), model.albedo_basis[:, region].float()
     light_whitening = model.illumination_whitening.float()
@@ -182,7 +194,12 @@ def fit_appearance(model: MorphableModel, vertices: Tensor, picture: Tensor, rou
     light_mean = model.illumination_mean.float()
     ones = torch.eye(3, device=vertices.device)
 
-    skin, weight = albedo_mean.expand(batch_size, -1, -1), visible
+    if start is None:
+        visible = visible_vertices(model, vertices, normals)[:, region].float()
+        skin, weight = albedo_mean.expand(batch_size, -1, -1), visible
+    else:
+        visible, weight = (start.weight > 0).float(), start.weight
+        skin = albedo_mean + torch.einsum("bk,kfc->bfc", start.albedo[:, : len(basis)], basis)
     for _ in range(rounds):
         # γ: 27 unknowns, coupled over the channels by their prior only
         weighted = (weight / PHOTOMETRIC_NOISE**2)[..., None]
@@ -206,6 +223,45 @@ def fit_appearance(model: MorphableModel, vertices: Tensor, picture: Tensor, rou
     return AppearanceFit(padded, light, weight)
 
 
+def _halved(picture: Tensor) -> Tensor:
+    """A picture `(B, H, W, 3)` at half its size: about a pixel a vertex."""
+    return avg_pool2d(picture.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
+
+
+def refine_identity_and_pose(model: MorphableModel, shape: ShapeFit, appearance: AppearanceFit, picture: Tensor) -> ShapeFit:
+    """A Gauss-Newton step of α and p towards the pixels: small, for the landmarks keep their say (`shape.information`).
+
+    β stays: it would grimace to explain what the skin's directions lack.
+
+    Args:
+        picture: `(B, H, W, 3)` in 0…1, H = W.
+    """
+    region = model.face_region.nonzero().squeeze(1)
+    head = model(shape.identity, shape.expression, appearance.albedo)
+    vertices = to_camera(head.vertices, shape.pose)
+    normals, vertices = vertex_normals(vertices, model.triangles)[:, region], vertices[:, region]
+    half = _halved(picture)
+    slopes = torch.gradient(half, spacing=1 / half.shape[1], dim=(2, 1))  # along x and y, per crop size
+    sampled = sample_vertices(torch.cat([half, *slopes], dim=-1), project(vertices, 1)[..., :2])
+    colour, slope = sampled[..., :3], sampled[..., 3:].unflatten(-1, (2, 3))  # (B, F, 3), (B, F, 2, 3)
+
+    rotation, translation = rotation_matrix(shape.pose[:, :3]), shape.pose[:, 3:]
+    basis = model.identity_basis[:, region].float().permute(1, 2, 0)
+    moves = _picture_derivatives(vertices - translation[:, None], translation, rotation, basis)
+    design = torch.einsum("bfrc,brfk->bfck", slope, moves).flatten(1, 2)  # (B, 3 F, 86)
+    weight = (appearance.weight / EDGE_NOISE**2)[..., None].expand(-1, -1, 3).flatten(1)
+    difference = (shade(head.albedo[:, region], normals, appearance.illumination) - colour).flatten(1)
+    num_identity = basis.shape[2]
+    free = torch.arange(shape.information.shape[1], device=region.device)
+    free = torch.cat([free[:num_identity], free[-6:]])
+    system = (design * weight[..., None]).mT @ design + shape.information[:, free[:, None], free]
+    step = _solve(system, (design.mT @ (weight * difference)[..., None]).squeeze(-1))
+    turn = rotation_vector(rotation_matrix(step[:, num_identity:-3]) @ rotation)
+    return replace(
+        shape, identity=shape.identity + step[:, :num_identity], pose=torch.cat([turn, translation + step[:, -3:]], dim=1)
+    )
+
+
 @torch.no_grad()
 def fit(model: MorphableModel, landmarks: Tensor, iris: Tensor, picture: Tensor) -> MorphableCoefficients:
     """Reconstruct a batch of crops.
@@ -218,5 +274,8 @@ def fit(model: MorphableModel, landmarks: Tensor, iris: Tensor, picture: Tensor)
     shape = fit_shape_and_pose(model, landmarks, picture.shape[1])
     vertices = to_camera(model(shape.identity, shape.expression).vertices, shape.pose)
     appearance = fit_appearance(model, vertices, picture)
+    shape = refine_identity_and_pose(model, shape, appearance, picture)
+    vertices = to_camera(model(shape.identity, shape.expression).vertices, shape.pose)
+    appearance = fit_appearance(model, vertices, picture, rounds=1, start=appearance)
     gaze = gaze_from_iris(landmarks, iris)
     return MorphableCoefficients(shape.identity, shape.expression, appearance.albedo, appearance.illumination, shape.pose, gaze)

@@ -8,7 +8,7 @@ from diffdeid.geometry.camera import DISTANCE, FOCAL, project, to_camera
 from diffdeid.geometry.eyes import eye_frame, gaze_from_iris
 from diffdeid.geometry.renderer import render
 from diffdeid.geometry.rotation import rotation_matrix, rotation_vector
-from diffdeid.models.fitting import fit, fit_appearance, fit_shape_and_pose
+from diffdeid.models.fitting import fit, fit_appearance, fit_shape_and_pose, refine_identity_and_pose
 from diffdeid.models.morphable_model import MorphableModel
 
 WEIGHTS = Path(__file__).parents[2] / "weights/diffdeid/morphable_model"
@@ -137,6 +137,39 @@ def test_skin_and_light_explain_the_picture_in_spite_of_dark_hair(model):
         face[:, :85] = False
         face[:, :, :60] = face[:, :, 196:] = False
         assert (again.image - picture)[face].abs().mean() < limit
+
+
+def test_pixels_correct_what_noisy_landmarks_get_wrong(model):
+    landmarks, truth = seen(model, *people()), lit_people(model)[3]
+    noisy = landmarks + 2 * torch.randn(landmarks.shape, generator=torch.Generator().manual_seed(0))
+    before = fit_shape_and_pose(model, noisy, SIZE)
+    vertices = to_camera(model(before.identity, before.expression).vertices, before.pose)
+    appearance = fit_appearance(model, vertices, truth.image.clamp(0, 1))
+    after = refine_identity_and_pose(model, before, appearance, truth.image.clamp(0, 1))
+    errors = []
+    for found in (before, after):
+        error = seen(model, found.identity, found.expression, found.pose) - landmarks
+        errors.append(error[..., :2].norm(dim=-1).mean(1))
+    assert (errors[1] < errors[0]).all()
+    assert torch.equal(after.expression, before.expression)
+
+
+def test_a_picture_without_edges_moves_nothing(model):
+    shape = fit_shape_and_pose(model, seen(model, *people()), SIZE)
+    grey = torch.full((4, 64, 64, 3), 0.5)
+    vertices = to_camera(model(shape.identity, shape.expression).vertices, shape.pose)
+    after = refine_identity_and_pose(model, shape, fit_appearance(model, vertices, grey), grey)
+    torch.testing.assert_close(after.identity, shape.identity)
+    torch.testing.assert_close(after.pose, shape.pose)
+
+
+def test_appearance_goes_on_where_it_stopped(model):
+    vertices, _, _, truth = lit_people(model)
+    picture = truth.image.clamp(0, 1)
+    whole = fit_appearance(model, vertices, picture, rounds=3)
+    parts = fit_appearance(model, vertices, picture, rounds=2, start=fit_appearance(model, vertices, picture, rounds=1))
+    for name in ("albedo", "illumination", "weight"):
+        torch.testing.assert_close(getattr(parts, name), getattr(whole, name), atol=1e-4, rtol=1e-4)
 
 
 def test_without_a_picture_skin_and_light_are_the_likeliest(model):

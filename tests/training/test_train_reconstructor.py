@@ -26,11 +26,9 @@ from diffdeid.structures import MorphableCoefficients
 from diffdeid.training import train_reconstructor
 from diffdeid.training.config import ReconstructorTrainConfig
 from diffdeid.training.data import FaceStore
-from diffdeid.training.train_reconstructor import (
+from diffdeid.training.reconstructor_data import (
     NO_JITTER,
-    ReconstructionLoss,
     ReconstructorFaces,
-    build_network,
     degraded,
     draw_jitter,
     jittered_labels,
@@ -38,12 +36,11 @@ from diffdeid.training.train_reconstructor import (
     landmark_twins,
     mirrored,
     network_input,
-    picture_landmarks,
     plain_batches,
     read_faces,
-    train,
     turned_light,
 )
+from diffdeid.training.train_reconstructor import ReconstructionLoss, build_network, picture_landmarks, train
 
 WEIGHTS = Path(__file__).parents[2] / "weights" / "diffdeid"
 NETWORK = dict(sample_size=32, embedding_size=8, hidden_sizes=(8, 16), depths=(1, 1))
