@@ -32,6 +32,9 @@ Model = Annotated[str, typer.Option(help="Folder or Hub id of the weights.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same result. Default: fresh randomness.")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute.")]
 DType = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the networks.")]
+Reconstruction = Annotated[
+    Literal["fit", "network"], typer.Option(help="How the 3D head is found: least squares, or the reconstructor network.")
+]
 Config = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSON file, see the README.")]
 
 
@@ -75,9 +78,7 @@ def anonymize(
         Literal["error", "skip", "copy"], typer.Option(help="Picture without a face: fail, write nothing, or write its pixels.")
     ] = "error",
     min_face: Annotated[int, typer.Option(min=0, metavar="PX", help="Cover faces smaller than this.")] = 0,
-    reconstruction: Annotated[
-        Literal["fit", "network"], typer.Option(help="How the 3D head is found: least squares, or the reconstructor network.")
-    ] = "fit",
+    reconstruction: Reconstruction = "fit",
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line for each output.")] = False,
     model: Model = DEFAULT_MODEL,
@@ -153,6 +154,7 @@ def reconstruct(
     mesh: Annotated[
         Path | None, typer.Option(metavar="FILE.obj|FILE.ply", help="Also write the heads, with vertex colours, in decimetres.")
     ] = None,
+    reconstruction: Reconstruction = "fit",
     seed: Seed = None,
     model: Model = DEFAULT_MODEL,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
@@ -164,7 +166,7 @@ def reconstruct(
     with _errors_in_one_line():
         from diffdeid.visualization import reconstruct_photo
 
-        written = reconstruct_photo(_load(model, "cpu", "float32"), photo, output, mesh, seed, overwrite)
+        written = reconstruct_photo(_load(model, "cpu", "float32"), photo, output, mesh, reconstruction, seed, overwrite)
         typer.echo(f"{photo} -> {', '.join(map(str, written))}")
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import replace
 from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -30,13 +31,20 @@ SIDE_DISTANCE = 3.0  # decimetres back, so that the whole head fits
 
 
 def reconstruct_photo(
-    pipe: DiffDeIDPipeline, photo: Path, output: Path, mesh: Path | None, seed: int | None, overwrite: bool
+    pipe: DiffDeIDPipeline,
+    photo: Path,
+    output: Path,
+    mesh: Path | None,
+    reconstruction: Literal["fit", "network"],
+    seed: int | None,
+    overwrite: bool,
 ) -> list[Path]:
     """Draw all faces of a photo, one row each, largest first.
 
     Args:
         output: the picture to write.
         mesh: an .obj or .ply file for the head, in head space and decimetres; several faces are numbered `_1`, `_2`, ….
+        reconstruction: "fit" or "network", as in `DiffDeIDPipeline`.
         seed: of the other identities; fresh randomness when `None`.
 
     Returns:
@@ -60,7 +68,7 @@ def reconstruct_photo(
         if path.exists() and not overwrite:
             raise ImageError(f"`{path}` exists. Pass `--overwrite` (`overwrite=True`) to replace it.")
 
-    source = pipe.reconstruct(pixels, faces)
+    source = pipe.reconstruct(pixels, faces, reconstruction=reconstruction)
     generator = torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(seed)
     panels = draw(pipe.morphable_model, (source.images.permute(0, 2, 3, 1) + 1) / 2, source.coefficients, generator)

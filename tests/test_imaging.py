@@ -14,7 +14,7 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from diffdeid.errors import ImageError
-from diffdeid.imaging import IMAGE_SUFFIXES, read_image, to_uint8_array, write_image
+from diffdeid.imaging import IMAGE_SUFFIXES, read_image, to_uint8_array, write_image, write_whole
 
 LOSSLESS = [".bmp", ".png", ".tif", ".tiff"]
 LOSSY = sorted(IMAGE_SUFFIXES - set(LOSSLESS))
@@ -362,3 +362,18 @@ def test_arrays_of_the_wrong_shape_or_range_are_refused(bad):
 def test_other_types_are_refused():
     with pytest.raises(TypeError, match="str"):
         to_uint8_array("photo.jpg")
+
+
+def test_an_interrupted_write_keeps_the_old_file_and_no_other(tmp_path, monkeypatch):
+    path = tmp_path / "a.bin"
+    write_whole(path, b"old")
+
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+        patch.setattr(os, "replace", interrupt)
+        write_whole(path, b"new")
+    assert path.read_bytes() == b"old" and list(tmp_path.iterdir()) == [path]
+    write_whole(path, b"new")
+    assert path.read_bytes() == b"new"

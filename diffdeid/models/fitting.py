@@ -1,8 +1,8 @@
 """Least-squares reconstruction: landmarks, iris and pixels -> ρ.
 
 Shape and pose by Gauss-Newton on the 468 reprojected landmarks with Gaussian priors (identity, expression) and β in [0, 1]
-(as in Blanz and Vetter 2003, with a perspective camera); skin and light in turn by robust linear least squares (light:
-Ramamoorthi 2001); then a small step of identity and pose towards the pixels, and skin and light again.
+(as in Blanz and Vetter 2003, with a perspective camera); skin and light by robust Gauss-Newton on the colours of the vertices
+(light: Ramamoorthi 2001); then a small step of identity and pose towards the pixels, and skin and light again.
 """
 
 from __future__ import annotations
@@ -174,7 +174,8 @@ class AppearanceFit:
 def fit_appearance(
     model: MorphableModel, vertices: Tensor, picture: Tensor, rounds: int = 4, start: AppearanceFit | None = None
 ) -> AppearanceFit:
-    """The most probable δ `(B, 80)` and γ `(B, 27)`, in turn: each is linear given the other.
+    """The most probable δ `(B, 80)` and γ `(B, 27)`: Gauss-Newton on both, for dark skin in bright light and bright skin in dim
+    light look almost alike, and the priors must choose.
 
     Pixels that skin and light do not explain (hair, glasses, cast shadows) lose their weight.
 
@@ -183,44 +184,43 @@ def fit_appearance(
         picture: `(B, H, W, 3)` in 0…1, H = W.
         start: the fit with a geometry close to this one, to go on from; what it saw counts as seen.
     """
-    batch_size = len(vertices)
+    batch_size, device = len(vertices), vertices.device
     normals = vertex_normals(vertices, model.triangles)
     region = model.face_region.nonzero().squeeze(1)
     colour = sample_vertices(_halved(picture), project(vertices[:, region], 1)[..., :2])  # (B, F, 3)
     harmonics = sh_basis(normals[:, region])  # (B, F, 9)
-    albedo_mean, basis = model.albedo_mean[region].float(), model.albedo_basis[:, region].float()
+    skin_mean, basis = model.albedo_mean[region].float(), model.albedo_basis[:, region].float().permute(1, 2, 0)  # (F, 3, K)
+    num_skin = basis.shape[2]
     light_whitening = model.illumination_whitening.float()
-    light_prior = light_whitening.mT @ light_whitening
-    light_mean = model.illumination_mean.float()
-    ones = torch.eye(3, device=vertices.device)
+    prior = torch.block_diag(torch.eye(num_skin, device=device), light_whitening.mT @ light_whitening)
+    likeliest = torch.cat([prior.new_zeros(num_skin), model.illumination_mean.float()])
 
     if start is None:
         visible = visible_vertices(model, vertices, normals)[:, region].float()
-        skin, weight = albedo_mean.expand(batch_size, -1, -1), visible
+        found, weight = likeliest.repeat(batch_size, 1), visible
     else:
         visible, weight = (start.weight > 0).float(), start.weight
-        skin = albedo_mean + torch.einsum("bk,kfc->bfc", start.albedo[:, : len(basis)], basis)
+        found = torch.cat([start.albedo[:, :num_skin], start.illumination], dim=1)
+
+    def appearance() -> tuple[Tensor, Tensor]:
+        shading = harmonics @ found[:, num_skin:].unflatten(1, (9, 3))
+        return skin_mean + torch.einsum("bk,fck->bfc", found[:, :num_skin], basis), shading
+
+    skin, shading = appearance()
     for _ in range(rounds):
-        # γ: 27 unknowns, coupled over the channels by their prior only
-        weighted = (weight / PHOTOMETRIC_NOISE**2)[..., None]
-        squares = torch.einsum("bfk,bfl,bfc->bklc", weighted * harmonics, harmonics, skin.square())
-        system = torch.einsum("bklc,cd->bkcld", squares, ones).flatten(3).flatten(1, 2)
-        target = torch.einsum("bfk,bfc->bkc", weighted * harmonics, skin * colour).flatten(1) + light_prior @ light_mean
-        light = _solve(system + light_prior, target)
-        shading = torch.einsum("bfk,bkc->bfc", harmonics, light.unflatten(1, (9, 3)))
-        # δ
-        design = torch.einsum("kfc,bfc->bfck", basis, shading).flatten(1, 2)  # (B, 3 F, 80)
-        spread = weighted.expand(-1, -1, 3).flatten(1)
-        system = (design * spread[..., None]).mT @ design + torch.eye(len(basis), device=vertices.device)
-        target = (design.mT @ (spread * (colour - albedo_mean * shading).flatten(1))[..., None]).squeeze(-1)
-        albedo = _solve(system, target)
-        skin = albedo_mean + torch.einsum("bk,kfc->bfc", albedo, basis)
+        by_skin = basis * shading[..., None]  # (B, F, 3, K)
+        by_light = torch.einsum("bfc,bfk,cd->bfckd", skin, harmonics, torch.eye(3, device=device)).flatten(3)
+        design = torch.cat([by_skin, by_light], dim=-1).flatten(1, 2)  # (B, 3 F, K + 27)
+        weighted = design * (weight / PHOTOMETRIC_NOISE**2)[..., None].expand(-1, -1, 3).flatten(1)[..., None]
+        gradient = (weighted.mT @ (colour - skin * shading).flatten(1)[..., None]).squeeze(-1) - (found - likeliest) @ prior
+        found = found + _solve(weighted.mT @ design + prior, gradient)
+        skin, shading = appearance()
         error = (colour - skin * shading).abs().amax(-1)
         typical = torch.where(visible > 0, error, torch.nan).nanmedian(1, keepdim=True).values.nan_to_num()
         weight = visible / (1 + (error / (3 * typical + 1e-3)) ** 4)
     padded = vertices.new_zeros(batch_size, MorphableCoefficients.SIZES[2])
-    padded[:, : len(basis)] = albedo
-    return AppearanceFit(padded, light, weight)
+    padded[:, :num_skin] = found[:, :num_skin]
+    return AppearanceFit(padded, found[:, num_skin:], weight)
 
 
 def _halved(picture: Tensor) -> Tensor:

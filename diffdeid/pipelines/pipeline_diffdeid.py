@@ -175,10 +175,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             raise ValueError(f"`num_images_per_prompt` must be at least 1, got {num_images_per_prompt}.")
         if fallback not in ("solid", "mosaic", "blur"):
             raise ValueError(f"`fallback` must be 'solid', 'mosaic' or 'blur', got {fallback!r}.")
-        if reconstruction not in ("fit", "network"):
-            raise ValueError(f"`reconstruction` must be 'fit' or 'network', got {reconstruction!r}.")
-        if reconstruction == "network" and self.reconstructor is None:
-            raise ConfigurationError("This pipeline has no `reconstructor`. Pass `reconstruction='fit'`.")
+        self._check_reconstruction(reconstruction)
         if num_pictures > 1 and not (faces is coefficients is identity is None):
             raise ValueError(f"`faces`, `coefficients` and `identity` describe one picture, got {num_pictures} pictures.")
         unknown = set(callback_inputs) - set(self._callback_tensor_inputs)
@@ -195,6 +192,12 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             return faces
         return self.face_analyser(picture, faces)
 
+    def _check_reconstruction(self, reconstruction: str) -> None:
+        if reconstruction not in ("fit", "network"):
+            raise ValueError(f"`reconstruction` must be 'fit' or 'network', got {reconstruction!r}.")
+        if reconstruction == "network" and self.reconstructor is None:
+            raise ConfigurationError("This pipeline has no `reconstructor`. Pass `reconstruction='fit'`.")
+
     def reconstruct(
         self,
         picture: np.ndarray,
@@ -204,6 +207,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         coefficients: Tensor | None = None,
     ) -> SourceFaces:
         """Crop faces that have landmarks and irises, and find their coefficients (or unpack given `(F, 261)`) and identities."""
+        self._check_reconstruction(reconstruction)
         device = self._execution_device
         crops = []
         for face in faces:

@@ -9,7 +9,6 @@ and `iris` (2, 5, 2).
 from __future__ import annotations
 
 import json
-import os
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +19,7 @@ from tqdm import tqdm
 from diffdeid.errors import ImageError
 from diffdeid.geometry.align import chip_matrix, ffhq_matrix, sample, warp
 from diffdeid.geometry.guides import face_region, mouth_region
-from diffdeid.imaging import read_image
+from diffdeid.imaging import read_image, write_whole
 from diffdeid.models.conditioning import hide_skin_details, render_conditions
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
@@ -70,7 +69,7 @@ def prepare(folder: Path, out: Path, model: str | Path = "weights/diffdeid", rea
             if face.landmarks is not None and face.iris is not None:
                 sample_of_face = prepare_face(image, face, recogniser, morphable_model)
                 target = out / (f"{name}.safetensors" if number == 0 else f"{name}__{number}.safetensors")
-                write(target, sample_of_face, {"set": sets.get(path.name, path.parent.name)})
+                write_whole(target, save(sample_of_face, {"set": sets.get(path.name, path.parent.name)}))
         with done.open("a") as file:
             file.write(name + "\n")
     return out
@@ -111,10 +110,3 @@ def prepare_face(
         "landmarks": landmarks.astype(np.float32),
         "iris": iris.astype(np.float32),
     }
-
-
-def write(path: Path, arrays: dict[str, np.ndarray], metadata: dict[str, str]) -> None:
-    """Write a file that is either whole or absent."""
-    temporary = path.with_suffix(".tmp")
-    temporary.write_bytes(save(arrays, metadata))
-    os.replace(temporary, path)

@@ -9,7 +9,7 @@ import torch
 
 from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.data import FaceStore
-from diffdeid.training.prepare import FULL, prepare, write
+from diffdeid.training.prepare import FULL, prepare
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "weights/diffdeid"
@@ -82,17 +82,3 @@ def test_an_interrupted_run_leaves_no_partial_sample_and_can_go_on(photos, store
     assert {path.name for path in tmp_path.iterdir()} == {path.name for path in store.iterdir()}
     name = "space__astronaut.png.safetensors"
     assert (tmp_path / name).read_bytes() == (store / name).read_bytes()
-
-
-def test_an_interrupted_write_keeps_the_old_file(tmp_path, monkeypatch):
-    path = tmp_path / "a.safetensors"
-    write(path, {"x": np.zeros(3)}, {"set": "old"})
-    old = path.read_bytes()
-
-    def interrupt(self, data):
-        raise KeyboardInterrupt
-
-    with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
-        patch.setattr(Path, "write_bytes", interrupt)
-        write(path, {"x": np.ones(3)}, {"set": "new"})
-    assert path.read_bytes() == old
