@@ -48,7 +48,8 @@ FACES_OF_A_SET = {"cam": 260, "gen": 150, "aaf": 260, "sport": 260, "ai": 150, "
 SKINS_OF_A_SET = {"cam": 350, "gen": 200, "aaf": 300, "sport": 400, "ai": 100, "scut": 50, "utk": 350, "video": 50}
 NEUTRAL_SETS = ("scut",)
 SKIN, SCLERA = (0.72, 0.56, 0.48), 0.85  # where the iteration starts, in sRGB values
-MEAN_LIGHT_SPREAD, MEAN_LIGHT_CHROMA = 0.08, 0.012  # of the light over the whole face, all channels alike and each by itself
+MEAN_LIGHT_SPREAD, MEAN_LIGHT_CHROMA = 0.08, 0.04  # of the light over the whole face, all channels alike and each by itself
+FEW_FACES = 5  # what so few show of a vertex is half believed
 REACH = 0.13  # decimetres from the nearest landmark to which a vertex counts as face
 
 
@@ -139,8 +140,8 @@ def learn_shape(model: MorphableModel, landmarks: Tensor, rounds: int = 4) -> No
 def start_skin(model: MorphableModel) -> None:
     """One colour for all skin, three directions of it, and the prior of the light.
 
-    How much of a colour is skin and how much light can't be learned from single photographs: the prior says that light is nearly
-    white and varies less than skin does.
+    How much of a colour is skin and how much light can't be learned from single photographs: the prior says that the brightness
+    of light varies less than that of skin, and its tint about as much (cameras' white balance).
     """
     twins = mirror_twins(model.mean)
     near = torch.cdist(model.mean, model.at_landmarks(model.mean)).amin(1) < REACH
@@ -155,7 +156,7 @@ def start_skin(model: MorphableModel) -> None:
     model.albedo_basis[:NUM_TONE] = tone[:, None] * ~eyeball[:, None]
 
     mean = torch.tensor([0.65, 0.1, 0.3, 0, 0, 0, 0, 0, 0])
-    common, chroma = torch.tensor([0.2] + [0.25] * 3 + [0.12] * 5), torch.tensor([0.035] + [0.04] * 3 + [0.02] * 5)
+    common, chroma = torch.tensor([0.2] + [0.25] * 3 + [0.12] * 5), torch.tensor([0.06] + [0.04] * 3 + [0.02] * 5)
     model.illumination_mean.copy_(mean[:, None].expand(9, 3).flatten())
     covariance = torch.kron(common.square().diag(), torch.ones(3, 3)) + torch.kron(chroma.square().diag(), torch.eye(3))
     precision = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
@@ -209,7 +210,7 @@ def learn_skin(model: MorphableModel, images: Tensor, shape: ShapeFit) -> None:
     variances, axes = torch.linalg.eigh(tone.mT @ tone / len(tone))
     score = (tone @ axes / variances.sqrt()).flip(1)  # (N, 3)
     evidence = torch.einsum("nk,nfc->kfc", score.square(), seen)
-    follow = torch.einsum("nk,nfc->kfc", score, residual * seen) / evidence.clamp_min(1e-6)
+    follow = torch.einsum("nk,nfc->kfc", score, residual * seen) / (evidence + FEW_FACES)
     detail = residual - torch.einsum("nk,kfc->nfc", score, follow)
 
     num_detail = NUM_ALBEDO - NUM_TONE

@@ -49,6 +49,17 @@ def test_the_render_looks_like_the_face(reconstruct, astronaut, tmp_path):
     assert abs(crop.mean((0, 1)) - own.mean((0, 1))).max() < 25
 
 
+def test_the_network_is_an_option_away(reconstruct, astronaut, tmp_path):
+    pictures = []
+    for name in ("fit", "network"):
+        result = reconstruct(astronaut, "-o", tmp_path / f"{name}.png", "--reconstruction", name)
+        assert result.exit_code == 0, result.output
+        pictures.append(panels(tmp_path / f"{name}.png"))
+    (crop, _, fitted, *_), (same_crop, _, found, *_) = pictures
+    np.testing.assert_array_equal(crop, same_crop)
+    assert 0 < np.abs(fitted.astype(float) - found)[110:190, 80:180].mean() < 25
+
+
 def test_a_seed_gives_the_same_picture_and_changes_the_other_person_only(reconstruct, astronaut, tmp_path):
     for name, seed in (("a", 1), ("b", 1), ("c", 2)):
         assert reconstruct(astronaut, "-o", tmp_path / f"{name}.png", "--seed", seed).exit_code == 0

@@ -65,6 +65,7 @@ def convert_d3dfr(path: Path, out: Path, morphable_model: Path) -> None:
     model = FaceReconstructorModel(
         sample_size=SIZE,
         deep3d_pivot=tuple(head.mean.float().mean(0).tolist()),
+        expression_bounded=head.config.expression_bounded,
         **_architecture(state),
     )
     try:

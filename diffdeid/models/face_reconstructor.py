@@ -48,6 +48,7 @@ class FaceReconstructorModel(StrictModelMixin, ConfigMixin):
         depths: residual blocks of the stages, `(3, 4, 6, 3)` for ResNet-50.
         deep3d_pivot: for a network of Deep3DFaceRecon (`diffdeid.conversion.d3dfr`), which takes other pictures and gives another
             pose: the point of the head, decimetres, about which its rotations turn.
+        expression_bounded: β lies in 0…1 (ARKit units) and is clamped to it, though not in training, which needs the gradient.
 
     Buffers:
         mean, std: `(261,)`; the last layer gives standardised coefficients.
@@ -61,6 +62,7 @@ class FaceReconstructorModel(StrictModelMixin, ConfigMixin):
         hidden_sizes: tuple[int, ...] = (256, 512, 1024, 2048),
         depths: tuple[int, ...] = (3, 4, 6, 3),
         deep3d_pivot: tuple[float, float, float] | None = None,
+        expression_bounded: bool = True,
     ):
         super().__init__()
         config = ResNetConfig(embedding_size=embedding_size, hidden_sizes=list(hidden_sizes), depths=list(depths))
@@ -84,6 +86,8 @@ class FaceReconstructorModel(StrictModelMixin, ConfigMixin):
         coefficients = MorphableCoefficients.unpack(packed)
         if self.config.deep3d_pivot is not None:
             coefficients = replace(coefficients, pose=_deep3d_pose(coefficients.pose, self.config.deep3d_pivot))
+        if self.config.expression_bounded and not self.training:
+            coefficients = replace(coefficients, expression=coefficients.expression.clamp(0, 1))
         return FaceReconstructorOutput(coefficients) if return_dict else (coefficients,)
 
 

@@ -198,6 +198,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         if reconstruction == "network" and self.reconstructor is None:
             raise ConfigurationError("This pipeline has no `reconstructor`. Pass `reconstruction='fit'`.")
 
+    @torch.no_grad()
     def reconstruct(
         self,
         picture: np.ndarray,

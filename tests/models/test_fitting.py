@@ -139,6 +139,19 @@ def test_skin_and_light_explain_the_picture_in_spite_of_dark_hair(model):
         assert (again.image - picture)[face].abs().mean() < limit
 
 
+@pytest.mark.parametrize("tone", [-1.5, 1.5])
+def test_dark_skin_is_told_from_dim_light(model, tone):
+    """Alternating between skin and light left every brightness to the light."""
+    vertices, _, skin, _ = lit_people(model)
+    skin = torch.zeros_like(skin)
+    skin[:, 0] = tone
+    light = model.illumination_mean.float().repeat(4, 1)
+    head = model(torch.zeros(4, 80), torch.zeros(4, 64), skin)
+    picture = render(vertices, head.albedo, light, model.triangles, SIZE).image.clamp(0, 1)
+    found = fit_appearance(model, vertices, picture)
+    torch.testing.assert_close(found.albedo[:, 0], skin[:, 0], atol=0.5, rtol=0)
+
+
 def test_pixels_correct_what_noisy_landmarks_get_wrong(model):
     landmarks, truth = seen(model, *people()), lit_people(model)[3]
     noisy = landmarks + 2 * torch.randn(landmarks.shape, generator=torch.Generator().manual_seed(0))

@@ -226,7 +226,7 @@ def test_the_index_of_the_weights_is_frozen():
         "morphable_model": ("diffdeid.models.morphable_model", "MorphableModel"),
         "face_recognition": ("diffdeid.models.face_recognition", "FaceRecognitionModel"),
         "face_analyser": ("diffdeid.models.face_analyser", "FaceAnalyserModel"),
-        "reconstructor": (None, None),  # none trained well enough to ship
+        "reconstructor": ("diffdeid.models.face_reconstructor", "FaceReconstructorModel"),
         "lds": ("diffdeid.models.lds", "LDSModel"),
         "lds_scheduler": ("diffusers", "DDIMScheduler"),
     }
