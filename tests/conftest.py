@@ -25,7 +25,7 @@ def _no_network(monkeypatch, request):
     monkeypatch.setattr(socket.socket, "connect_ex", refuse)
 
 
-@pytest.fixture
+@pytest.fixture(scope="session")
 def astronaut() -> Path:
     """The demo photo: one face, 512×512 RGB."""
     return ROOT / "tests" / "assets" / "astronaut.png"

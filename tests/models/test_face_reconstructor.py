@@ -1,7 +1,5 @@
 """The network that ships, on a photo that it has not seen."""
 
-from pathlib import Path
-
 import numpy as np
 import pytest
 import torch
@@ -11,13 +9,11 @@ from diffdeid.geometry.camera import project, to_camera
 from diffdeid.geometry.eyes import eye_frame
 from diffdeid.geometry.rotation import rotation_matrix, rotation_vector
 
-PHOTO = Path(__file__).parents[1] / "assets" / "astronaut.png"
-
 
 @pytest.fixture(scope="module")
-def found(pipeline):
+def found(pipeline, astronaut):
     """Landmarks in the crop, and what fit and network make of the face."""
-    picture = np.asarray(read_image(PHOTO).image)
+    picture = np.asarray(read_image(astronaut).image)
     faces = pipeline.detect_faces(picture)
     sources = {name: pipeline.reconstruct(picture, faces, reconstruction=name) for name in ("fit", "network")}
     return torch.from_numpy(sources["fit"].landmarks).float(), {name: one.coefficients for name, one in sources.items()}
