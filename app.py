@@ -19,15 +19,20 @@ Uploads and results are deleted from this server within twenty minutes; nothing 
 logger = logging.getLogger(__name__)
 
 
-def anonymize(pipe: DiffDeIDPipeline, image: Image.Image | None, level: int, keep_mouth: bool, seed: int | None):
-    """De-identify one photo; returns the result and a sentence about its faces. Errors are written for the page."""
+def anonymize(pipe: DiffDeIDPipeline, image: Image.Image | None, level: int, keep_mouth: bool, keep_attributes: bool, seed):
+    """De-identify one photo; returns the result and a sentence about its faces. Errors are written for the page.
+
+    Args:
+        seed: a whole number, or `None` for a new face each time.
+    """
     if image is None:
         raise gr.Error("Choose a photo first.")
     if image.width * image.height > MAX_MEGAPIXELS * 1e6:
         raise gr.Error(f"The photo has more than {MAX_MEGAPIXELS} megapixels. Scale it down first.")
     generator = None if seed is None else torch.Generator().manual_seed(int(seed))
     try:
-        output = pipe(image, level=int(level), keep_mouth=keep_mouth, generator=generator)
+        options = {"keep_mouth": keep_mouth, "keep_attributes": keep_attributes}
+        output = pipe(image, level=int(level), generator=generator, **options)
     except NoFaceFoundError as error:
         raise gr.Error("No face found, so nothing was changed.") from error
     except Exception as error:
@@ -47,13 +52,20 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
                 level = gr.Slider(1, 10, value=7, step=1, label="Distance of the new identity from the old one")
                 with gr.Accordion("More", open=False):
                     keep_mouth = gr.Checkbox(True, label="Keep the pixels of the mouth")
+                    keep_attributes = gr.Checkbox(True, label="Keep about the same sex, age and descent")
                     seed = gr.Number(None, label="Seed (empty: a new face each time)", precision=0)
                 button = gr.Button("De-identify", variant="primary")
             with gr.Column():
                 result = gr.Image(label="De-identified", format="png", interactive=False)
                 report = gr.Markdown()
         handler = partial(anonymize, pipe)
-        button.click(handler, [image, level, keep_mouth, seed], [result, report], api_name="anonymize", concurrency_limit=1)
+        button.click(
+            handler,
+            [image, level, keep_mouth, keep_attributes, seed],
+            [result, report],
+            api_name="anonymize",
+            concurrency_limit=1,
+        )
     return demo
 
 

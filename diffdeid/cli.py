@@ -71,6 +71,9 @@ def anonymize(
     device: Device = "auto",
     dtype: DType = "float32",
     keep_mouth: Annotated[bool, typer.Option(help="Keep the pixels of the mouth.")] = True,
+    keep_attributes: Annotated[
+        bool, typer.Option(help="Keep about the sex, age and descent that the face seems to have.")
+    ] = True,
     fallback: Annotated[
         Literal["solid", "mosaic", "blur"], typer.Option(help="Covers a face that could not be de-identified.")
     ] = "solid",
@@ -105,6 +108,7 @@ def anonymize(
         "level": level,
         "num_inference_steps": steps,
         "keep_mouth": keep_mouth,
+        "keep_attributes": keep_attributes,
         "fallback": fallback,
         "min_face": min_face,
         "reconstruction": reconstruction,

@@ -7,7 +7,7 @@ from app import MAX_MEGAPIXELS, anonymize, build_demo
 
 def test_a_photo_gives_a_photo_and_a_report(pipeline, astronaut):
     image = Image.open(astronaut)
-    result, report = anonymize(pipeline, image, 7, True, 0)
+    result, report = anonymize(pipeline, image, 7, True, True, 0)
     assert result.size == image.size and result != image and report.startswith("1 face(s)")
 
 
@@ -21,7 +21,7 @@ def test_a_photo_gives_a_photo_and_a_report(pipeline, astronaut):
 )
 def test_what_cannot_be_done_is_said(pipeline, image, message):
     with pytest.raises(gr.Error, match=message):
-        anonymize(pipeline, image, 7, True, None)
+        anonymize(pipeline, image, 7, True, True, None)
 
 
 def test_the_page_can_be_built(pipeline):

@@ -29,7 +29,9 @@ def tiny_texture_encoder() -> TextureEncoderModel:
 
 def tiny_lds() -> LDSModel:
     torch.manual_seed(0)
-    return LDSModel(hidden_dim=16, num_layers=2).eval()
+    model = LDSModel(hidden_dim=16, num_layers=2, attribute_names=("female", "age")).eval()
+    model.attribute_directions.normal_()
+    return model
 
 
 def tiny_lds_pipeline() -> LDSPipeline:

@@ -57,6 +57,11 @@ def invert(matrix: np.ndarray) -> np.ndarray:
     return np.concatenate([linear, -linear @ matrix[:, 2:]], axis=1)
 
 
+def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
+    """The affine map `(2, 3)` that applies `inner` first."""
+    return np.concatenate([outer[:, :2] @ inner[:, :2], (outer[:, :2] @ inner[:, 2] + outer[:, 2])[:, None]], axis=1)
+
+
 def scale_of(matrix: np.ndarray) -> float:
     """Target pixels per source pixel."""
     return math.sqrt(abs(np.linalg.det(matrix[:, :2])))

@@ -81,7 +81,8 @@ class TextureEncoderModel(StrictModelMixin, ConfigMixin):
 
         Args:
             masked_image: `(batch, 4, height, width)`, picture in [-1, 1] with the erased pixels at 0, and the mask in [-1, 1]
-                (1 where the face is erased). Sides are multiples of 16 (`patch_size` times 2 per further level).
+                (1 where the face is erased). In video the picture is the de-identified frame I_d, with nothing erased. Sides are
+                multiples of 16 (`patch_size` times 2 per further level).
         """
         # 0. check inputs
         check_size(masked_image, self.config.in_channels, self.config.patch_size * 2 ** (len(self.down_blocks) - 1))

@@ -8,6 +8,7 @@ the render; a last convolution at full resolution hides the lattice that patches
 from __future__ import annotations
 
 import math
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -53,6 +54,8 @@ class DiffDeIDUNet2DModel(StrictModelMixin, ConfigMixin):
         coefficient_dim (`int`, defaults to 261): numbers in the coefficients ρ.
         condition_dim (`int`, defaults to 384): width of the condition vector C.
         num_texture_levels (`int`, defaults to 2): deepest levels that attend to the texture encoder.
+        texture_residual (`"noise"` or `"texture"`, defaults to `"noise"`): what the texture attention adds to, see
+            `TextureAttention`.
     """
 
     @register_to_config
@@ -72,6 +75,7 @@ class DiffDeIDUNet2DModel(StrictModelMixin, ConfigMixin):
         coefficient_dim: int = 261,
         condition_dim: int = 384,
         num_texture_levels: int = 2,
+        texture_residual: Literal["noise", "texture"] = "noise",
     ):
         super().__init__()
         finest, deepest = block_out_channels[0], len(block_out_channels) - 1
@@ -81,6 +85,7 @@ class DiffDeIDUNet2DModel(StrictModelMixin, ConfigMixin):
         self.time_embedding = nn.Linear(condition_dim, condition_dim)
         self.coefficient_embedding = nn.Linear(coefficient_dim, condition_dim)
         self.identity_embedding = nn.Linear(identity_dim, condition_dim, bias=False)  # zeros stay "no identity"
+        self.video_embedding = nn.Parameter(torch.zeros(condition_dim))
 
         # encoder
         self.conv_in = patch_convolution(in_channels + condition_channels, finest, patch_size)
@@ -97,7 +102,7 @@ class DiffDeIDUNet2DModel(StrictModelMixin, ConfigMixin):
             for level, channels in enumerate(block_out_channels)
         )
         self.texture_attentions = nn.ModuleList(
-            TextureAttention(channels, norm_num_groups, attention_head_dim)
+            TextureAttention(channels, norm_num_groups, attention_head_dim, texture_residual)
             for channels in block_out_channels[len(block_out_channels) - num_texture_levels :]
         )
 
@@ -130,6 +135,7 @@ class DiffDeIDUNet2DModel(StrictModelMixin, ConfigMixin):
         identity: Tensor,
         coefficients: Tensor,
         texture: TextureEncoderOutput,
+        video: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
         """Predict what the scheduler asks for.
@@ -139,9 +145,11 @@ class DiffDeIDUNet2DModel(StrictModelMixin, ConfigMixin):
                 (`patch_size` times 2 per further level).
             timestep: one number, or `(batch,)`, 0…999.
             spatial_conditions: `(batch, 9, height, width)`, [-1, 1]; see docs/conventions.md.
-            identity: `(batch, 128)` unit embeddings z_id. A row of zeros means no identity (guidance, video).
+            identity: `(batch, 128)` unit embeddings z_id; a row of zeros means no identity (guidance). Ignored in video rows.
             coefficients: `(batch, 261)`, ρ as `MorphableCoefficients.pack` gives it. All groups are of order 1.
-            texture: what `TextureEncoderModel` returned for pictures of the same size.
+            texture: what `TextureEncoderModel` returned for pictures of the same size: the masked picture I_m, or, in video, the
+                de-identified frame I_d that says what the person looks like.
+            video: `(batch,)` bool, rows in video mode, where I_d stands for z_id: C = linear(ρ̂) + linear(t). `None`: none.
             return_dict: `False` gives a tuple.
 
         Returns:
@@ -165,7 +173,10 @@ class DiffDeIDUNet2DModel(StrictModelMixin, ConfigMixin):
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
         condition = self.time_embedding(self.time_features(timesteps).to(sample.dtype))
         condition = condition + self.coefficient_embedding(coefficients)
-        condition = condition + self.identity_embedding(identity * math.sqrt(self.config.identity_dim))
+        embedded = self.identity_embedding(identity * math.sqrt(self.config.identity_dim))
+        if video is not None:
+            embedded = torch.where(video[:, None], self.video_embedding, embedded)
+        condition = condition + embedded
         condition = F.silu(condition)
 
         # 2. pre-process

@@ -7,6 +7,8 @@ tokens `(batch, height * width, channels)`; both views share memory when the map
 
 from __future__ import annotations
 
+from typing import Literal
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -105,14 +107,14 @@ class SelfAttention(nn.Module):
 class TextureAttention(nn.Module):
     """F̂ = τ · softmax(QKᵀ) V + F, eq. (6).
 
-    Q comes from the U-Net's features F; K and V come from `TextureEncoderModel`. τ is one number per channel (the paper: one
-    per layer), zero at the start, so that each channel finds its own sign and an untrained texture changes nothing. The
-    paper's formula adds the texture features instead of F, which would throw the noise features away.
+    Q comes from the U-Net's features F_n; K and V come from `TextureEncoderModel`. τ is one number per channel (the paper: one
+    per layer), zero at the start, so that each channel finds its own sign and an untrained texture changes nothing. F is F_n;
+    the paper's formula has the texture features (`residual="texture"`: V), which throws the noise features away.
     """
 
-    def __init__(self, channels: int, num_groups: int, head_dim: int):
+    def __init__(self, channels: int, num_groups: int, head_dim: int, residual: Literal["noise", "texture"] = "noise"):
         super().__init__()
-        self.head_dim = head_dim
+        self.head_dim, self.residual = head_dim, residual
         self.norm = nn.GroupNorm(num_groups, channels)
         self.to_query = nn.Linear(channels, channels)
         self.tau = nn.Parameter(torch.zeros(channels))
@@ -120,6 +122,8 @@ class TextureAttention(nn.Module):
     def forward(self, hidden_states: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query = self.to_query(to_tokens(self.norm(hidden_states)))
         attended = self.tau.to(hidden_states.dtype) * multi_head_attention(query, key, value, self.head_dim)
+        if self.residual == "texture":
+            return to_map(value + attended, hidden_states.shape[2:])
         return hidden_states + to_map(attended, hidden_states.shape[2:])
 
 

@@ -244,13 +244,25 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         chips = sample(images, matrices, 150)
         return self.face_recognition(chips.to(self.face_recognition.dtype)).embedding.float()
 
-    def sample_identity(self, source: Tensor, level: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+    def sample_identity(
+        self, source: Tensor, level: int, keep_attributes: bool, generator: torch.Generator
+    ) -> tuple[Tensor, Tensor]:
         """A new identity, z' `(1, 128)` and α' `(1, 80)`, for a source `(1, 128)`.
 
         Of those sampled, none nearer than the limit, the level chooses one by its quantile of the distance to the source.
         """
-        pool = self.identity_sampler(
-            self.num_sampled_identities, source, self.config.identity_limit, num_inference_steps=20, generator=generator
+        sampler, attributes = self.identity_sampler, None
+        if keep_attributes:
+            if not self.lds.config.attribute_names:
+                raise ConfigurationError("The `lds` of this pipeline cannot keep attributes. Pass `keep_attributes=False`.")
+            attributes = self.lds.attributes(source.to(self.lds.dtype))[0]
+        pool = sampler(
+            self.num_sampled_identities,
+            source,
+            self.config.identity_limit,
+            attributes,
+            num_inference_steps=20,
+            generator=generator,
         )
         choice = select_level(pool.identity, source[0].to(pool.identity), level)
         return pool.identity[choice, None].to(source), pool.shape[choice, None].to(source)
@@ -350,6 +362,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         num_inference_steps: int = 8,
         guidance_scale: float = 1.0,
         keep_mouth: bool = True,
+        keep_attributes: bool = True,
         fallback: Literal["solid", "mosaic", "blur"] = "solid",
         min_face: float = 0,
         reconstruction: Literal["fit", "network"] = "fit",
@@ -374,6 +387,8 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             num_inference_steps: denoising steps.
             guidance_scale: 1 is off; above, the identity is exaggerated (1…1.5 is sensible) at twice the cost.
             keep_mouth: leave the mouth of the source (paper) instead of erasing it too.
+            keep_attributes: sample identities of about the sex, age and descent that the source seems to have. Anybody's if
+                false, which may not go with hair, neck and hands.
             fallback: how faces that cannot be de-identified are covered. Only "solid" protects.
             min_face: faces whose box is narrower or lower than this many pixels are covered.
             reconstruction: "fit" finds ρ by least squares on landmarks and pixels, "network" by the `reconstructor`.
@@ -436,7 +451,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
                     for number in range(1, 1 + self.max_attempts) if index in singles else ():
                         # 3. - 6. sample an identity, condition, denoise, check
                         attempt = self.deidentify(
-                            singles[index], textures[index], level, generator, keep_mouth, num_inference_steps,
+                            singles[index], textures[index], level, generator, keep_mouth, keep_attributes, num_inference_steps,
                             None if identity is None else tuple(part[placed.index(index), None] for part in identity),
                             callback_on_step_end, callback_on_step_end_tensor_inputs,
                         )  # fmt: skip
@@ -467,6 +482,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         level: int,
         generator: torch.Generator,
         keep_mouth: bool,
+        keep_attributes: bool,
         num_inference_steps: int,
         identity: tuple[Tensor, Tensor] | None = None,
         callback_on_step_end: Callable | None = None,
@@ -475,7 +491,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         """One attempt at one face (a batch of one); `identity` is z' `(1, 128)` and α' `(1, 80)` instead of sampled ones."""
         # 3. sample an identity
         if identity is None:
-            identity = self.sample_identity(source.identity, level, generator)
+            identity = self.sample_identity(source.identity, level, keep_attributes, generator)
         z, shape = (part.to(source.identity) for part in identity)
 
         # 4. prepare conditions and noise

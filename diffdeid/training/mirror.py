@@ -4,7 +4,10 @@ from collections.abc import Sequence
 
 import numpy as np
 
+from diffdeid.geometry.align import CHIP_SIZE, compose
 from diffdeid.structures import MorphableCoefficients
+
+MAPS = ("image", "texture", "render", "normals", "guides", "mask")  # the pictures of a face
 
 _UNITS = """
     browDownLeft browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff cheekSquintLeft cheekSquintRight
@@ -51,8 +54,13 @@ def mirror_coefficients(coefficients: np.ndarray) -> np.ndarray:
 
 
 def mirror(face: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The mirrored picture, maps and coefficients of a face; its identity stays."""
-    maps = {name: face[name][:, ::-1] for name in ("image", "render", "normals", "guides", "mask")}
+    """The mirrored pictures, chip and coefficients of a face; its identity stays."""
+    maps = {name: face[name][:, ::-1] for name in MAPS}
     normals = maps["normals"].copy()
     normals[..., 0] = 255 - normals[..., 0]
-    return face | maps | {"normals": normals, "coefficients": mirror_coefficients(face["coefficients"])}
+    chip = compose(compose(_flip(CHIP_SIZE), face["chip"]), _flip(face["image"].shape[1]))
+    return face | maps | {"normals": normals, "chip": chip, "coefficients": mirror_coefficients(face["coefficients"])}
+
+
+def _flip(width: int) -> np.ndarray:
+    return np.float32([[-1, 0, width], [0, 1, 0]])

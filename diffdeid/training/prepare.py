@@ -1,16 +1,18 @@
-"""Photos -> a store of training samples: one safetensors file per face, nothing recomputed on a second run.
+"""Photos and clips -> a store of training samples: one safetensors file per face, nothing recomputed on a second run.
 
 Each file holds, at 288 pixels (the 256 of the crop and a margin of 16 for jitter): `image`, `render`, `normals` (uint8, 3
 channels), `guides` (feature lines, eye map), `mask` (whole face, mouth); and in float32: `fit` (261, the reconstruction),
 `coefficients` (261, what of it the denoiser is shown), `identity` (128), and in pixels of the crop proper `landmarks` (468, 3)
-and `iris` (2, 5, 2).
+and `iris` (2, 5, 2). Frames of clips also hold `texture`, another frame of the same person, and are shown with its α, δ and γ.
 """
 
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 
+import av
 import numpy as np
 import torch
 from safetensors.numpy import save
@@ -19,27 +21,31 @@ from tqdm import tqdm
 from diffdeid.errors import ImageError
 from diffdeid.geometry.align import chip_matrix, ffhq_matrix, sample, warp
 from diffdeid.geometry.guides import face_region, mouth_region
+from diffdeid.geometry.landmarks import LIPS_OUTER
 from diffdeid.imaging import read_image, write_whole
-from diffdeid.models.conditioning import hide_skin_details, render_conditions
+from diffdeid.models.conditioning import exchange_identity, hide_skin_details, render_conditions
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.fitting import fit
 from diffdeid.models.morphable_model import MorphableModel
-from diffdeid.structures import Face, FaceCrop
+from diffdeid.structures import Face, FaceCrop, MorphableCoefficients
 
 SIZE, MARGIN = 256, 16
 FULL = SIZE + 2 * MARGIN
-SUFFIXES = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+PHOTOS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
+CLIPS = {".mp4", ".mov", ".mkv", ".webm", ".avi"}
+FRAME_STEP = 5  # frames of a clip from one sample to the next
+SAME_PERSON = 0.5  # cosine of z_id
 
 
 def prepare(folder: Path, out: Path, model: str | Path = "weights/diffdeid", ready_crops: bool = False) -> Path:
-    """Prepare every face of every picture below `folder`.
+    """Prepare every face of every photo, and the frames of every clip, below `folder`.
 
     Args:
-        folder: photos. A `meta.jsonl` in it may name the `set` of a `file`; otherwise the set is the folder's name.
+        folder: photos and clips. A `meta.jsonl` in it may name the `set` of a `file`; otherwise the set is the folder's name.
         out: the store; faces already in it are skipped.
         model: folder of the released models.
-        ready_crops: every picture is one upright, centred face: no detection.
+        ready_crops: every photo is one upright, centred face: no detection.
 
     Returns:
         The store's folder.
@@ -52,27 +58,60 @@ def prepare(folder: Path, out: Path, model: str | Path = "weights/diffdeid", rea
     rows = [json.loads(line) for line in meta.read_text().splitlines()] if meta.is_file() else []
     sets = {row["file"]: row["set"] for row in rows}
 
-    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in SUFFIXES and path.parent.name != "labels")
+    models = analyser, recogniser, morphable_model
+    paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTOS | CLIPS and path.parent.name != "labels")
     done = out / "done.txt"  # pictures without a face leave no file: remember them too
     finished = set(done.read_text().split("\n")) if done.is_file() else set()
-    for path in tqdm(paths, desc="faces", unit="picture"):
+    for path in tqdm(paths, desc="faces", unit="file"):
         name = path.relative_to(folder).as_posix().replace("/", "__")  # with its suffix: a.jpg and a.png are two photos
         if name in finished:
             continue
         try:
-            image = np.asarray(read_image(path).image)
-        except ImageError as error:
+            faces = prepare_clip(path, *models) if path.suffix.lower() in CLIPS else prepare_photo(path, *models, ready_crops)
+        except (ImageError, av.FFmpegError) as error:
             tqdm.write(f"{path}: {error}")
             continue
-        faces = analyser(image, [centred_face(image)] if ready_crops else None)
-        for number, face in enumerate(faces):
-            if face.landmarks is not None and face.iris is not None:
-                sample_of_face = prepare_face(image, face, recogniser, morphable_model)
-                target = out / (f"{name}.safetensors" if number == 0 else f"{name}__{number}.safetensors")
-                write_whole(target, save(sample_of_face, {"set": sets.get(path.name, path.parent.name)}))
+        for number, face in faces.items():
+            target = out / (f"{name}.safetensors" if number == 0 else f"{name}__{number}.safetensors")
+            write_whole(target, save(face, {"set": sets.get(path.name, path.parent.name)}))
         with done.open("a") as file:
             file.write(name + "\n")
     return out
+
+
+def prepare_photo(
+    path: Path,
+    analyser: FaceAnalyserModel,
+    recogniser: FaceRecognitionModel,
+    morphable_model: MorphableModel,
+    ready_crop: bool = False,
+) -> dict[int, dict[str, np.ndarray]]:
+    """The faces of a photo, numbered; `ImageError` if it cannot be read."""
+    image = np.asarray(read_image(path).image)
+    faces = [face for face in analyser(image, [centred_face(image)] if ready_crop else None) if face.iris is not None]
+    return {number: prepare_face(image, face, recogniser, morphable_model) for number, face in enumerate(faces)}
+
+
+def prepare_clip(
+    path: Path, analyser: FaceAnalyserModel, recogniser: FaceRecognitionModel, morphable_model: MorphableModel
+) -> dict[int, dict[str, np.ndarray]]:
+    """The largest face of every fifth frame, by frame number, each paired with another frame of its person."""
+    frames = {}
+    with av.open(str(path)) as clip:
+        for number, frame in enumerate(clip.decode(video=0)):
+            if number % FRAME_STEP == 0:
+                image = frame.to_ndarray(format="rgb24")
+                faces = [face for face in analyser(image) if face.iris is not None]
+                if faces:
+                    frames[number] = prepare_face(image, faces[0], recogniser, morphable_model)  # the largest
+    pairs = {}
+    for number, target in frames.items():
+        alike = [
+            other for other in frames.values() if other is not target and other["identity"] @ target["identity"] > SAME_PERSON
+        ]
+        if alike:
+            pairs[number] = pair_frames(target, alike[number * 7919 % len(alike)], morphable_model)  # any, the same each time
+    return pairs
 
 
 def centred_face(image: np.ndarray) -> Face:
@@ -93,20 +132,38 @@ def prepare_face(
     inner = torch.from_numpy(crop.image[MARGIN:-MARGIN, MARGIN:-MARGIN].copy()).float()[None] / 255  # (1, 256, 256, 3)
     placed = torch.from_numpy(landmarks).float()[None], torch.from_numpy(iris).float()[None]
     reconstruction = fit(morphable_model, *placed, inner)
-    coefficients = hide_skin_details(morphable_model, reconstruction)
-    maps = render_conditions(morphable_model, coefficients, SIZE, MARGIN).maps[0].permute(1, 2, 0)
-    maps = ((maps + 1) * 127.5).round().clamp(0, 255).byte().numpy()
     chips = sample(inner.permute(0, 3, 1, 2) * 2 - 1, torch.from_numpy(chip_matrix(landmarks))[None], 150)
     shifted = landmarks[:, :2] + MARGIN
     return {
         "image": crop.image,
-        "render": maps[..., :3].copy(),
-        "normals": maps[..., 3:6].copy(),
-        "guides": maps[..., 6:].copy(),
         "mask": (np.stack([face_region(shifted, FULL), mouth_region(shifted, FULL)], axis=-1) * 255).astype(np.uint8),
         "fit": reconstruction.pack()[0].numpy(),
-        "coefficients": coefficients.pack()[0].numpy(),
         "identity": recogniser(chips).embedding[0].numpy(),
         "landmarks": landmarks.astype(np.float32),
         "iris": iris.astype(np.float32),
+    } | shown(morphable_model, hide_skin_details(morphable_model, reconstruction))
+
+
+@torch.no_grad()
+def pair_frames(
+    target: dict[str, np.ndarray], reference: dict[str, np.ndarray], morphable_model: MorphableModel
+) -> dict[str, np.ndarray]:
+    """A frame as video mode sees it: the person as in another frame, `reference`, ρ̂ = {α_d, β_f, δ_d, γ_d, p_f, ω_f}."""
+    frame, person = (MorphableCoefficients.unpack(torch.from_numpy(face["fit"])[None]) for face in (target, reference))
+    mixed = exchange_identity(morphable_model, frame, person.identity, LIPS_OUTER)
+    mixed = replace(mixed, albedo=person.albedo, illumination=person.illumination)
+    texture = {"texture": reference["image"]}
+    return target | texture | shown(morphable_model, hide_skin_details(morphable_model, mixed))
+
+
+@torch.no_grad()
+def shown(morphable_model: MorphableModel, coefficients: MorphableCoefficients) -> dict[str, np.ndarray]:
+    """What of a face the denoiser is shown: `coefficients` and the maps rendered from them."""
+    maps = render_conditions(morphable_model, coefficients, SIZE, MARGIN).maps[0].permute(1, 2, 0)
+    maps = ((maps + 1) * 127.5).round().clamp(0, 255).byte().numpy()
+    return {
+        "render": maps[..., :3].copy(),
+        "normals": maps[..., 3:6].copy(),
+        "guides": maps[..., 6:].copy(),
+        "coefficients": coefficients.pack()[0].numpy(),
     }

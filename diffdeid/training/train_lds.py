@@ -11,6 +11,7 @@ from __future__ import annotations
 import copy
 import json
 import logging
+import math
 import os
 import shutil
 from pathlib import Path
@@ -48,7 +49,15 @@ def train(config: LDSTrainConfig | str | Path) -> Path:
     # 2. model
     torch.manual_seed(config.seed)
     scheduler = DDIMScheduler(beta_schedule="linear", timestep_spacing="trailing", clip_sample=False)
-    model = LDSModel(**config.model).to(device)
+    labels = read_labels(config.attributes, set(train_names)) if config.attributes else {}
+    model = LDSModel(**config.model, attribute_names=tuple(labels)).to(device)
+    for row, values in enumerate(labels.values()):
+        chosen = [index for index, name in enumerate(train_names) if name in values]
+        known = torch.tensor([values[train_names[index]] for index in chosen], device=device)
+        learn_direction(model, row, vectors[:, : model.config.identity_dim], chosen, known)
+    attributes, validation_attributes = (
+        model.attributes(rows[:, : model.config.identity_dim]) if labels else None for rows in (vectors, validation)
+    )
     model.mean.copy_(vectors.mean(0))
     model.std.copy_(vectors.std(0).clamp(min=1e-4))  # directions that nobody uses stay unused
     vectors, validation = ((values - model.mean) / model.std for values in (vectors, validation))
@@ -60,8 +69,12 @@ def train(config: LDSTrainConfig | str | Path) -> Path:
     generator = torch.Generator(device).manual_seed(config.seed)
     best, best_loss, waited, running = None, float("inf"), 0, 0.0
     for step in range(1, config.max_steps + 1):
-        batch = vectors[torch.randint(len(vectors), (config.batch_size,), device=device, generator=generator)]
-        loss = noise_loss(model, scheduler, batch, generator)
+        chosen = torch.randint(len(vectors), (config.batch_size,), device=device, generator=generator)
+        asked = None
+        if labels:
+            anybody = torch.rand(config.batch_size, 1, device=device, generator=generator) < config.attribute_dropout
+            asked = attributes[chosen].masked_fill(anybody, math.nan)
+        loss = noise_loss(model, scheduler, vectors[chosen], asked, generator)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -73,7 +86,8 @@ def train(config: LDSTrainConfig | str | Path) -> Path:
 
         with torch.no_grad():
             fixed = torch.Generator(device).manual_seed(config.seed)
-            held_out_loss = noise_loss(averaged.model, scheduler, validation.repeat(EVAL_DRAWS, 1), fixed).item()
+            asked = validation_attributes.repeat(EVAL_DRAWS, 1) if labels else None
+            held_out_loss = noise_loss(averaged.model, scheduler, validation.repeat(EVAL_DRAWS, 1), asked, fixed).item()
         entry = {"step": step, "loss": round(running.item() / config.eval_steps, 4), "validation_loss": round(held_out_loss, 4)}
         running = 0.0
         logger.info("%s", entry)
@@ -105,10 +119,35 @@ def read_vectors(store: FaceStore, names: list[str]) -> Tensor:
     return torch.from_numpy(np.stack(rows))
 
 
-def noise_loss(model: LDSModel, scheduler: DDIMScheduler, vectors: Tensor, generator: torch.Generator) -> Tensor:
+def read_labels(path: str | Path, names: set[str]) -> dict[str, dict[str, float]]:
+    """Label -> name -> number, of those of `names` that have it, from JSON lines like `{"name": "a.jpg", "age": 34}`."""
+    labels: dict[str, dict[str, float]] = {}
+    for row in map(json.loads, Path(path).read_text().splitlines()):
+        if (name := row.pop("name")) in names:
+            for label, value in row.items():
+                labels.setdefault(label, {})[name] = float(value)
+    if not labels:
+        raise ValueError(f"`{path}` has no labels for the faces to train on.")
+    return labels
+
+
+def learn_direction(model: LDSModel, row: int, identity: Tensor, chosen: list[int], known: Tensor) -> None:
+    """Fit an attribute, by ridge regression on the labelled faces, and scale it to mean 0 and deviation 1 over all faces."""
+    labelled = identity[chosen]
+    centred = labelled - labelled.mean(0)
+    gram = centred.T @ centred + torch.eye(centred.shape[1], device=centred.device)
+    direction = torch.cholesky_solve((centred.T @ (known - known.mean()))[:, None], torch.linalg.cholesky(gram))[:, 0]
+    values = identity @ direction
+    model.attribute_directions[row] = direction / values.std()
+    model.attribute_offsets[row] = -values.mean() / values.std()
+
+
+def noise_loss(
+    model: LDSModel, scheduler: DDIMScheduler, vectors: Tensor, attributes: Tensor | None, generator: torch.Generator
+) -> Tensor:
     """Mean absolute error of the predicted noise, at noise levels spread evenly over the batch."""
     spread = torch.randperm(len(vectors), device=vectors.device, generator=generator)
     positions = (spread + torch.rand(len(vectors), device=vectors.device, generator=generator)) / len(vectors)
     timesteps = (positions * scheduler.config.num_train_timesteps).long()
     noise = torch.randn(vectors.shape, device=vectors.device, generator=generator)
-    return (model(scheduler.add_noise(vectors, noise, timesteps), timesteps).sample - noise).abs().mean()
+    return (model(scheduler.add_noise(vectors, noise, timesteps), timesteps, attributes).sample - noise).abs().mean()

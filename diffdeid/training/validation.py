@@ -50,7 +50,7 @@ def sample_faces(model: nn.Module, scheduler: DDIMScheduler, batch: dict[str, Te
 def save_grid(path: Path, model: nn.Module, scheduler: DDIMScheduler, batch: dict[str, Tensor]):
     """A picture with a row per face: real, masked, render, own identity, its neighbour's identity, no identity."""
     identities = (batch["identity"], batch["identity"].roll(1, dims=0), torch.zeros_like(batch["identity"]))
-    columns = [batch["image"], batch["masked_image"][:, :3], batch["spatial_conditions"][:, 1:4]]
+    columns = [batch["image"], batch["masked_texture"][:, :3], batch["spatial_conditions"][:, 1:4]]
     columns += [sample_faces(model, scheduler, batch | {"identity": identity}) for identity in identities]
     pixels = ((torch.cat(columns, dim=3) + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
     Image.fromarray(np.concatenate(pixels.cpu().numpy(), axis=0)).save(path)

@@ -23,8 +23,16 @@ def test_a_batch_gives_what_singles_give():
 
 def test_gradients_reach_every_parameter():
     lds = perturb(tiny_lds())
-    lds(torch.randn(2, 208), 5).sample.square().mean().backward()
+    lds(torch.randn(2, 208), 5, torch.randn(2, 2)).sample.square().mean().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in lds.parameters())
+
+
+@torch.no_grad()
+def test_attributes_that_are_not_a_number_ask_for_anybody():
+    lds, sample, attributes = perturb(tiny_lds()), torch.randn(2, 208), torch.tensor([[0.5, -1.0], [torch.nan, 0.0]])
+    asked, anybody = lds(sample, 5, attributes).sample, lds(sample, 5).sample
+    torch.testing.assert_close(asked[1], anybody[1])
+    assert not torch.allclose(asked[0], anybody[0], atol=1e-3)
 
 
 @torch.no_grad()

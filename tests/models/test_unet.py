@@ -22,6 +22,7 @@ def inputs(batch_size=2, size=16, dtype=torch.float32):
         "identity": normalize(draw(batch_size, 128), dim=1),
         "coefficients": draw(batch_size, 261),
         "texture": texture,
+        "video": torch.arange(batch_size) % 2 == 1,
     }
 
 
@@ -42,11 +43,28 @@ def test_untrained_texture_has_no_effect():
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("name", ["sample", "spatial_conditions", "identity", "coefficients", "timestep"])
+def test_the_texture_can_replace_the_noise_features_as_the_paper_writes():
+    unet, arguments = perturb(tiny_unet(texture_residual="texture")), inputs()
+    for attention in unet.texture_attentions:
+        attention.tau.zero_()
+    other = arguments | {"texture": type(arguments["texture"])(*([t + 1 for t in x] for x in arguments["texture"]))}
+    assert not torch.equal(unet(**arguments).sample, unet(**other).sample)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", ["sample", "spatial_conditions", "identity", "coefficients", "timestep", "video"])
 def test_every_input_matters(name):
     unet, arguments = perturb(tiny_unet()), inputs()
     changed = arguments | {name: torch.zeros_like(arguments[name])}  # a zero identity is "no identity"
     assert not torch.allclose(unet(**arguments).sample, unet(**changed).sample, atol=1e-4)
+
+
+@torch.no_grad()
+def test_video_mode_ignores_the_identity():
+    unet, arguments = perturb(tiny_unet()), inputs()
+    other = unet(**arguments | {"identity": arguments["identity"].flip(0)}).sample
+    image, frame = (unet(**arguments).sample != other).flatten(1).any(dim=1)
+    assert image and not frame
 
 
 @torch.no_grad()

@@ -62,13 +62,28 @@ def test_a_perfect_predictor_returns_the_clean_vector(pipeline):
     target = torch.randn(2, 208, generator=seeded(1))
     alphas = pipeline.scheduler.alphas_cumprod
 
-    def perfect(sample, timestep):
+    def perfect(sample, timestep, attributes):
         alpha = alphas[timestep]
         return LDSOutput(sample=(sample - alpha.sqrt() * target) / (1 - alpha).sqrt())
 
     pipeline.lds.forward = perfect
     latents = torch.randn(2, 208, generator=seeded())
     torch.testing.assert_close(pipeline.denoise(latents, 50), target, atol=1e-3, rtol=0)
+
+
+def test_identities_follow_the_attributes_asked_for(pipeline):
+    perturb(pipeline.lds)
+    anybody, women, men = (
+        pipeline(3, attributes=attributes, generator=seeded(), **STEPS).identity
+        for attributes in (None, torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 0.0]))
+    )
+    assert not any(torch.allclose(x, y) for x, y in ((anybody, women), (women, men), (anybody, men)))
+
+
+@pytest.mark.parametrize("attributes", [torch.zeros(3), torch.zeros(1, 2)])
+def test_wrong_attributes_are_explained(pipeline, attributes):
+    with pytest.raises(ValueError, match=r"for each of \['female', 'age'\]"):
+        pipeline(attributes=attributes, **STEPS)
 
 
 def test_pipeline_survives_saving(pipeline, tmp_path):

@@ -11,6 +11,7 @@ from PIL import Image
 
 from diffdeid.errors import ConfigurationError, NoFaceFoundError
 from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.models.lds import LDSModel
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.structures import Face
 from tests.tiny import tiny_pipeline
@@ -109,6 +110,26 @@ def test_the_kept_mouth_is_the_sources_and_an_erased_one_is_not(run, photo, face
     x, y = faces[0].landmarks[[13, 14], :2].mean(0).astype(int)
     kept, erased = run(keep_mouth=True)[0], run(keep_mouth=False)[0]
     assert (kept[y, x] == photo[y, x]).all() and (erased[y, x] != photo[y, x]).any()
+
+
+def test_the_source_says_which_attributes_are_kept(tiny, photo, faces, run, monkeypatch):
+    asked, forward = [], tiny.lds.forward
+    monkeypatch.setattr(
+        tiny.lds, "forward", lambda sample, t, attributes: asked.append(attributes) or forward(sample, t, attributes)
+    )
+    run(keep_attributes=True)
+    run(keep_attributes=False)
+    expected = tiny.lds.attributes(tiny.reconstruct(photo, faces).identity)
+    torch.testing.assert_close(asked[0], expected.expand_as(asked[0]))
+    assert asked[-1] is None
+
+
+def test_attributes_cannot_be_kept_by_an_lds_without(run):
+    pipe = tiny_pipeline()
+    pipe.register_modules(lds=LDSModel(hidden_dim=16, num_layers=1))
+    with pytest.raises(ConfigurationError, match="keep_attributes=False"):
+        run(pipe)
+    assert run(pipe, keep_attributes=False)[1].method == "diffusion"
 
 
 @pytest.mark.parametrize("fallback", ["solid", "mosaic", "blur"])

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from diffdeid.training.data import FaceStore
 from tests.tiny import TINY_WIDTHS
 
 
@@ -16,7 +17,18 @@ def invented_face(seed: int, size: int = 72) -> dict[str, np.ndarray]:
     face["mask"][16:60, 16:56, 0] = 255
     face["mask"][44:54, 24:48, 1] = 255
     identity = rng.normal(size=128).astype(np.float32)
-    return face | {"identity": identity / np.linalg.norm(identity), "coefficients": rng.normal(size=261).astype(np.float32)}
+    return face | {
+        "identity": identity / np.linalg.norm(identity),
+        "coefficients": rng.normal(size=261).astype(np.float32),
+        "landmarks": rng.uniform(12, 52, (468, 3)).astype(np.float32),
+    }
+
+
+def loaded_face(folder, seed: int, size: int = 72, **more: np.ndarray) -> dict[str, np.ndarray]:
+    """An invented face as `FaceStore` gives it, with `more` tensors in its file."""
+    folder.mkdir(exist_ok=True)
+    save_file(invented_face(seed, size) | more, folder / "face.safetensors", metadata={"set": "a"})
+    return FaceStore(folder).load("face")
 
 
 @pytest.fixture

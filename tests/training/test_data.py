@@ -5,6 +5,7 @@ from torch.utils.data import default_collate
 
 from diffdeid.geometry.camera import project
 from diffdeid.training.data import (
+    HIDEABLE,
     FaceStore,
     TrainingFaces,
     ValidationFaces,
@@ -12,7 +13,7 @@ from diffdeid.training.data import (
     erased_region,
     network_inputs,
 )
-from tests.training.conftest import invented_face
+from tests.training.conftest import invented_face, loaded_face
 
 
 def stream(folder, **changes) -> TrainingFaces:
@@ -69,11 +70,11 @@ def test_a_grown_region_covers_the_face():
     assert (grown >= plain).all() and grown.sum() > plain.sum()
 
 
-def test_the_translation_follows_the_jittered_crop():
+def test_the_translation_follows_the_jittered_crop(tmp_path):
     """A dot where the head's origin projects to stays there."""
     for seed in range(20):
         rng = np.random.default_rng(seed)
-        face = invented_face(seed, size=288)
+        face = loaded_face(tmp_path, seed, size=288)
         translation = rng.uniform(-0.3, 0.3, 3).astype(np.float32)
         face["coefficients"][254:257] = translation
         x, y = (project(torch.from_numpy(translation), 256, margin=16)[:2]).tolist()
@@ -85,6 +86,8 @@ def test_the_translation_follows_the_jittered_crop():
         centre = [(weight.sum(axis) * (np.arange(256) + 0.5)).sum() / weight.sum() for axis in (0, 1)]
         expected = project(torch.from_numpy(jittered["coefficients"][254:257]), 256)[:2]
         np.testing.assert_allclose(centre, expected, atol=0.3)
+        in_chip, expected = (m[:, :2] @ p + m[:, 2] for m, p in ((jittered["chip"], centre), (face["chip"], (x, y))))
+        np.testing.assert_allclose(in_chip, expected, atol=0.3)
 
 
 def test_conditions_are_in_the_documented_order(store):
@@ -101,8 +104,34 @@ def test_erased_pixels_do_not_reach_the_texture_encoder(store):
     face = ValidationFaces(FaceStore(store), ["face 0"], resolution=64)[0]
     inputs = network_inputs(default_collate([face]))
     erased = inputs["mask"][0, 0] == 1
-    assert erased.any() and (inputs["masked_image"][0, :3, erased] == 0).all()
-    torch.testing.assert_close(inputs["masked_image"][0, :3, ~erased], inputs["image"][0, :, ~erased])
+    assert erased.any() and (inputs["masked_texture"][0, :3, erased] == 0).all()
+    torch.testing.assert_close(inputs["masked_texture"][0, :3, ~erased], inputs["image"][0, :, ~erased])
+
+
+@pytest.mark.parametrize("name", HIDEABLE)
+def test_hidden_inputs_are_left_out_and_nothing_else_is(store, name):
+    batch = default_collate([ValidationFaces(FaceStore(store), ["face 0"], resolution=64)[0]])
+    plain, without = network_inputs(batch), network_inputs(batch, [name])
+    key, channels = HIDEABLE[name]
+    assert plain[key][:, channels].any() and not without[key][:, channels].any()
+    plain[key][:, channels] = 0
+    plain["coefficients"] *= name != "geometry"
+    assert all(torch.equal(without[other], value) for other, value in plain.items())
+
+
+def test_frames_of_clips_are_shown_another_frame(tmp_path):
+    other = invented_face(1)["image"]
+    loaded_face(tmp_path, 0, texture=other)
+    face = ValidationFaces(FaceStore(tmp_path), ["face"], resolution=64)[0]
+    inputs = network_inputs(default_collate([face]))
+    assert inputs["video"].all() and inputs["mask"].any()
+    np.testing.assert_allclose(inputs["masked_texture"][0, :3], other[4:-4, 4:-4].transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+    assert (inputs["masked_texture"][0, 3] == -1).all()
+
+
+def test_stills_are_not_video(store):
+    face = ValidationFaces(FaceStore(store), ["face 0"], resolution=64)[0]
+    assert not network_inputs(default_collate([face]))["video"].any()
 
 
 def test_brighter_pictures_have_more_light(store):

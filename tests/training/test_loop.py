@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler
+from safetensors.numpy import save_file
 from safetensors.torch import load_file
 from torch.utils.data import default_collate
 
@@ -16,6 +17,9 @@ from diffdeid.training.config import TrainConfig
 from diffdeid.training.data import FaceStore, ValidationFaces, network_inputs
 from diffdeid.training.loop import SCHEDULER, Denoiser, spread_timesteps, train, training_losses
 from tests.tiny import tiny_texture_encoder, tiny_unet
+from tests.training.conftest import invented_face
+
+WEIGHTS = Path(__file__).parents[2] / "weights/diffdeid"
 
 NETWORK_FILE = "diffusion_pytorch_model.safetensors"
 
@@ -45,6 +49,18 @@ def test_two_steps_on_four_faces_lower_the_loss(settings):
         optimizer.step()
         losses.append(loss.item())
     assert losses[0] > losses[1] > losses[2]
+
+
+def test_stills_and_frames_train_together_with_every_loss(settings, store):
+    for index in range(4):
+        texture = {"texture": invented_face(index + 10)["image"]}
+        save_file(invented_face(index) | texture, store / f"frame {index}.safetensors", metadata={"set": "clips"})
+    config = TrainConfig(**settings | {"identity_weight": 0.2, "model": str(WEIGHTS), "keep_mouth": 0.5})
+    train(config)
+    last = log(config)[-1]
+    assert last["loss"] == pytest.approx(last["denoising"] + 0.1 * last["reconstruction"] + 0.2 * last["identity"], rel=0.01)
+    trained = weights(max(Path(config.output).glob("checkpoint-*")))
+    assert trained["unet.video_embedding"].any()
 
 
 def test_timesteps_of_all_processes_together_are_spread_evenly():

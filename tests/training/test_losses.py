@@ -2,8 +2,11 @@ import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from diffdeid.geometry.align import sample
+from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.training.losses import (
     denoising_loss,
+    identity_loss,
     perceptual_loss,
     predict_original,
     reconstruction_loss,
@@ -63,3 +66,28 @@ def test_the_signal_to_noise_ratio_falls_with_time():
 def test_perceptual_features_come_from_four_depths(network):
     sizes = [feature.shape[-1] for feature in network()(torch.zeros(1, 3, 32, 32))]
     assert len(sizes) == 4 and sizes == sorted(sizes, reverse=True)
+
+
+def tiny_recogniser() -> FaceRecognitionModel:
+    torch.manual_seed(0)
+    model = FaceRecognitionModel(block_out_channels=(4, 8, 8), layers_per_block=(1, 2, 1), embedding_dim=16)
+    return model.eval().requires_grad_(False)
+
+
+def test_the_identity_loss_pulls_a_picture_to_its_identity():
+    recogniser = tiny_recogniser()
+    chip = torch.tensor([[1.0, 0, 0], [0, 1, 0]]).repeat(2, 1, 1)
+    target = torch.rand(2, 3, 150, 150) * 2 - 1
+    picture = (-target).requires_grad_()
+    batch = {"chip": chip, "identity": recogniser(sample(target, chip, 150)).embedding}
+    assert identity_loss(recogniser, target, batch) == pytest.approx(0, abs=1e-5)
+    before = identity_loss(recogniser, picture, batch)
+    (gradient,) = torch.autograd.grad(before, picture)
+    after = identity_loss(recogniser, picture - 0.01 * gradient / gradient.abs().max(), batch)
+    assert after < before
+
+
+def test_dropped_identities_do_not_count():
+    recogniser = tiny_recogniser()
+    batch = {"chip": torch.tensor([[[1.0, 0, 0], [0, 1, 0]]]), "identity": torch.zeros(1, 16)}
+    assert identity_loss(recogniser, torch.rand(1, 3, 150, 150), batch) == 0

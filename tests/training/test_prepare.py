@@ -2,6 +2,7 @@ import os
 import shutil
 from pathlib import Path
 
+import av
 import cv2
 import numpy as np
 import pytest
@@ -62,6 +63,39 @@ def test_a_sample_makes_sense(store):
     assert np.abs(sample["render"][lit].astype(float) - sample["image"][lit]).mean() < 40
     pose = MorphableCoefficients.unpack(torch.from_numpy(sample["coefficients"])).pose
     assert pose[:3].abs().max() < 0.5 and pose[3:].abs().max() < 1.5
+
+
+@pytest.fixture(scope="module")
+def clip_store(tmp_path_factory) -> Path:
+    """The store of a clip of 11 frames, in which the demo photo slides to the left, and of a file that claims to be one."""
+    if not WEIGHTS.exists():
+        pytest.skip("weights/diffdeid is not here")
+    folder = tmp_path_factory.mktemp("clips")
+    photo = cv2.imread(str(ROOT / "tests/assets/astronaut.png"))[..., ::-1]
+    with av.open(str(folder / "slide.mp4"), "w") as clip:
+        stream = clip.add_stream("libx264", rate=25, options={"crf": "10"})
+        stream.width, stream.height, stream.pix_fmt = 320, 320, "yuv420p"
+        for number in range(11):
+            shifted = np.ascontiguousarray(photo[:320, 60 + 2 * number : 380 + 2 * number])
+            clip.mux(stream.encode(av.VideoFrame.from_ndarray(shifted, format="rgb24")))
+        clip.mux(stream.encode())
+    (folder / "lie.mp4").write_text("not a clip")
+    return prepare(folder, tmp_path_factory.mktemp("data") / "store", WEIGHTS)
+
+
+def test_frames_of_a_clip_are_paired(clip_store):
+    store = FaceStore(clip_store)
+    assert store.names == ["slide.mp4", "slide.mp4__10", "slide.mp4__5"]
+    frames = {name: store.load(name) for name in store.names}
+    for name, frame in frames.items():
+        others = [other for key, other in frames.items() if key != name and (other["image"] == frame["texture"]).all()]
+        assert frame["video"] and len(others) == 1
+        with store.open(name) as target, store.open(next(key for key in frames if frames[key] is others[0])) as reference:
+            own, person = (MorphableCoefficients.unpack(torch.from_numpy(f.get_tensor("fit"))) for f in (target, reference))
+        shown = MorphableCoefficients.unpack(torch.from_numpy(frame["coefficients"]))
+        for part, source in (("identity", person), ("illumination", person), ("expression", own), ("gaze", own)):
+            assert torch.equal(getattr(shown, part), getattr(source, part))
+        assert torch.equal(shown.pose[:3], own.pose[:3])
 
 
 def test_a_second_run_recomputes_nothing(photos, store):

@@ -1,9 +1,14 @@
+import json
+from dataclasses import replace
+
+import pytest
 import torch
 
+from diffdeid.models.lds import LDSModel
 from diffdeid.pipelines.pipeline_lds import LDSPipeline
 from diffdeid.training.config import LDSTrainConfig
 from diffdeid.training.data import FaceStore
-from diffdeid.training.train_lds import read_vectors, train
+from diffdeid.training.train_lds import learn_direction, read_labels, read_vectors, train
 
 
 def settings(store, tmp_path) -> LDSTrainConfig:
@@ -32,3 +37,34 @@ def test_the_statistics_are_those_of_the_training_faces(store, tmp_path):
     vectors = read_vectors(FaceStore(store), names)
     torch.testing.assert_close(lds.mean, vectors.mean(0))
     torch.testing.assert_close(lds.std, vectors.std(0))
+
+
+def test_labels_of_some_faces_give_attributes_of_all(store, tmp_path):
+    rows = [{"name": "face 0", "age": 30}, {"name": "face 1", "age": 60, "female": 1}, {"name": "face 2", "female": 0}]
+    rows += [{"name": "face 3", "beard": 1}, {"name": "stranger", "age": 3}]  # held out, and not there
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    lds = LDSPipeline.from_pretrained(
+        train(replace(settings(store, tmp_path), attributes=str(tmp_path / "labels.jsonl"), attribute_dropout=0.5))
+    ).lds
+    assert list(lds.config.attribute_names) == ["age", "female"]
+    names, _ = FaceStore(store).split(tmp_path / "held_out.txt")
+    attributes = lds.attributes(read_vectors(FaceStore(store), names)[:, :128])
+    torch.testing.assert_close(attributes.mean(0), torch.zeros(2), atol=1e-4, rtol=0)
+    torch.testing.assert_close(attributes.std(0), torch.ones(2), atol=1e-4, rtol=0)
+    assert attributes[1, 0] > attributes[0, 0] and attributes[1, 1] > attributes[2, 1]
+
+
+def test_a_direction_is_found_from_few_labels():
+    generator = torch.Generator().manual_seed(0)
+    identity = torch.randn(2000, 128, generator=generator)
+    truth = identity @ torch.randn(128, generator=generator)
+    model, chosen = LDSModel(hidden_dim=16, num_layers=1, attribute_names=("other", "one")), list(range(0, 2000, 4))
+    learn_direction(model, 1, identity, chosen, 40 + 10 * truth[chosen])
+    assert torch.corrcoef(torch.stack([model.attributes(identity)[:, 1], truth]))[0, 1] > 0.999
+    assert not model.attribute_directions[0].any()
+
+
+def test_labels_of_nobody_are_an_error(tmp_path):
+    (tmp_path / "labels.jsonl").write_text('{"name": "stranger", "age": 3}\n')
+    with pytest.raises(ValueError, match="no labels"):
+        read_labels(tmp_path / "labels.jsonl", {"face 0"})

@@ -1,0 +1,92 @@
+"""Measure the identity sampler: does it copy training faces, miss some people, or sample shapes that do not go with the identity?
+
+    python scripts/evaluate_lds.py STORE --validation-names FILE [--lds FOLDER] [--samples 1000]
+
+STORE is the one of `diffdeid data prepare` that the LDS was trained on.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+import numpy as np
+import torch
+from evaluate_deidentification import frechet_distance
+from torch import Tensor
+
+from diffdeid import LDSPipeline
+from diffdeid.training.data import FaceStore
+from diffdeid.training.train_lds import read_vectors
+
+SAME_PERSON = 0.5  # cosine of z_id; 1e-4 of the pairs of strangers are nearer
+
+
+def nearest(rows: Tensor, others: Tensor) -> np.ndarray:
+    """Cosine of each row to the most similar of the others."""
+    return (rows @ others.T).max(1).values.numpy()
+
+
+def ridge(inputs: Tensor, outputs: Tensor) -> Tensor:
+    return torch.linalg.solve(inputs.T @ inputs + torch.eye(inputs.shape[1]), inputs.T @ outputs)
+
+
+def explained(inputs: Tensor, outputs: Tensor, weights: Tensor) -> float:
+    """Share of the variance of `outputs` that a linear map tells from `inputs`."""
+    return 1 - ((outputs - inputs @ weights).var(0).sum() / outputs.var(0).sum()).item()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("store")
+    parser.add_argument("--validation-names")
+    parser.add_argument("--lds", default="weights/diffdeid", help="folder of an `LDSPipeline` or of the whole release")
+    parser.add_argument("--samples", type=int, default=1000)
+    arguments = parser.parse_args()
+
+    store = FaceStore(arguments.store)
+    seen, held_out = (read_vectors(store, names) for names in store.split(arguments.validation_names))
+    try:
+        pipeline = LDSPipeline.from_pretrained(arguments.lds)
+    except (OSError, ValueError):
+        from diffdeid import DiffDeIDPipeline
+
+        pipeline = DiffDeIDPipeline.from_pretrained(arguments.lds).identity_sampler
+    pipeline.set_progress_bar_config(disable=True)
+    sample = pipeline(arguments.samples, num_inference_steps=20, generator=torch.Generator().manual_seed(0))
+    z, shape = sample.identity.float(), sample.shape.float()
+    (z_seen, shape_seen), (z_new, shape_new) = (rows.split([128, 80], dim=1) for rows in (seen, held_out))
+
+    for name, rows in (("samples", z), ("held-out faces", z_new)):
+        near = nearest(rows, z_seen)
+        print(
+            f"nearest training face of {name:14}: cosine median {np.median(near):.3f}, 99 % {np.quantile(near, 0.99):.3f}, "
+            f"largest {near.max():.3f}, above {SAME_PERSON}: {(near > SAME_PERSON).mean():.4f}"
+        )
+    order = torch.randperm(len(z_seen), generator=torch.Generator().manual_seed(0))
+    count = min(len(z), len(z_seen) // 2)
+    first, second = z_seen[order[:count]], z_seen[order[count : 2 * count]]
+    usual = np.median(nearest(z_new, first))
+    share = (nearest(z_new, z[:count]) > usual).mean()
+    print(f"coverage: of the held-out faces {share:.3f} have a sample as near as half of them have a training face")
+    distances = [frechet_distance(rows[:count].numpy(), second.numpy()) for rows in (z, first)]
+    print("Fréchet distance of z to training faces: samples {:.4f}, other training faces {:.4f}".format(*distances))
+    alike = [(rows @ rows.T).fill_diagonal_(0).mean() for rows in (z, z_new)]
+    print("mean cosine: between samples {:.3f}, between held-out faces {:.3f}".format(*alike))
+    weights = ridge(z_seen, shape_seen)
+    told = [explained(rows, shapes, weights) for rows, shapes in ((z, shape), (z_new, shape_new))]
+    print(f"variance of α told by z: samples {told[0]:.3f}, held-out faces {told[1]:.3f}")
+    print(f"deviation of α: samples {shape.std(0).mean():.3f}, training faces {shape_seen.std(0).mean():.3f}")
+
+    if names := pipeline.lds.config.attribute_names:
+        asked, options = pipeline.lds.attributes(z_new[:100]), {"num_inference_steps": 20}
+        people = [pipeline(8, attributes=row, generator=torch.Generator().manual_seed(1), **options).identity for row in asked]
+        got = torch.stack([pipeline.lds.attributes(rows) for rows in people])
+        errors, spread = (got - asked[:, None]).abs().mean((0, 1)), asked.abs().mean(0)
+        for name, error, anybody in zip(names, errors, spread, strict=True):
+            print(
+                f"{name}: samples differ by {error:.2f} deviations from what was asked for, the average person by {anybody:.2f}"
+            )
+
+
+if __name__ == "__main__":
+    main()
