@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from diffdeid.errors import ConfigurationError, NoFaceFoundError
+from diffdeid.errors import ConfigurationError, DiffDeIDError, NoFaceFoundError
 from diffdeid.geometry.align import chip_matrix, ffhq_matrix, sample, warp
 from diffdeid.geometry.composite import cover, paste
 from diffdeid.geometry.eyes import gaze_from_iris
@@ -256,14 +256,13 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             if not self.lds.config.attribute_names:
                 raise ConfigurationError("The `lds` of this pipeline cannot keep attributes. Pass `keep_attributes=False`.")
             attributes = self.lds.attributes(source.to(self.lds.dtype))[0]
-        pool = sampler(
-            self.num_sampled_identities,
-            source,
-            self.config.identity_limit,
-            attributes,
-            num_inference_steps=20,
-            generator=generator,
-        )
+        limits = self.num_sampled_identities, source, self.config.identity_limit
+        try:
+            pool = sampler(*limits, attributes, num_inference_steps=20, generator=generator)
+        except DiffDeIDError:  # people of these attributes are all too near: being nobody comes first
+            if attributes is None:
+                raise
+            pool = sampler(*limits, num_inference_steps=20, generator=generator)
         choice = select_level(pool.identity, source[0].to(pool.identity), level)
         return pool.identity[choice, None].to(source), pool.shape[choice, None].to(source)
 

@@ -9,10 +9,11 @@ import pytest
 import torch
 from PIL import Image
 
-from diffdeid.errors import ConfigurationError, NoFaceFoundError
+from diffdeid.errors import ConfigurationError, DiffDeIDError, NoFaceFoundError
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.lds import LDSModel
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
+from diffdeid.pipelines.pipeline_lds import LDSPipeline
 from diffdeid.structures import Face
 from tests.tiny import tiny_pipeline
 
@@ -122,6 +123,19 @@ def test_the_source_says_which_attributes_are_kept(tiny, photo, faces, run, monk
     expected = tiny.lds.attributes(tiny.reconstruct(photo, faces).identity)
     torch.testing.assert_close(asked[0], expected.expand_as(asked[0]))
     assert asked[-1] is None
+
+
+def test_when_all_people_alike_are_too_near_anybody_is_taken(run, monkeypatch):
+    sample, asked = LDSPipeline.__call__, []
+
+    def crowded(self, count, away_from, min_distance, attributes=None, **options):
+        asked.append(attributes)
+        if attributes is not None:
+            raise DiffDeIDError("too near")
+        return sample(self, count, away_from, min_distance, attributes, **options)
+
+    monkeypatch.setattr(LDSPipeline, "__call__", crowded)
+    assert run()[1].method == "diffusion" and asked[0] is not None and asked[1] is None
 
 
 def test_attributes_cannot_be_kept_by_an_lds_without(run):
