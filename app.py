@@ -19,12 +19,10 @@ Uploads and results are deleted from this server within twenty minutes; nothing 
 logger = logging.getLogger(__name__)
 
 
-def anonymize(pipe: DiffDeIDPipeline, image: Image.Image | None, level: int, keep_mouth: bool, keep_attributes: bool, seed):
-    """De-identify one photo; returns the result and a sentence about its faces. Errors are written for the page.
-
-    Args:
-        seed: a whole number, or `None` for a new face each time.
-    """
+def anonymize(
+    pipe: DiffDeIDPipeline, image: Image.Image | None, level: int, keep_mouth: bool, keep_attributes: bool, seed: int | None
+):
+    """De-identify one photo; returns the result and a sentence about its faces. Errors are written for the page."""
     if image is None:
         raise gr.Error("Choose a photo first.")
     if image.width * image.height > MAX_MEGAPIXELS * 1e6:

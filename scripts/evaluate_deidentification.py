@@ -1,4 +1,4 @@
-"""Measure what de-identified faces still give away and what they keep: the numbers of `docs/deidentification.md`.
+"""Measure what de-identified faces still give away and what they keep, for `docs/training-log.md`.
 
     python scripts/evaluate_deidentification.py --people LONDON --photos VAL --evaluators FOLDER [--grid OUT.png] [options]
 
@@ -54,11 +54,10 @@ class Evaluators:
 
     def embeddings(self, picture: np.ndarray, face: Face) -> dict[str, np.ndarray]:
         """One vector per recogniser; FaceRes' still has to be centred."""
-        chip = warp(picture, similarity_transform(five_points(face), np.array(ARCFACE)), 112).astype(np.float32)
-        points = face.landmarks[:, :2]
-        eyes = five_points(face)
+        five, points = five_points(face), face.landmarks[:, :2]
+        chip = warp(picture, similarity_transform(five, np.array(ARCFACE)), 112).astype(np.float32)
         side = 1.3 * np.ptp(points, axis=0).max()
-        square = square_matrix((points.min(0) + points.max(0)) / 2, eyes[1] - eyes[0], side, 224)
+        square = square_matrix((points.min(0) + points.max(0)) / 2, five[1] - five[0], side, 224)
         crop = warp(picture, square, 224)[..., ::-1] - np.float32([103.939, 116.779, 123.68])
         return {
             "faceplugin": self._run("faceplugin", ((chip - 127.5) / 128).transpose(2, 0, 1), 512),

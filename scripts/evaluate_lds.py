@@ -8,26 +8,22 @@ STORE is the one of `diffdeid data prepare` that the LDS was trained on.
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 import numpy as np
 import torch
 from evaluate_deidentification import frechet_distance
 from torch import Tensor
 
-from diffdeid import LDSPipeline
+from diffdeid import DiffDeIDPipeline, LDSPipeline
 from diffdeid.training.data import FaceStore
-from diffdeid.training.train_lds import read_vectors
-
-SAME_PERSON = 0.5  # cosine of z_id; 1e-4 of the pairs of strangers are nearer
+from diffdeid.training.prepare import SAME_PERSON
+from diffdeid.training.train_lds import read_vectors, ridge
 
 
 def nearest(rows: Tensor, others: Tensor) -> np.ndarray:
     """Cosine of each row to the most similar of the others."""
     return (rows @ others.T).max(1).values.numpy()
-
-
-def ridge(inputs: Tensor, outputs: Tensor) -> Tensor:
-    return torch.linalg.solve(inputs.T @ inputs + torch.eye(inputs.shape[1]), inputs.T @ outputs)
 
 
 def explained(inputs: Tensor, outputs: Tensor, weights: Tensor) -> float:
@@ -39,18 +35,18 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("store")
     parser.add_argument("--validation-names")
-    parser.add_argument("--lds", default="weights/diffdeid", help="folder of an `LDSPipeline` or of the whole release")
+    parser.add_argument(
+        "--lds", type=Path, default=Path("weights/diffdeid"), help="folder of an `LDSPipeline` or of the whole release"
+    )
     parser.add_argument("--samples", type=int, default=1000)
     arguments = parser.parse_args()
 
     store = FaceStore(arguments.store)
     seen, held_out = (read_vectors(store, names) for names in store.split(arguments.validation_names))
-    try:
-        pipeline = LDSPipeline.from_pretrained(arguments.lds)
-    except (OSError, ValueError):
-        from diffdeid import DiffDeIDPipeline
-
+    if (arguments.lds / "unet").is_dir():
         pipeline = DiffDeIDPipeline.from_pretrained(arguments.lds).identity_sampler
+    else:
+        pipeline = LDSPipeline.from_pretrained(arguments.lds)
     pipeline.set_progress_bar_config(disable=True)
     sample = pipeline(arguments.samples, num_inference_steps=20, generator=torch.Generator().manual_seed(0))
     z, shape = sample.identity.float(), sample.shape.float()

@@ -386,8 +386,8 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             num_inference_steps: denoising steps.
             guidance_scale: 1 is off; above, the identity is exaggerated (1…1.5 is sensible) at twice the cost.
             keep_mouth: leave the mouth of the source (paper) instead of erasing it too.
-            keep_attributes: sample identities of about the sex, age and descent that the source seems to have. Anybody's if
-                false, which may not go with hair, neck and hands.
+            keep_attributes: sample identities of about the sex, age and descent that the source seems to have, where
+                enough of them are beyond the limit. Anybody's if false, which may not go with hair, neck and hands.
             fallback: how faces that cannot be de-identified are covered. Only "solid" protects.
             min_face: faces whose box is narrower or lower than this many pixels are covered.
             reconstruction: "fit" finds ρ by least squares on landmarks and pixels, "network" by the `reconstructor`.

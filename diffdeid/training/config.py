@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from diffdeid.structures import MorphableCoefficients
+from diffdeid.training.data import HIDEABLE
 
 
 class JsonConfig:
@@ -63,7 +64,7 @@ class TrainConfig(JsonConfig):
     set_weights: dict[str, float] = field(default_factory=dict)  # sampling weight per face of a set, 1 where not given
     keep_mouth: float = 0.5  # share of samples whose mouth stays visible
     identity_dropout: float = 0.1  # share of samples without an identity, for guidance
-    hidden_inputs: list[str] = field(default_factory=list)  # for ablations: some of "render", "geometry", "texture"
+    hidden_inputs: list[str] = field(default_factory=list)  # for ablations: some of `HIDEABLE` of data.py
 
     # Losses, weights relative to each other
     denoising_weight: float = 1.0
@@ -101,9 +102,7 @@ class TrainConfig(JsonConfig):
         for name in (*weights, "warmup_samples", "num_workers"):
             self._require(getattr(self, name) >= 0, name, "0 or more")
         self._require(all(weight >= 0 for weight in self.set_weights.values()), "set_weights", "0 or more for every set")
-        self._require(
-            set(self.hidden_inputs) <= {"render", "geometry", "texture"}, "hidden_inputs", 'of "render", "geometry", "texture"'
-        )
+        self._require(set(self.hidden_inputs) <= set(HIDEABLE), "hidden_inputs", f"some of {list(HIDEABLE)}")
         self._require(self.perceptual_network in ("mobilenet_v2", "vgg16"), "perceptual_network", '"mobilenet_v2" or "vgg16"')
         self._require(self.mixed_precision in ("bf16", "no"), "mixed_precision", '"bf16" or "no"')
 

@@ -21,10 +21,10 @@ from diffdeid.geometry.align import chip_matrix, compose
 from diffdeid.geometry.camera import DISTANCE, FOCAL
 from diffdeid.training.mirror import MAPS, mirror
 
-HIDEABLE = {  # inputs that an ablation can leave out, and where they are; the coefficients go with the geometry
-    "render": ("spatial_conditions", slice(1, 4)),
-    "geometry": ("spatial_conditions", slice(4, 9)),
-    "texture": ("masked_texture", slice(None)),
+HIDEABLE = {  # inputs that an ablation can leave out, and where they are
+    "render": [("spatial_conditions", slice(1, 4))],
+    "geometry": [("spatial_conditions", slice(4, 9)), ("coefficients", slice(None))],
+    "texture": [("masked_texture", slice(None))],
 }
 MARGIN = 16 / 288  # of the stored size, on every side of the crop proper
 
@@ -196,8 +196,6 @@ def network_inputs(batch: dict[str, Tensor], hidden: Sequence[str] = ()) -> dict
         "coefficients": coefficients,
     } | {name: batch[name] for name in ("identity", "video", "chip")}
     for name in hidden:
-        key, channels = HIDEABLE[name]
-        inputs[key][:, channels] = 0
-    if "geometry" in hidden:
-        inputs["coefficients"].zero_()
+        for key, channels in HIDEABLE[name]:
+            inputs[key][:, channels] = 0
     return inputs

@@ -134,12 +134,16 @@ def read_labels(path: str | Path, names: set[str]) -> dict[str, dict[str, float]
 def learn_direction(model: LDSModel, row: int, identity: Tensor, chosen: list[int], known: Tensor) -> None:
     """Fit an attribute, by ridge regression on the labelled faces, and scale it to mean 0 and deviation 1 over all faces."""
     labelled = identity[chosen]
-    centred = labelled - labelled.mean(0)
-    gram = centred.T @ centred + torch.eye(centred.shape[1], device=centred.device)
-    direction = torch.cholesky_solve((centred.T @ (known - known.mean()))[:, None], torch.linalg.cholesky(gram))[:, 0]
+    direction = ridge(labelled - labelled.mean(0), (known - known.mean())[:, None])[:, 0]
     values = identity @ direction
     model.attribute_directions[row] = direction / values.std()
     model.attribute_offsets[row] = -values.mean() / values.std()
+
+
+def ridge(inputs: Tensor, outputs: Tensor) -> Tensor:
+    """The linear map `(d, k)` from inputs `(n, d)` to outputs `(n, k)`, least squares with a penalty of 1."""
+    gram = inputs.T @ inputs + torch.eye(inputs.shape[1], device=inputs.device)
+    return torch.cholesky_solve(inputs.T @ outputs, torch.linalg.cholesky(gram))
 
 
 def noise_loss(
