@@ -49,8 +49,8 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
                 image = gr.Image(label="Photo", type="pil", image_mode="RGB", sources=["upload", "clipboard"])
                 level = gr.Slider(1, 10, value=7, step=1, label="Distance of the new identity from the old one")
                 with gr.Accordion("More", open=False):
-                    keep_mouth = gr.Checkbox(True, label="Keep the pixels of the mouth")
-                    keep_attributes = gr.Checkbox(True, label="Keep about the same sex, age and descent")
+                    keep_mouth = gr.Checkbox(False, label="Keep the pixels of the mouth")
+                    keep_attributes = gr.Checkbox(False, label="Keep about the same sex, age and descent")
                     seed = gr.Number(None, label="Seed (empty: a new face each time)", precision=0)
                 button = gr.Button("De-identify", variant="primary")
             with gr.Column():

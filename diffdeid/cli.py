@@ -70,10 +70,10 @@ def anonymize(
     seed: Seed = None,
     device: Device = "auto",
     dtype: DType = "float32",
-    keep_mouth: Annotated[bool, typer.Option(help="Keep the pixels of the mouth.")] = True,
+    keep_mouth: Annotated[bool, typer.Option(help="Keep the pixels of the mouth.")] = False,
     keep_attributes: Annotated[
         bool, typer.Option(help="Keep about the sex, age and descent that the face seems to have.")
-    ] = True,
+    ] = False,
     fallback: Annotated[
         Literal["solid", "mosaic", "blur"], typer.Option(help="Covers a face that could not be de-identified.")
     ] = "solid",

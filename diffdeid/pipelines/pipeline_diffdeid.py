@@ -203,7 +203,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         self,
         picture: np.ndarray,
         faces: list[Face],
-        keep_mouth: bool = True,
+        keep_mouth: bool = False,
         reconstruction: Literal["fit", "network"] = "fit",
         coefficients: Tensor | None = None,
     ) -> SourceFaces:
@@ -360,8 +360,8 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         num_images_per_prompt: int = 1,
         num_inference_steps: int = 8,
         guidance_scale: float = 1.0,
-        keep_mouth: bool = True,
-        keep_attributes: bool = True,
+        keep_mouth: bool = False,
+        keep_attributes: bool = False,
         fallback: Literal["solid", "mosaic", "blur"] = "solid",
         min_face: float = 0,
         reconstruction: Literal["fit", "network"] = "fit",
@@ -385,9 +385,9 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             num_images_per_prompt: candidates per picture, each with other people.
             num_inference_steps: denoising steps.
             guidance_scale: 1 is off; above, the identity is exaggerated (1…1.5 is sensible) at twice the cost.
-            keep_mouth: leave the mouth of the source (paper) instead of erasing it too.
+            keep_mouth: leave the mouth of the source (paper) instead of erasing it too; gives some of the identity away.
             keep_attributes: sample identities of about the sex, age and descent that the source seems to have, where
-                enough of them are beyond the limit. Anybody's if false, which may not go with hair, neck and hands.
+                enough of them are beyond the limit; they go better with hair, neck and hands and are easier to recognise.
             fallback: how faces that cannot be de-identified are covered. Only "solid" protects.
             min_face: faces whose box is narrower or lower than this many pixels are covered.
             reconstruction: "fit" finds ρ by least squares on landmarks and pixels, "network" by the `reconstructor`.

@@ -13,6 +13,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import torch
+import torch.nn.functional as F
 from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
@@ -169,6 +170,12 @@ def erased_region(mask: np.ndarray, keep_mouth: bool, grow: float = 0.0) -> np.n
     return face * ~mouth if keep_mouth else face
 
 
+def eye_surroundings(openings: Tensor) -> Tensor:
+    """Where the eyes are with their lids and lashes, 0 or 1, from where they are open, `(B, 1, H, W)`."""
+    reach = openings.shape[-1] // 32
+    return F.max_pool2d(openings.float(), 2 * reach + 1, stride=1, padding=reach)
+
+
 def network_inputs(batch: dict[str, Tensor], hidden: Sequence[str] = ()) -> dict[str, Tensor]:
     """What the networks see of a batch of uint8 maps, on the batch's device, but for what is `hidden` (of `HIDEABLE`).
 
@@ -177,7 +184,7 @@ def network_inputs(batch: dict[str, Tensor], hidden: Sequence[str] = ()) -> dict
     Returns:
         `image` (B, 3, H, W), `mask` (B, 1, H, W) 0 or 1, `spatial_conditions` (B, 9, H, W), `masked_texture` (B, 4, H, W): the
         picture without its face, or, for `video` (B,) rows, all of another frame; `identity` (B, 128), `coefficients` (B, 261),
-        and `chip` (B, 2, 3) for the recogniser.
+        and for the losses `eyes` (B, 1, H, W) 0 or 1 and `chip` (B, 2, 3).
     """
     planes = {name: batch[name].permute(0, 3, 1, 2).float() for name in ("image", "texture", "render", "normals", "guides")}
     gain = batch["gain"][:, :, None, None]
@@ -191,6 +198,7 @@ def network_inputs(batch: dict[str, Tensor], hidden: Sequence[str] = ()) -> dict
     inputs = {
         "image": image,
         "mask": mask,
+        "eyes": eye_surroundings(guides[:, 1:] > -1),
         "spatial_conditions": torch.cat([2 * mask - 1, render, normals, guides], dim=1),
         "masked_texture": torch.cat([texture * (1 - erased), 2 * erased - 1], dim=1),
         "coefficients": coefficients,

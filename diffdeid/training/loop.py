@@ -42,6 +42,7 @@ from diffdeid.training.losses import (
     denoising_loss,
     identity_loss,
     perceptual_loss,
+    pixel_weight,
     predict_original,
     reconstruction_loss,
     signal_to_noise,
@@ -239,17 +240,17 @@ def training_losses(
     recogniser: nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """The parts of the loss on a batch, and their weighted sum `loss`."""
-    image, mask = batch["image"], batch["mask"]
+    image, weight = batch["image"], pixel_weight(batch, config.eye_weight)
     sample = visible_sample(scheduler.add_noise(image, noise, timesteps), batch)
     predicted = predict_original(scheduler, model(sample, timesteps, batch).float(), sample, timesteps)
     composite, snr = visible_sample(predicted, batch), signal_to_noise(scheduler, timesteps)
     losses = {
-        "denoising": denoising_loss(predicted, image, mask, snr),
-        "reconstruction": reconstruction_loss(composite, image, mask, snr),
+        "denoising": denoising_loss(predicted, image, weight, snr),
+        "reconstruction": reconstruction_loss(composite, image, weight, snr),
     }
     total = config.denoising_weight * losses["denoising"] + config.reconstruction_weight * losses["reconstruction"]
     if perceptual is not None:
-        losses["perceptual"] = perceptual_loss(perceptual, composite, image, mask, snr)
+        losses["perceptual"] = perceptual_loss(perceptual, composite, image, weight, snr)
         total = total + config.perceptual_weight * losses["perceptual"]
     if recogniser is not None:
         losses["identity"] = identity_loss(recogniser, composite, batch)

@@ -3,7 +3,7 @@
 All of them look at the picture x̂0 that the network's output implies. For `epsilon` and `v_prediction` the weighted error of
 x̂0 is the weighted error of the output itself, so one formula serves every parametrisation.
 
-Deviations from the paper, measured to be better for small networks: the erased region counts, the rest hardly; the
+Deviations from the paper, measured to be better for small networks: the erased region counts, the eyes most, the rest hardly; the
 denoising loss is weighted by the signal-to-noise ratio (SNR); the reconstruction loss is L1 on pictures and gradients at
 several scales instead of L2; the latter two act from the start, faded out where the noise hides everything.
 """
@@ -41,14 +41,19 @@ def predict_original(scheduler, output: Tensor, sample: Tensor, timesteps: Tenso
             raise ValueError(f"`prediction_type` must be sample, epsilon or v_prediction, got {other!r}.")
 
 
+def pixel_weight(batch: dict[str, Tensor], eye_weight: float) -> Tensor:
+    """How much an error in a pixel counts, `(B, 1, H, W)`: 1 in the erased region, `eye_weight` more at its eyes, else 0."""
+    return batch["mask"] * (1 + eye_weight * batch["eyes"])
+
+
 def masked_mean(values: Tensor, weight: Tensor) -> Tensor:
     """Mean `(B,)` of `(B, C, H, W)` values under a `(B, 1, H, W)` weight."""
     return (values * weight).sum((1, 2, 3)) / (weight.sum((1, 2, 3)) * values.shape[1]).clamp(min=1e-6)
 
 
-def denoising_loss(predicted: Tensor, image: Tensor, mask: Tensor, snr: Tensor) -> Tensor:
+def denoising_loss(predicted: Tensor, image: Tensor, weight: Tensor, snr: Tensor) -> Tensor:
     """Squared error of x̂0, weighted by clamp(SNR, 0.25, 5)."""
-    error = masked_mean((predicted - image) ** 2, mask + OUTSIDE * (1 - mask))
+    error = masked_mean((predicted - image) ** 2, weight + OUTSIDE * (weight == 0))
     return (snr.clamp(0.25, 5) * error).mean()
 
 
@@ -57,19 +62,19 @@ def visibility(snr: Tensor) -> Tensor:
     return snr / (snr + 0.3)
 
 
-def reconstruction_loss(composite: Tensor, image: Tensor, mask: Tensor, snr: Tensor, scales: int = 3) -> Tensor:
+def reconstruction_loss(composite: Tensor, image: Tensor, weight: Tensor, snr: Tensor, scales: int = 3) -> Tensor:
     """L1 of x̂0, pasted into the picture, and of its gradients, at `scales` octaves."""
     loss = 0
     difference = composite - image
     for _ in range(scales):
-        loss = loss + masked_mean(difference.abs(), mask)
-        loss = loss + masked_mean(difference.diff(dim=-1).abs(), mask[..., 1:])
-        loss = loss + masked_mean(difference.diff(dim=-2).abs(), mask[..., 1:, :])
-        difference, mask = F.avg_pool2d(difference, 2), F.avg_pool2d(mask, 2)
+        loss = loss + masked_mean(difference.abs(), weight)
+        loss = loss + masked_mean(difference.diff(dim=-1).abs(), weight[..., 1:])
+        loss = loss + masked_mean(difference.diff(dim=-2).abs(), weight[..., 1:, :])
+        difference, weight = F.avg_pool2d(difference, 2), F.avg_pool2d(weight, 2)
     return (visibility(snr) * loss).mean()
 
 
-def perceptual_loss(network: nn.Module, composite: Tensor, image: Tensor, mask: Tensor, snr: Tensor) -> Tensor:
+def perceptual_loss(network: nn.Module, composite: Tensor, image: Tensor, weight: Tensor, snr: Tensor) -> Tensor:
     """Squared distance of unit-length features of x̂0, pasted into the picture, and of the picture, summed over depths."""
     with torch.no_grad():
         targets = network(image)
@@ -77,7 +82,7 @@ def perceptual_loss(network: nn.Module, composite: Tensor, image: Tensor, mask: 
     for feature, target in zip(network(composite), targets, strict=True):
         difference = F.normalize(feature.float(), dim=1, eps=1e-4) - F.normalize(target.float(), dim=1, eps=1e-4)
         distance = (difference**2).sum(1, keepdim=True)
-        loss = loss + masked_mean(distance, F.interpolate(mask, distance.shape[-2:], mode="area"))
+        loss = loss + masked_mean(distance, F.interpolate(weight, distance.shape[-2:], mode="area"))
     return (visibility(snr) * loss).mean()
 
 

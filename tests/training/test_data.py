@@ -100,6 +100,14 @@ def test_conditions_are_in_the_documented_order(store):
         np.testing.assert_allclose(conditions[channels], face[name].transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
 
 
+def test_the_eyes_are_their_openings_with_what_lies_around(store):
+    face = ValidationFaces(FaceStore(store), ["face 0"], resolution=64)[0]
+    face["guides"][:] = 0
+    face["guides"][20:23, 30:36, 1], face["guides"][40, 40, 0] = 128, 255  # an eye, and a line that is none
+    (eyes,) = network_inputs(default_collate([face]))["eyes"][0]
+    assert (eyes[18:25, 28:38] == 1).all() and eyes.sum() == 7 * 10
+
+
 def test_erased_pixels_do_not_reach_the_texture_encoder(store):
     face = ValidationFaces(FaceStore(store), ["face 0"], resolution=64)[0]
     inputs = network_inputs(default_collate([face]))
