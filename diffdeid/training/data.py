@@ -27,6 +27,7 @@ HIDEABLE = {  # inputs that an ablation can leave out, and where they are
     "geometry": [("spatial_conditions", slice(4, 9)), ("coefficients", slice(None))],
     "texture": [("masked_texture", slice(None))],
 }
+COARSE_SHARE = 0.1  # of the samples come from a picture of lower resolution, as small faces do
 MARGIN = 16 / 288  # of the stored size, on every side of the crop proper
 
 
@@ -98,6 +99,8 @@ class TrainingFaces(Dataset):
         face["mask"] = erased_region(face["mask"], keep_mouth=rng.random() < self.keep_mouth, grow=rng.uniform(-0.01, 0.03))
         if rng.random() < self.identity_dropout:
             face["identity"] = np.zeros_like(face["identity"])
+        if rng.random() < COARSE_SHARE:
+            face = coarsen(face, round(self.resolution / rng.uniform(1.5, 4)))
         face["gain"] = np.float32(rng.uniform(0.8, 1.2)) * rng.uniform(0.95, 1.05, 3).astype(np.float32)
         return face
 
@@ -153,6 +156,15 @@ def crop_jittered(face: dict[str, np.ndarray], resolution: int, rng: np.random.G
         DISTANCE - depth * size / proper,
     )
     return face | {"coefficients": coefficients}
+
+
+def coarsen(face: dict[str, np.ndarray], resolution: int) -> dict[str, np.ndarray]:
+    """The face as if its pictures had only had `resolution` pixels."""
+    pictures = {}
+    for name in ("image", "texture"):
+        coarse = cv2.resize(face[name], (resolution, resolution), interpolation=cv2.INTER_AREA)
+        pictures[name] = cv2.resize(coarse, face[name].shape[:2], interpolation=cv2.INTER_LINEAR)
+    return face | pictures
 
 
 def erased_region(mask: np.ndarray, keep_mouth: bool, grow: float = 0.0) -> np.ndarray:

@@ -4,11 +4,13 @@ import torch
 from torch.utils.data import default_collate
 
 from diffdeid.geometry.camera import project
+from diffdeid.training import data
 from diffdeid.training.data import (
     HIDEABLE,
     FaceStore,
     TrainingFaces,
     ValidationFaces,
+    coarsen,
     crop_jittered,
     erased_region,
     network_inputs,
@@ -55,6 +57,24 @@ def test_a_store_without_any_weight_is_an_error(store):
 def test_dropped_identities_are_zeros(store, dropout):
     faces = stream(store, identity_dropout=dropout)
     assert all((faces[n]["identity"] == 0).all() == bool(dropout) for n in range(4))
+
+
+def test_coarse_samples_have_coarse_pictures_and_everything_else_as_it_was(store):
+    face = crop_jittered(FaceStore(store).load("face 0"), 64, np.random.default_rng(0))
+    coarse = coarsen(face, 16)
+    np.testing.assert_allclose(coarse["image"].mean((0, 1)), face["image"].mean((0, 1)), atol=2)
+    detail = [np.abs(np.diff(picture.astype(float), axis=1)).mean() for picture in (coarse["image"], face["image"])]
+    assert detail[0] < detail[1] / 2
+    assert all(coarse[name] is value for name, value in face.items() if name not in ("image", "texture"))
+
+
+def test_some_samples_are_coarse(store, monkeypatch):
+    asked = []
+    monkeypatch.setattr(data, "coarsen", lambda face, resolution: asked.append(resolution) or face)
+    faces = stream(store)
+    for n in range(100):
+        faces[n]
+    assert 2 <= len(asked) <= 20 and min(asked) >= 8 and max(asked) <= 21
 
 
 def test_a_kept_mouth_is_not_erased():
