@@ -3,7 +3,7 @@ PYTHON ?= python3
 PHOTO ?= tests/assets/astronaut.png
 BIN := .venv/bin
 
-.PHONY: demo test
+.PHONY: demo test report
 
 demo: .venv/.installed
 	$(BIN)/diffdeid anonymize "$(PHOTO)" -o demo/after.png --seed 0 --overwrite
@@ -13,6 +13,10 @@ test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+# DATA holds london/, val/ and video/val/ (scripts/make_report.py).
+report: .venv/.installed
+	$(BIN)/python scripts/make_report.py "$(DATA)"
 
 # torch first and alone: the builds to choose from differ between machines, and the rest must take the one chosen.
 .venv/.installed: pyproject.toml

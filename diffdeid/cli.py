@@ -17,7 +17,7 @@ from typing import Annotated, Any, Literal
 import typer
 
 from diffdeid import __version__
-from diffdeid.errors import AssetNotFoundError, DiffDeIDError, NoFaceFoundError
+from diffdeid.errors import AssetNotFoundError, ConfigurationError, DiffDeIDError, NoFaceFoundError
 
 app = typer.Typer(help="De-identify the faces in pictures.", no_args_is_help=True, pretty_exceptions_enable=False)
 data = typer.Typer(help="Training data.", no_args_is_help=True)
@@ -28,6 +28,7 @@ app.add_typer(train, name="train")
 app.add_typer(convert, name="convert")
 
 DEFAULT_MODEL = str(Path(__file__).parents[1] / "weights" / "diffdeid")  # beside the package, in a clone
+DEFAULT_EVALUATORS = Path(__file__).parents[1] / "weights" / "evaluators"
 Model = Annotated[str, typer.Option(help="Folder or Hub id of the weights.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same result. Default: fresh randomness.")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute.")]
@@ -173,6 +174,64 @@ def reconstruct(
         pipe = _load(model, "cpu", "float32", reconstruction)
         written = reconstruct_photo(pipe, photo, output, mesh, reconstruction, seed, overwrite)
         typer.echo(f"{photo} -> {', '.join(map(str, written))}")
+
+
+@app.command()
+def evaluate(
+    real: Annotated[Path | None, typer.Argument(exists=True, metavar="REAL", help="Originals: a folder, or a video.")] = None,
+    anon: Annotated[Path | None, typer.Argument(exists=True, metavar="ANON", help="The same, de-identified.")] = None,
+    method: Annotated[list[str] | None, typer.Option(help="Run this first, on --data (or `all`; may be repeated).")] = None,
+    data: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="Folder of originals for --method.")] = None,
+    identities: Annotated[
+        str | None, typer.Option(help="Who is who: `folders`, `names` (up to the last _), or a CSV file: picture,person.")
+    ] = None,
+    boxes: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Annotated faces, a CSV file: picture,x0,y0,x1,y1.")
+    ] = None,
+    recogniser: Annotated[
+        list[Path] | None, typer.Option(exists=True, dir_okay=False, help="A further one, of ArcFace's kind, as ONNX.")
+    ] = None,
+    inception: Annotated[
+        Path | None, typer.Option(exists=True, dir_okay=False, help="TorchScript Inception-V3, for FID and KID as published.")
+    ] = None,
+    attacks: Annotated[bool, typer.Option("--attacks", help="Also attack the results of our method (minutes).")] = False,
+    report: Annotated[
+        Path | None, typer.Option(file_okay=False, help="Folder for an HTML report, a CSV of all pictures, and the results.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
+    level: Annotated[int, typer.Option(min=1, max=10)] = 7,
+    steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 8,
+    seed: Annotated[int, typer.Option(help="Of the first picture; the next has the next.")] = 0,
+    keep_mouth: Annotated[bool, typer.Option(help="Keep the pixels of the mouth.")] = False,
+    keep_attributes: Annotated[bool, typer.Option(help="Keep about the sex, age and descent.")] = False,
+    device: Device = "auto",
+    model: Model = DEFAULT_MODEL,
+    evaluators: Annotated[Path, typer.Option(help="Folder of the networks that judge.")] = DEFAULT_EVALUATORS,
+) -> None:
+    """Say in numbers what de-identified pictures still give away and what they keep.
+
+    `diffdeid evaluate REAL ANON` compares two folders (pictures of the same names) or two videos; with --method and --data the
+    pictures are de-identified first. The report shows the originals: do not publish it. An interrupted run with --report goes on.
+    """
+    with _errors_in_one_line():
+        try:
+            from diffdeid.evaluation import run
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(f'`{error.name}` is missing. Run `pip install "diffdeid[evaluate]"`.') from error
+
+        options = {"level": level, "num_inference_steps": steps, "keep_mouth": keep_mouth, "keep_attributes": keep_attributes}
+        judges = run.judges(model, evaluators, recogniser or (), inception)
+        if methods := (method or ()):
+            if data is None or real is not None:
+                raise typer.BadParameter("--method takes its originals from --data, and no REAL and ANON.")
+            evaluations = run.evaluate_methods(
+                methods, data, _load(model, device, "float32"), judges, identities, boxes, report, seed, attacks, **options
+            )
+        elif anon is None or data is not None or attacks:
+            raise typer.BadParameter("Name two folders or two videos, REAL and ANON, or use --method with --data.")
+        else:
+            evaluations = [run.evaluate_pair(real, anon, judges, identities, boxes, report)]
+        typer.echo(run.publish(evaluations, report, as_json))
 
 
 @data.command()

@@ -12,10 +12,10 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from evaluate_deidentification import frechet_distance
 from torch import Tensor
 
 from diffdeid import DiffDeIDPipeline, LDSPipeline
+from diffdeid.metrics.quality import frechet_distance
 from diffdeid.training.data import FaceStore
 from diffdeid.training.prepare import SAME_PERSON
 from diffdeid.training.train_lds import read_vectors, ridge

@@ -8,7 +8,7 @@ import pytest
 PACKAGE = Path(__file__).parents[1] / "diffdeid"
 FLOORS = {
     "errors": 0, "structures": 0, "imaging": 0, "geometry": 1, "models": 2, "schedulers": 2, "pipelines": 3, "metrics": 3,
-    "training": 4, "conversion": 4, "visualization": 4, "batch": 5, "cli": 5, "__main__": 5,
+    "evaluation": 4, "training": 4, "conversion": 4, "visualization": 4, "batch": 5, "cli": 5, "__main__": 5,
 }  # fmt: skip
 FILES = [path for path in sorted(PACKAGE.rglob("*.py")) if path != PACKAGE / "__init__.py"]
 

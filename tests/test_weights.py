@@ -4,19 +4,21 @@ import hashlib
 import json
 from pathlib import Path
 
+import pytest
+
 WEIGHTS = Path(__file__).parents[1] / "weights" / "diffdeid"
+EVALUATORS = WEIGHTS.with_name("evaluators")
 
 
-def test_every_file_has_its_checksum():
-    sums = dict(reversed(line.split("  ")) for line in (WEIGHTS / "SHA256SUMS").read_text().splitlines())
-    files = {
-        path.relative_to(WEIGHTS).as_posix(): path for path in WEIGHTS.rglob("*") if path.suffix in (".safetensors", ".onnx")
-    }
+@pytest.mark.parametrize("folder", [WEIGHTS, EVALUATORS], ids=lambda folder: folder.name)
+def test_every_file_has_its_checksum(folder):
+    sums = dict(reversed(line.split("  ")) for line in (folder / "SHA256SUMS").read_text().splitlines())
+    files = {path.relative_to(folder).as_posix(): path for path in folder.rglob("*") if path.suffix in (".safetensors", ".onnx")}
     assert sums == {name: hashlib.sha256(path.read_bytes()).hexdigest() for name, path in files.items()}
 
 
 def test_there_is_only_data_under_the_size_limit():
-    files = [path for path in WEIGHTS.rglob("*") if path.is_file()]
+    files = [path for path in WEIGHTS.parent.rglob("*") if path.is_file()]
     assert {path.suffix for path in files} == {".safetensors", ".onnx", ".json", ".md", ""}
     assert sum(path.stat().st_size for path in files) < 150 * 2**20
 
@@ -34,3 +36,8 @@ def test_the_networks_keep_to_their_budget(pipeline):
 def test_every_component_has_a_licence():
     text = (WEIGHTS / "LICENSES.md").read_text()
     assert all(f"`{folder.name}`" in text for folder in WEIGHTS.iterdir() if folder.is_dir() and "scheduler" not in folder.name)
+
+
+def test_every_evaluator_has_a_licence():
+    text = (EVALUATORS / "LICENSES.md").read_text()
+    assert all(f"`{path.name}`" in text for path in EVALUATORS.iterdir() if path.suffix in (".safetensors", ".onnx"))

@@ -1,0 +1,162 @@
+"""An adversary: de-identifies more photos himself, as attacks need it, and runs them.
+
+He has the weights, the options, and a photo of every suspect: that of the gallery. What he makes is kept beside the results.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+
+from diffdeid.evaluation import attacks
+from diffdeid.evaluation.examiner import FILTER, Examiner
+from diffdeid.evaluation.methods import run_method
+from diffdeid.evaluation.originals import RealPicture
+from diffdeid.evaluation.structures import Evaluation, ExaminedPair, Metric
+from diffdeid.geometry.align import ffhq_matrix, warp
+from diffdeid.imaging import read_image
+from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
+from diffdeid.structures import Face
+
+SUSPECTS = 40
+VERSIONS = 4  # de-identified by the adversary of each photo, besides the published one
+SEED = 100_000  # of the first picture he makes, far from those of published ones
+SIDE = 112  # pixels of the crops that the reconstruction network sees
+STEPS = 400  # of its training
+
+
+class Adversary:
+    """Attacks the results of the method "diffdeid".
+
+    Args:
+        pipe: what made the results.
+        evaluation: the results.
+        originals: by name.
+        costs: of the results, by name, see `methods.run_method`.
+        folder: of the results.
+        seeds: that they were made with, by name.
+        options: that they were made with.
+    """
+
+    def __init__(self, pipe: DiffDeIDPipeline, examiner: Examiner, evaluation: Evaluation, originals: dict[str, RealPicture],
+                 costs: dict[str, dict], folder: Path, seeds: dict[str, int], options: dict[str, Any]):  # fmt: skip
+        self.pipe, self.examiner, self.options, self.costs, self.seeds = pipe, examiner, options, costs, seeds
+        self.folder, self.work, self.originals = folder, folder / "attacks", originals
+        self.known = {
+            original.person: name for name, original in originals.items() if original.gallery and original.examined is not None
+        }
+        # One face that was replaced: then it is clear which face a seed was used for.
+        usable = [pair for pair in evaluation.pairs if pair.person in self.known and self._is_single(pair.name)]
+        probes = list({pair.person: pair for pair in usable if self._is_single(self.known[pair.person])}.values())
+        self.suspects, self.others = probes[:SUSPECTS], probes[SUSPECTS:]
+
+    def _is_single(self, name: str) -> bool:
+        cost = self.costs.get(name, {"faces": 1, "covered": 0})
+        return len(self.originals[name].faces) == 1 and cost["faces"] == 1 and cost["covered"] == 0
+
+    def attack(self) -> list[Metric]:
+        """All attacks, by the two recognisers that ship and, where the pipeline's own identities are concerned, by its filter."""
+        if len(self.suspects) < 3:
+            return []
+        people = [pair.person for pair in self.suspects]
+        photos = {self.known[person]: self.originals[self.known[person]].path for person in people}
+        probes = {pair.name: self.originals[pair.name].path for pair in self.suspects}
+        known = [self._make(photos, f"known-{version}", version) for version in range(VERSIONS)]
+        versions = [self._make(probes, f"version-{version}", VERSIONS + version) for version in range(VERSIONS)]
+        linked = self._one_identity_each(photos, probes)
+        undone = self._undo()
+        metrics = []
+        for recogniser in self.examiner.recognisers[:-1]:
+            gallery = self._gallery(people, recogniser)
+            published = np.stack([pair.result.embeddings[recogniser] for pair in self.suspects])
+            train = np.concatenate([[vectors[recogniser] for vectors in made] for made in known])
+            candidates = np.stack([published, *([vectors[recogniser] for vectors in made] for made in versions)], axis=1)
+            first, second = ([vectors[recogniser] for vectors in made] for made in linked)
+            metrics += attacks.parrot(train, people * VERSIONS, published, people, recogniser)
+            metrics += attacks.linkability(
+                np.stack([vectors[recogniser] for vectors in known[0]]), published, people, f"fresh identities, {recogniser}"
+            )
+            metrics += attacks.linkability(np.stack(first), np.stack(second), people, f"one identity per person, {recogniser}")
+            metrics += attacks.averaging(candidates, people, gallery, people, recogniser)
+            for attack, made in undone.items():
+                vectors = np.stack([seen[recogniser] for seen in made])
+                metrics += attacks.reidentification(vectors, people, gallery, people, attack, recogniser)
+        return metrics + self._replay(people)
+
+    def _make(self, pictures: dict[str, Path], name: str, number: int, **options: Any) -> list[dict[str, np.ndarray]]:
+        """De-identify photos once more; embeddings of the results, in order."""
+        out, seed = self.work / name, SEED * (1 + number)
+        run_method("diffdeid", self.pipe, pictures, out, seed, **self.options | options)
+        return [self._embed(np.asarray(read_image(out / f"{key}.png").image), key) for key in pictures]
+
+    def _embed(self, picture: np.ndarray, name: str) -> dict[str, np.ndarray]:
+        """Where the face was, if none is found."""
+        source = self.originals[name].examined.face
+        found = self.examiner.analyser(picture, [Face(source.box)])[0]
+        return self.examiner.embed(picture, source.landmarks if found.landmarks is None else found.landmarks)
+
+    def _one_identity_each(self, photos: dict[str, Path], probes: dict[str, Path]) -> list[list[dict[str, np.ndarray]]]:
+        """Both photos of each suspect with one new identity, as in the frames of a clip."""
+        made: list[list[dict[str, np.ndarray]]] = [[], []]
+        for number, pair in enumerate(zip(photos, probes, strict=True)):
+            sampled = self.pipe.identity_sampler(generator=torch.Generator().manual_seed(SEED + number))
+            for side, name in enumerate(pair):
+                picture = {name: (photos, probes)[side][name]}
+                made[side] += self._make(picture, f"linked-{side}", number, identity=(sampled.identity, sampled.shape))
+        return made
+
+    def _undo(self) -> dict[str, list[dict[str, np.ndarray]]]:
+        """What attacks that make pictures see in the published ones."""
+        others = {self.known[pair.person]: self.originals[self.known[pair.person]].path for pair in self.others}
+        crops = [_small(crop) for pair in self.others for crop in pair.crops]
+        for name, path in others.items():
+            run_method("diffdeid", self.pipe, {name: path}, self.work / "others", SEED, **self.options)
+            matrix = ffhq_matrix(self.originals[name].examined.face.landmarks, SIDE)
+            pictures = (read_image(file).image for file in (path, self.work / "others" / f"{name}.png"))
+            crops += [warp(np.asarray(picture), matrix, SIDE) for picture in pictures]
+        undone = {}
+        if self.others:
+            sources, results = np.stack(crops[::2]), np.stack(crops[1::2])
+            published = np.stack([_small(pair.crops[1]) for pair in self.suspects])
+            restored = attacks.reconstruct(results, sources, published, STEPS)
+            undone["reconstruction"] = [self._embed_crop(crop, pair) for crop, pair in zip(restored, self.suspects, strict=True)]
+        undone["inversion"] = [self._inverted(pair) for pair in self.suspects]
+        return undone
+
+    def _inverted(self, pair: ExaminedPair) -> dict[str, np.ndarray]:
+        if not pair.result.found:
+            return pair.result.embeddings
+        picture = np.asarray(read_image(self.folder / f"{pair.name}.png").image)
+        crop = attacks.invert(self.pipe, picture, pair.result.face, self.options.get("num_inference_steps", 8))
+        return self._embed_crop(crop, pair)
+
+    def _embed_crop(self, crop: np.ndarray, pair: ExaminedPair) -> dict[str, np.ndarray]:
+        matrix = ffhq_matrix(pair.source.face.landmarks, len(crop))
+        points = pair.source.face.landmarks[:, :2] @ matrix[:, :2].T + matrix[:, 2]
+        box = np.concatenate([points.min(0), points.max(0)]).astype(np.float32)
+        found = self.examiner.analyser(crop, [Face(box)])[0]
+        return self.examiner.embed(crop, points if found.landmarks is None else found.landmarks)
+
+    def _replay(self, people: list[str]) -> list[Metric]:
+        """With the seeds of the published results; the adversary knows them only where they were given away."""
+        if self.options.get("keep_attributes"):
+            return []  # the pool then depends on the source in another way, which the attack does not model
+        steps = self.options.get("num_inference_steps", 8)
+        tries = [self.costs[pair.name]["evaluations"] // steps for pair in self.suspects]
+        seeds = [self.seeds[pair.name] for pair in self.suspects]
+        observed = np.stack([pair.result.embeddings[FILTER] for pair in self.suspects])
+        gallery = self._gallery(people, FILTER)
+        return attacks.replay(
+            self.pipe, seeds, tries, self.options.get("level", 7), observed, people, gallery, people, "known seed"
+        )
+
+    def _gallery(self, people: list[str], recogniser: str) -> np.ndarray:
+        return np.stack([self.originals[self.known[person]].examined.embeddings[recogniser] for person in people])
+
+
+def _small(crop: np.ndarray) -> np.ndarray:
+    return cv2.resize(crop, (SIDE, SIDE), interpolation=cv2.INTER_AREA)

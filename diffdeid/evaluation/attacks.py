@@ -1,0 +1,299 @@
+"""What an adversary who knows the method makes of de-identified pictures.
+
+parrot           de-identified pictures of known people, made by the attacker: other photos, other seeds (embeddings)
+linkability      two de-identified pictures of every person (embeddings)
+averaging        several de-identified versions of every photo (embeddings); with one version it attacks the level alone
+reconstruction   de-identified and original crops of other people: `reconstruct`, then `reidentification`
+replay           the weights, the options and the seed, and photos of the suspects
+inversion        the weights: `invert`, then `reidentification`
+
+Embeddings are unit vectors of one recogniser, `label` names it. Each attack ends in scores of the probes against the people of a
+gallery, and gives two metrics: rank-1, and AUC, the share of other people whom the right one is preferred to. Rank-1 is what is
+claimed of methods; AUC shows a leak long before. Ties count as guesses. Intervals are 95 % percentiles over resampled people.
+Chance is the mean over permutations of who is who among the probes' people; photos of one person stay together in both. The
+alarm is raised above the 97.5 % quantile of the permutations: by each metric in at most 2.5 % of the cases where nothing leaks.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from diffusers import DDIMInverseScheduler
+from torch import Tensor, nn
+
+from diffdeid.evaluation.structures import Metric
+from diffdeid.metrics.privacy import RESAMPLES, person_scores
+from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
+from diffdeid.pipelines.pipeline_lds import select_level
+from diffdeid.structures import Face
+
+SHRINKAGE = 0.5  # of the covariance within people: a few hundred samples of hundreds of numbers say little of it
+BATCH, LEARNING_RATE = 8, 2e-3
+LIKENESS, RANK_ERROR = 20.0, 3.0  # how well a result shows its identity; how far another photo of the source shifts the order
+
+
+def parrot(
+    train: np.ndarray, train_people: Sequence[str], test: np.ndarray, test_people: Sequence[str], label: str
+) -> list[Metric]:
+    """A recogniser retrained on de-identified pictures (McPherson et al. 2016, arXiv 1609.00408).
+
+    The attacker de-identifies photos of the suspects himself and trains a linear discriminant (one covariance, shrunk) on them.
+    It also learns hair, clothes and light, which no face method hides: what it makes of faces in solid black is the floor to
+    compare with, for photos of one session above all.
+
+    Args:
+        train: `(k, d)` de-identified pictures of `train_people`, several of each.
+        test: `(n, d)` unseen ones of `test_people`, of other photos or at least other seeds; people not trained on are left out.
+    """
+    columns, rows = np.unique(train_people, return_inverse=True)
+    means = np.stack([train[rows == row].mean(0) for row in range(len(columns))])
+    deviations = train - means[rows]
+    covariance = deviations.T @ deviations / max(len(train) - len(columns), 1)
+    scale = np.trace(covariance) / len(covariance) or 1.0  # zero where there is but one sample each: then nearest means
+    weights = np.linalg.solve((1 - SHRINKAGE) * covariance + SHRINKAGE * scale * np.eye(len(covariance)), means.T)
+    known = np.isin(test_people, columns)
+    scores = test[known] @ weights - (means.T * weights).sum(0) / 2
+    return identification("parrot", label, [lambda said: scores], np.searchsorted(columns, np.array(test_people)[known]))
+
+
+def linkability(first: np.ndarray, second: np.ndarray, people: Sequence[str], label: str) -> list[Metric]:
+    """Whether two de-identified pictures, `(n, d)` each, of the same `n` people are recognised as one person's.
+
+    The attacker knows nothing but the pictures. With a fresh identity per picture only what is left of the source may link them;
+    with one identity per person they are linked by design. Surroundings link as well, as for the parrot.
+    """
+    scores, columns = person_scores(first, second, list(people))
+    return identification("linkability", label, [lambda said: scores], _places(people, columns))
+
+
+def averaging(
+    candidates: np.ndarray, people: Sequence[str], gallery: np.ndarray, gallery_people: Sequence[str], label: str
+) -> list[Metric]:
+    """Several de-identified versions of each photo, taken together; the best of three attacks, as in the permutations.
+
+    What differs between versions cancels, what they share of the source stays. "nearest": who is most alike to the mean version.
+    "farthest": who is least, because the level takes identities far from the source. "level": at a level, all versions are about
+    equally far from the source, and from others they are not, so who is at the usual distance each time? By the ratio of two
+    Gaussians, whose parameters the attacker learns on other people whom he de-identifies himself (leave one person out).
+
+    Args:
+        candidates: `(n, m, d)`, m versions of each of n photos of `people`.
+    """
+    cosines = np.stack(
+        [person_scores(version, gallery, list(gallery_people))[0] for version in candidates.swapaxes(0, 1)], axis=1
+    )
+    columns = list(dict.fromkeys(gallery_people))
+    cosines = cosines - cosines.mean((0, 1))  # some people of the gallery are like everybody, and some versions too
+    cosines = (cosines - cosines.mean(2, keepdims=True)) / (cosines.std(2, keepdims=True) + 1e-9)
+    mean = cosines.mean(1)
+
+    def level(said: np.ndarray) -> np.ndarray:
+        own = np.take_along_axis(cosines, said[:, None, None], axis=2)[..., 0]
+        moments = np.stack([np.bincount(said, x, cosines.shape[2]) for x in (np.ones(len(own)), own.mean(1), (own**2).mean(1))])
+        others, first, second = (moments.sum(1, keepdims=True) - moments)[:, said]
+        middle = first / np.maximum(others, 1)
+        variance = np.maximum(second / np.maximum(others, 1) - middle**2, 0.01)
+        middle, variance = middle[:, None, None], variance[:, None, None]
+        return (cosines**2 - (cosines - middle) ** 2 / variance - np.log(variance)).mean(1)
+
+    return identification("averaging", label, [lambda said: mean, lambda said: -mean, level], _places(people, columns))
+
+
+class _UNet(nn.Module):
+    """Maps crops `(B, 3, S, S)` in [-1, 1] to crops; S a multiple of 16; 0.8 million parameters."""
+
+    def __init__(self, widths: tuple[int, ...] = (32, 64, 96, 96)):
+        super().__init__()
+        inputs = (12, *widths[:-1])
+        self.down = nn.ModuleList(_block(a, b) for a, b in zip(inputs, widths, strict=True))
+        self.up = nn.ModuleList(_block(a + b, a) for a, b in zip(widths[:-1], widths[1:], strict=True))
+        self.out = nn.Conv2d(widths[0], 12, 3, padding=1)
+        nn.init.zeros_(self.out.weight)  # starts as the identity
+        nn.init.zeros_(self.out.bias)
+
+    def forward(self, crops: Tensor) -> Tensor:
+        x, skips = F.pixel_unshuffle(crops, 2), []
+        for block in self.down:
+            x = block(x if not skips else F.avg_pool2d(x, 2))
+            skips.append(x)
+        for block, skip in zip(reversed(self.up), reversed(skips[:-1]), strict=True):
+            x = block(torch.cat([skip, F.interpolate(x, scale_factor=2.0, mode="nearest")], dim=1))
+        return crops + F.pixel_shuffle(self.out(x), 2)
+
+
+def _block(inputs: int, outputs: int) -> nn.Sequential:
+    first, second = nn.Conv2d(inputs, outputs, 3, padding=1), nn.Conv2d(outputs, outputs, 3, padding=1)
+    return nn.Sequential(first, nn.GroupNorm(4, outputs), nn.SiLU(), second, nn.SiLU())
+
+
+def reconstruct(
+    train_results: np.ndarray, train_sources: np.ndarray, results: np.ndarray, steps: int = 400, seed: int = 0
+) -> np.ndarray:
+    """Undo a de-identification by a network trained to (Todt et al. 2024, "Fantômas", arXiv 2210.10651).
+
+    The attacker de-identifies photos of other people and learns the way back. The loss is L1 at four scales: where the way back
+    is not certain, coarse ones still tell what there was.
+
+    Args:
+        train_results, train_sources: uint8 crops `(k, S, S, 3)` of other people, de-identified and original; S a multiple of 16.
+        results: `(n, S, S, 3)`, to be undone.
+
+    Returns:
+        `(n, S, S, 3)` uint8. The same on each run on one machine.
+    """
+    rng = np.random.default_rng(seed)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        network = _UNet()
+    optimiser = torch.optim.AdamW(network.parameters(), LEARNING_RATE)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, steps)
+    for _ in range(steps):
+        drawn, mirror = rng.integers(len(train_results), size=BATCH), rng.choice([-1, 1])
+        inputs, targets = (_to_tensor(crops[drawn][:, :, ::mirror]) for crops in (train_results, train_sources))
+        error = network(inputs) - targets
+        loss = sum(F.avg_pool2d(error, size).abs().mean() for size in (1, 2, 4, 8))
+        optimiser.zero_grad()
+        loss.backward()
+        optimiser.step()
+        schedule.step()
+    with torch.no_grad():
+        return np.concatenate([_to_uint8(network(_to_tensor(results[row : row + 1]))) for row in range(len(results))])
+
+
+def reidentification(
+    found: np.ndarray, people: Sequence[str], gallery: np.ndarray, gallery_people: Sequence[str], attack: str, label: str
+) -> list[Metric]:
+    """Recognise what `attack` made, embeddings `(n, d)` of `people`, among the gallery `(p, d)`."""
+    scores, columns = person_scores(found, gallery, list(gallery_people))
+    return identification(attack, label, [lambda said: scores], _places(people, columns))
+
+
+def replay(
+    pipe: DiffDeIDPipeline,
+    seeds: Sequence[int],
+    attempts: Sequence[int],
+    level: int,
+    observed: np.ndarray,
+    people: Sequence[str],
+    gallery: np.ndarray,
+    gallery_people: Sequence[str],
+    label: str,
+) -> list[Metric]:
+    """Sample identities again, for every suspect, with the seed that was used: for whom would the result have been chosen?
+
+    The sampled pool hardly depends on the source, but the level's choice in it does: it has a certain rank of the distance to
+    the source. The attacker knows another photo of each suspect, by which ranks are a little wrong. So every identity of the
+    pool counts by how alike the result is to it, times how near its rank is to the chosen one's. The seed's noise tells no
+    more: which identity of the pool was used is plain from the result, and all else that went in is not of the source's identity.
+
+    Args:
+        seeds: `(n,)` of the generators, a fresh one for each picture, of which the first face is meant.
+        attempts: `(n,)` how many there were, as reported.
+        level: that the pictures were made with, without `keep_attributes`.
+        observed: `(n, 128)` z_id of the results.
+        gallery: `(p, 128)` z_id of photos of `gallery_people`.
+    """
+    suspects, observed = torch.from_numpy(gallery).float(), torch.from_numpy(observed).float()
+    sampler, limit = pipe.identity_sampler, pipe.config.identity_limit
+    fits = torch.zeros(len(observed), len(suspects))
+    for probe, seed in enumerate(seeds):
+        fresh = torch.Generator().manual_seed(int(seed))
+        shared = sampler(pipe.num_sampled_identities, num_inference_steps=20, generator=fresh).identity
+        refused = (1 - suspects @ shared.T < limit).any(1)
+        for column, suspect in enumerate(suspects):
+            same = attempts[probe] == 1 and not refused[column]  # sparing one sampling per suspect
+            pool = shared if same else _pool(pipe, suspect[None], int(seed), attempts[probe])
+            ranks = (pool @ suspect).argsort().argsort()
+            near = torch.exp(-(((ranks - ranks[select_level(pool, suspect, level)]) / RANK_ERROR) ** 2) / 2)
+            fits[probe, column] = (LIKENESS * (pool @ observed[probe])).softmax(0) @ near
+    scores, columns = person_scores(fits.numpy(), np.eye(len(suspects)), list(gallery_people))  # the best photo of each
+    return identification("replay", label, [lambda said: scores], _places(people, columns))
+
+
+def _pool(pipe: DiffDeIDPipeline, source: Tensor, seed: int, attempts: int) -> Tensor:
+    """What `sample_identity` chooses from in the last attempt; between two, the noise of a picture is drawn."""
+    generator = torch.Generator().manual_seed(seed)
+    limits = pipe.num_sampled_identities, source, pipe.config.identity_limit
+    for attempt in range(attempts):
+        if attempt > 0:
+            pipe.prepare_latents(1, generator)
+        pool = pipe.identity_sampler(*limits, num_inference_steps=20, generator=generator).identity
+    return pool
+
+
+@torch.no_grad()
+def invert(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face, num_inference_steps: int = 8) -> np.ndarray:
+    """Run deterministic DDIM backwards from a result to its noise (Song et al. 2021, arXiv 2010.02502), then forwards as nobody.
+
+    Everything is taken from the result: context, pose, expression, light, and for the way back its identity too. This undoes
+    methods that start from the source's own inverted noise. Here the noise comes from a generator, so that the attack can find
+    no more than what the context tells of a face; it is run in order to show it. Nothing needs to be known but the weights.
+
+    Args:
+        picture: de-identified, `(H, W, 3)` uint8.
+        face: found in it, with landmarks and irises.
+
+    Returns:
+        The crop `(S, S, 3)`, uint8, with the face of no identity (z = 0, α = 0) that the noise gives.
+    """
+    scheduler = DDIMInverseScheduler.from_config(pipe.scheduler.config)
+    backwards = DiffDeIDPipeline(**pipe.components | {"scheduler": scheduler}, crop_factor=pipe.config.crop_factor)
+    backwards.set_progress_bar_config(disable=True)
+    source = pipe.reconstruct(picture, [face])
+    texture, latents = pipe.encode_texture(source.images, source.masks), source.images
+    for direction, z, shape in (
+        (backwards, source.identity, source.coefficients.identity),
+        (pipe, torch.zeros_like(source.identity), torch.zeros_like(source.coefficients.identity)),
+    ):
+        direction._guidance_scale = 1.0
+        coefficients, maps = pipe.prepare_conditioning(source.coefficients, shape, source.masks, keep_mouth=False)
+        known = source.images, source.masks, maps, z, coefficients.pack(), texture
+        latents = direction.denoise(latents.to(pipe.unet.dtype), *known, num_inference_steps)
+    return pipe.composite(source, latents)[2]
+
+
+def identification(
+    attack: str, label: str, attempts: Sequence[Callable[[np.ndarray], np.ndarray]], own: np.ndarray
+) -> list[Metric]:
+    """Rank-1 and AUC of an attack, or of the best of several, with interval, chance and alarm (see the top of the file).
+
+    Args:
+        attempts: each gives scores `(n, p)` of the probes; what it is given is who the attacker's own examples are said to be,
+            for attacks that learn from the probes of other people.
+        own: `(n,)` who the probes are, columns of the scores.
+    """
+    persons, rows = np.unique(own, return_inverse=True)
+
+    def outcomes(said: np.ndarray) -> np.ndarray:  # (2, attempts, n)
+        scores = np.stack([attempt(said) for attempt in attempts])
+        mine = np.take_along_axis(scores, said[None, :, None], axis=2)
+        higher, equal = (scores > mine).sum(2), (scores == mine).sum(2)
+        return np.stack([(higher == 0) / equal, 1 - (higher + (equal - 1) / 2) / (scores.shape[2] - 1)])
+
+    rng = np.random.default_rng(0)
+    achieved = outcomes(own)
+    weights = rng.multinomial(len(persons), np.full(len(persons), 1 / len(persons)), size=RESAMPLES)[:, rows]
+    resampled = (achieved @ weights.T / weights.sum(1)).max(1)
+    permuted = np.stack([outcomes(rng.permutation(persons)[rows]).mean(2).max(1) for _ in range(RESAMPLES)], axis=1)
+    metrics = []
+    for name, values, drawn, floor in zip(("rank-1", "AUC"), achieved, resampled, permuted, strict=True):
+        value, (low, high) = float(values.mean(1).max()), np.quantile(drawn, [0.025, 0.975])
+        alarm = bool(value > np.quantile(floor, 0.975))
+        name = f"{attack} {name} [{label}]"
+        metrics.append(Metric("attacks", name, value, "", (float(low), float(high)), float(floor.mean()), alarm))
+    return metrics
+
+
+def _places(people: Sequence[str], columns: list[str]) -> np.ndarray:
+    return np.array([columns.index(person) for person in people])
+
+
+def _to_tensor(crops: np.ndarray) -> Tensor:
+    return torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
+
+
+def _to_uint8(crops: Tensor) -> np.ndarray:
+    return ((crops.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()

@@ -1,0 +1,67 @@
+"""What an interrupted evaluation need not look at again: one file per picture, deleted when the evaluation is complete.
+
+The files hold embeddings of faces. They lie in the report's folder, which is the user's, and nowhere else.
+"""
+
+from __future__ import annotations
+
+import io
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from diffdeid.evaluation.examiner import ExaminedFace
+from diffdeid.imaging import write_whole
+from diffdeid.structures import Face
+
+Seen = tuple[list[Face], ExaminedFace | None]  # all faces of a picture (boxes alone), and the one that was examined
+
+
+class Memory:
+    """Keeps what was seen in a folder, or nothing without one."""
+
+    def __init__(self, folder: Path | None):
+        self.folder = folder
+
+    def recall(self, key: str, look: Callable[[], Seen]) -> Seen:
+        """What was seen under a key, or what `look` sees now."""
+        if self.folder is None:
+            return look()
+        path = self.folder / f"{key}.npz"
+        if path.exists():
+            with np.load(path) as arrays:
+                return _unpack(dict(arrays))
+        seen = look()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = io.BytesIO()
+        np.savez(file, **_pack(*seen))
+        write_whole(path, file.getbuffer())
+        return seen
+
+    def forget(self) -> None:
+        """Delete everything."""
+        if self.folder is not None:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+
+def _pack(faces: list[Face], examined: ExaminedFace | None) -> dict[str, np.ndarray]:
+    arrays = {"boxes": np.array([face.box for face in faces], np.float32).reshape(-1, 4)}
+    if examined is None:
+        return arrays
+    face = examined.face
+    arrays |= {"box": face.box, "landmarks": face.landmarks, "iris": face.iris, "found": np.array(examined.found)}
+    arrays |= {"coefficients": examined.coefficients, "emotion": examined.emotion}
+    arrays |= {"age": np.array(examined.age), "femininity": np.array(examined.femininity)}
+    return arrays | {f"by {name}": vector for name, vector in examined.embeddings.items()}
+
+
+def _unpack(arrays: dict[str, np.ndarray]) -> Seen:
+    faces = [Face(box) for box in arrays["boxes"]]
+    if "box" not in arrays:
+        return faces, None
+    face = Face(arrays["box"], landmarks=arrays["landmarks"], iris=arrays["iris"])
+    embeddings = {name.removeprefix("by "): vector for name, vector in arrays.items() if name.startswith("by ")}
+    found, age, femininity = bool(arrays["found"]), float(arrays["age"]), float(arrays["femininity"])
+    return faces, ExaminedFace(face, found, embeddings, arrays["coefficients"], arrays["emotion"], age, femininity)

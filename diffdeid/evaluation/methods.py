@@ -1,0 +1,169 @@
+"""Methods to compare: ours, covers, and the simplest ways to put another face there.
+
+diffdeid    this project, with the options given
+solid, mosaic, blur     the covers of `geometry.composite`
+inpaint     the face filled from its surroundings (Telea 2004, OpenCV): what a picture looks like without a generator
+swap-mean   the mean head of the morphable model, rendered with the pose, expression, gaze, light and skin tone of the source
+deface      the tool of that name (PyPI), with its defaults, when it is installed
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import cv2
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from diffdeid.errors import ConfigurationError, NoFaceFoundError
+from diffdeid.geometry.composite import cover, paste
+from diffdeid.imaging import read_image, write_image
+from diffdeid.models.conditioning import exchange_identity, hide_skin_details, render_conditions
+from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline, SourceFaces
+from diffdeid.structures import Face
+
+COVERS = ("solid", "mosaic", "blur")
+METHODS = ("diffdeid", *COVERS, "inpaint", "swap-mean", "deface")
+INPAINT_RADIUS = 5  # pixels of a 256-pixel crop
+
+
+def available_methods() -> tuple[str, ...]:
+    """All methods; `deface` only where it is installed."""
+    return METHODS if _deface_command() else METHODS[:-1]
+
+
+def _deface_command() -> str | None:
+    return shutil.which("deface", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+
+
+def run_method(name: str, pipe: DiffDeIDPipeline, pictures: dict[str, Path], out: Path, seed: int, **options: Any) -> list[dict]:
+    """De-identify pictures by a method, as PNG files in a folder; those that are there already are not made again.
+
+    Args:
+        name: one of `METHODS`.
+        pictures: by name.
+        out: the folder; `costs.jsonl` in it remembers what each picture took.
+        seed: the picture number n is made with seed + n, so that results do not depend on which others are there.
+        options: of `DiffDeIDPipeline.__call__`.
+
+    Returns:
+        For each picture its `name`, `seconds`, `faces`, those `covered`, and `evaluations` of the network.
+    """
+    out.mkdir(parents=True, exist_ok=True)
+    costs = out / "costs.jsonl"
+    done = {row["name"]: row for row in map(json.loads, costs.read_text().splitlines())} if costs.exists() else {}
+    missing = {key: path for key, path in pictures.items() if key not in done or not (out / f"{key}.png").exists()}
+    if name == "deface":
+        rows = _deface(missing, out)
+    else:
+        rows = (
+            _one(pipe, name, key, path, out / f"{key}.png", seed + number, options)
+            for number, (key, path) in enumerate(pictures.items())
+            if key in missing
+        )
+    with costs.open("a") as file:
+        for row in tqdm(rows, total=len(missing), desc=name, unit="picture", disable=None):
+            done[row["name"]] = row
+            file.write(json.dumps(row) + "\n")
+            file.flush()
+    return [done[key] for key in pictures]
+
+
+def _one(pipe: DiffDeIDPipeline, name: str, key: str, path: Path, target: Path, seed: int, options: dict) -> dict:
+    picture = np.asarray(read_image(path).image)
+    started = time.perf_counter()
+    result, covered, faces, evaluations = picture, 0, 0, 0
+    try:
+        if name == "diffdeid":
+            generator = torch.Generator().manual_seed(seed)
+            output = pipe(picture, generator=generator, output_type="np", **options)
+            (result,), (reports,) = output.images, output.faces
+            covered, faces = sum(report.method != "diffusion" for report in reports), len(reports)
+            evaluations = sum(report.attempts for report in reports) * options.get("num_inference_steps", 8)
+        else:
+            found = pipe.detect_faces(picture)
+            faces = len(found)
+            covered = faces if name in COVERS else sum(face.iris is None for face in found)
+            for face in found:
+                result = BASELINES[name](pipe, result, face)
+    except NoFaceFoundError:
+        pass  # nothing was found, so nothing is changed: the coverage of the evaluation tells
+    seconds = time.perf_counter() - started
+    target.parent.mkdir(parents=True, exist_ok=True)
+    write_image(target, Image.fromarray(result), overwrite=True)
+    return {"name": key, "seconds": seconds, "faces": faces, "covered": covered, "evaluations": evaluations}
+
+
+def _covering(method: str) -> Callable[[DiffDeIDPipeline, np.ndarray, Face], np.ndarray]:
+    return lambda pipe, picture, face: cover(picture, face, method)
+
+
+def inpaint(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face) -> np.ndarray:
+    """A face filled from its surroundings; solid where it has no landmarks."""
+    if face.iris is None:
+        return cover(picture, face)
+    source = pipe.reconstruct(picture, [face])
+    return _replace(pipe, picture, source, torch.from_numpy(_filled(source)).permute(2, 0, 1)[None].float() / 127.5 - 1)
+
+
+@torch.no_grad()
+def swap_mean(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face) -> np.ndarray:
+    """The mean head in place of a face; solid where it has no landmarks."""
+    if face.iris is None:
+        return cover(picture, face)
+    source = pipe.reconstruct(picture, [face])
+    shown = hide_skin_details(pipe.morphable_model, source.coefficients)
+    mean = exchange_identity(pipe.morphable_model, shown, torch.zeros_like(shown.identity), range(468))
+    maps = render_conditions(pipe.morphable_model, mean, pipe.size).maps
+    head = maps[:, 3:6].abs().amax(1, keepdim=True) > 0  # normals are zero beside the head
+    filled = torch.from_numpy(_filled(source)).permute(2, 0, 1)[None].float() / 127.5 - 1
+    return _replace(pipe, picture, source, torch.where(head, maps[:, :3], filled))
+
+
+def _filled(source: SourceFaces) -> np.ndarray:
+    erased = source.masks[0, 0].byte().cpu().numpy()
+    return cv2.inpaint(source.crops[0].image, erased, INPAINT_RADIUS, cv2.INPAINT_TELEA)
+
+
+def _replace(pipe: DiffDeIDPipeline, picture: np.ndarray, source: SourceFaces, generated: Tensor) -> np.ndarray:
+    patch, opacity, _ = pipe.composite(source, generated)
+    return paste(picture, patch, opacity, source.crops[0].matrix)
+
+
+BASELINES: dict[str, Callable[[DiffDeIDPipeline, np.ndarray, Face], np.ndarray]] = {
+    **{method: _covering(method) for method in COVERS},
+    "inpaint": inpaint,
+    "swap-mean": swap_mean,
+}
+
+
+def _deface(pictures: dict[str, Path], out: Path) -> list[dict]:
+    """One run of the `deface` command over copies of all pictures: it writes beside its inputs."""
+    command = _deface_command()
+    if command is None:
+        raise ConfigurationError("The method `deface` needs the tool of that name: `pip install deface`.")
+    with tempfile.TemporaryDirectory() as folder:
+        copies = {key: Path(folder, f"{number}.png") for number, key in enumerate(pictures)}
+        for key, copy in copies.items():
+            write_image(copy, read_image(pictures[key]).image)
+        started = time.perf_counter()
+        if copies:
+            subprocess.run([command, *map(str, copies.values())], check=True, capture_output=True)
+        seconds = (time.perf_counter() - started) / max(1, len(copies))
+        for key, copy in copies.items():
+            target = out / f"{key}.png"
+            target.parent.mkdir(parents=True, exist_ok=True)
+            shutil.move(copy.with_name(f"{copy.stem}_anonymized.png"), target)
+    return [{"name": key, "seconds": seconds, "faces": 0, "covered": 0, "evaluations": 0} for key in pictures]

@@ -1,0 +1,242 @@
+"""What `diffdeid evaluate` shows: a table for the terminal, files for other programs, and a page for people.
+
+The page shows source faces: it is for those who may see them. It needs `pip install "diffdeid[evaluate]"`, the rest does not.
+"""
+
+from __future__ import annotations
+
+import base64
+import csv
+import io
+import json
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
+from itertools import groupby
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple, get_args
+
+import numpy as np
+from PIL import Image
+
+from diffdeid.errors import ConfigurationError
+from diffdeid.evaluation.examiner import FILTER
+from diffdeid.evaluation.structures import Block, Evaluation, ExaminedPair, Metric, Scores
+from diffdeid.imaging import write_whole
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+UNKNOWN, ALARM, MARK = "–", "!", "†"
+NOTES = {
+    "[a, b]": "95 % bootstrap interval",
+    "chance": "what a method gets that gives nothing away",
+    UNKNOWN: "could not be measured",
+    ALARM: "identity leaks, or a face was missed",
+    MARK: "used by the method itself to accept results; not independent evidence",
+}
+SHARES = ("rank-", "TPR", "EER", "same ", "face found", "faces left", "faces covered")  # begin the names of what is shown in %
+NEAREST = 8  # pictures in the row of the worst
+GRIDS = ((160, 24), (128, 24), (96, 24), (72, 16), (56, 8))  # side of a crop and people a method, until they fit
+GRID_BYTES = 4_000_000  # as base64, so that a phone still opens the page, figures and all
+
+
+class Row(NamedTuple):
+    """A metric of all methods, in words; a cell is alarm, value and interval."""
+
+    block: str
+    name: str
+    label: str
+    cells: list[tuple[str, str, str]]
+    chance: str
+
+
+def table(evaluations: list[Evaluation]) -> str:
+    """All metrics as an aligned Markdown table: a row a metric, a column a method; below it, what the marks mean."""
+    lines = [["", *(evaluation.method for evaluation in evaluations), "chance"]]
+    for block, rows in groupby(_rows(evaluations), lambda row: row.block):
+        lines.append([block.upper()] + [""] * (len(evaluations) + 1))
+        lines += [[row.label, *(" ".join(filter(None, cell)) for cell in row.cells), row.chance] for row in rows]
+    lines = [[" ".join(text.split()).replace("|", r"\|") for text in line] for line in lines]
+    widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
+    text = ["| " + " | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) + " |" for line in lines]
+    text.insert(1, "|" + "|".join(["-" * (widths[0] + 2), *("-" * (width + 1) + ":" for width in widths[1:])]) + "|")
+    return "\n".join([*text, "", *(f"{sign:6} {meaning}" for sign, meaning in NOTES.items())]) + "\n"
+
+
+def to_json(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
+    """All metrics, ready for `json.dumps`: what was not measured is None, infinity a string."""
+    methods = []
+    for evaluation in evaluations:
+        metrics = []
+        for metric in evaluation.metrics:
+            value, chance, *interval = map(_json_number, (metric.value, metric.chance, *(metric.interval or ())))
+            numbers = {"value": value, "interval": interval or None, "chance": chance, "alarm": bool(metric.alarm)}
+            metrics.append(asdict(metric) | numbers | {"independent": f"[{FILTER}]" not in metric.name})
+        methods.append({"method": evaluation.method, "pictures": len(evaluation.pairs), "metrics": metrics})
+    return methods
+
+
+def write_csv(path: Path, evaluations: list[Evaluation]) -> None:
+    """The numbers of every picture, a line for each and method; empty where nothing could be measured."""
+    names, text = _number_names(evaluations), io.StringIO()
+    writer = csv.writer(text, lineterminator="\n")
+    writer.writerow(["method", "name", "person", *names])
+    for evaluation in evaluations:
+        for pair in evaluation.pairs:
+            numbers = (float(pair.numbers.get(name, math.nan)) for name in names)
+            writer.writerow([evaluation.method, pair.name, pair.person, *("" if math.isnan(x) else repr(x) for x in numbers)])
+    write_whole(path, text.getvalue().encode())
+
+
+def write_report(folder: Path, title: str, evaluations: list[Evaluation], figures: Iterable[tuple[str, Figure]] = ()) -> None:
+    """Write `metrics.json`, `pictures.csv` and the self-contained page `report.html`, with further `figures` by what they show.
+
+    Raises `ConfigurationError` when the packages for the page are missing; the other two files are there all the same.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = json.dumps(to_json(evaluations), indent=1, ensure_ascii=False, allow_nan=False)
+    write_whole(folder / "metrics.json", numbers.encode())
+    write_csv(folder / "pictures.csv", evaluations)
+    write_whole(folder / "report.html", _page(title, evaluations, figures).encode())
+
+
+def _page(title: str, evaluations: list[Evaluation], figures: Iterable[tuple[str, Figure]]) -> str:
+    try:
+        import jinja2
+
+        from diffdeid.evaluation import plots
+    except ImportError as error:
+        raise ConfigurationError('The report needs other packages: `pip install "diffdeid[evaluate]"`.') from error
+
+    nothing, recognisers, utility = Scores(*[np.empty(0)] * 3), {}, []
+    for name in sorted({name: 0 for evaluation in evaluations for name in evaluation.scores}, key=lambda name: name == FILTER):
+        scores = {evaluation.method: evaluation.scores.get(name, nothing) for evaluation in evaluations}
+        drawn = [("ROC", plots.roc(scores))]
+        drawn += [
+            (f"cosines, {other.method}", plots.histograms(other.scores[name])) for other in evaluations if name in other.scores
+        ]
+        recognisers[_marked(f"[{name}]")] = _data_uris(drawn)
+    for name in _number_names(evaluations):
+        values = {e.method: np.array([pair.numbers.get(name, math.nan) for pair in e.pairs], float) for e in evaluations}
+        if not set(np.unique([x for x in np.concatenate([*values.values()]) if math.isfinite(x)])) <= {0, 1}:
+            utility.append((_marked(name), plots.distributions(values, name)))
+    rows = _rows(evaluations)
+    bars = [(row.label, plots.bars(evaluations, row.name)) for row in rows if row.name.startswith("rank-1 [")]
+    loader = jinja2.FileSystemLoader(Path(__file__).parent)
+    environment = jinja2.Environment(loader=loader, autoescape=True, trim_blocks=True, lstrip_blocks=True)
+    return environment.get_template("report.html.jinja").render(
+        title=title,
+        methods=[evaluation.method for evaluation in evaluations],
+        rows=[row for row in rows if row.block != "cost"],
+        costs=[row for row in rows if row.block == "cost"],
+        notes=NOTES,
+        bars=_data_uris(bars),
+        recognisers=recognisers,
+        grids=_grids(evaluations),
+        utility=_data_uris(utility),
+        figures=_data_uris(figures),
+    )
+
+
+def _rows(evaluations: list[Evaluation]) -> list[Row]:
+    """The metrics of all methods by block, privacy first, in the order in which they were measured."""
+    found = [{(metric.block, metric.name): in_percent(metric) for metric in evaluation.metrics} for evaluation in evaluations]
+    keys, rows = {key: metrics[key].unit for metrics in reversed(found) for key in metrics}, []
+    order = {key: place for place, key in enumerate(dict.fromkeys(key for metrics in found for key in metrics))}
+    for block, name in sorted(order, key=lambda key: (get_args(Block).index(key[0]), order[key])):
+        metrics = [metrics.get((block, name), Metric(block, name, math.nan)) for metrics in found]
+        cells = []
+        for metric in metrics:
+            value, *bounds = _format([metric.value, *(metric.interval or ())], metric.unit)
+            interval = f"[{', '.join(bounds)}]" if set(bounds) - {UNKNOWN} else ""
+            cells.append((ALARM if metric.alarm else "", value, interval))
+        chances = dict.fromkeys(_format([metric.chance], metric.unit)[0] for metric in metrics if metric.chance is not None)
+        rows.append(Row(block, name, _marked(f"{name}, {keys[block, name]}".rstrip(", ")), cells, " … ".join(chances)))
+    return rows
+
+
+def in_percent(metric: Metric) -> Metric:
+    """Shares, which are 0…1, as people read them; other metrics as they are."""
+    if metric.unit or not metric.name.startswith(SHARES):
+        return metric
+    interval = metric.interval and (100 * metric.interval[0], 100 * metric.interval[1])
+    chance = None if metric.chance is None else 100 * metric.chance
+    return replace(metric, value=100 * metric.value, unit="%", interval=interval, chance=chance)
+
+
+def _format(values: Sequence[float], unit: str = "") -> list[str]:
+    """With as many decimals as show three digits of the largest, but no more than are of use; counts with none."""
+    sizes = [abs(value) for value in values if math.isfinite(value)]
+    largest = max(sizes, default=0)
+    decimals = max(0, 2 - math.floor(math.log10(largest))) if largest else 1
+    if unit == "%":
+        decimals = min(decimals, 1 if largest == 0 or largest >= 0.1 else 2)
+    elif all(size == int(size) for size in sizes):
+        decimals = 0
+    elif largest >= 0.01:
+        decimals = min(decimals, 3)
+    return [UNKNOWN if math.isnan(value) else f"{value:.{decimals}f}".replace("inf", "∞") for value in values]
+
+
+def _json_number(value: float | None) -> float | str | None:
+    if value is None or math.isnan(value):
+        return None
+    return float(value) if math.isfinite(value) else str(float(value)).replace("inf", "Infinity")
+
+
+def _marked(name: str) -> str:
+    return f"{name} {MARK}" if f"[{FILTER}]" in name else name
+
+
+def _number_names(evaluations: list[Evaluation]) -> list[str]:
+    return list(dict.fromkeys(name for evaluation in evaluations for pair in evaluation.pairs for name in pair.numbers))
+
+
+def _grids(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
+    """Of each method the pictures nearest to their sources, and people evenly from all."""
+    for side, people in GRIDS:
+        grids = []
+        for evaluation in evaluations:
+            persons = list({pair.person: pair for pair in evaluation.pairs}.values())
+            chosen = [persons[i] for i in np.unique(np.linspace(0, len(persons) - 1, people).astype(int))] if persons else []
+            nearest, others = ([_card(pair, side) for pair in pairs] for pairs in (_nearest(evaluation), chosen))
+            grids.append({"method": evaluation.method, "nearest": nearest, "people": others})
+        if sum(len(card["uri"]) for grid in grids for card in grid["nearest"] + grid["people"]) < GRID_BYTES:
+            break
+    return grids
+
+
+def _nearest(evaluation: Evaluation) -> list[ExaminedPair]:
+    """The pictures that some independent recogniser finds nearest to their source, in standard deviations of strangers."""
+    nearness = np.full(len(evaluation.pairs), -np.inf)
+    for name, scores in evaluation.scores.items():
+        strangers = scores.impostor[np.isfinite(scores.impostor)]
+        if name != FILTER and len(strangers):
+            cosines = np.array([pair.numbers.get(f"cosine to the source [{name}]", math.nan) for pair in evaluation.pairs])
+            nearness = np.fmax(nearness, (cosines - strangers.mean()) / max(strangers.std(), 1e-6))
+    order = np.argsort(-nearness, kind="stable")[:NEAREST]
+    return [evaluation.pairs[index] for index in order if np.isfinite(nearness[index])]
+
+
+def _card(pair: ExaminedPair, side: int) -> dict[str, Any]:
+    """Source and result in one JPEG, and the numbers for below it."""
+    both = [np.asarray(Image.fromarray(crop).resize((side, side), Image.Resampling.LANCZOS)) for crop in pair.crops]
+    encoded = io.BytesIO()
+    Image.fromarray(np.concatenate(both, axis=1)).save(encoded, "JPEG", quality=80)
+    numbers = {_marked(name): _format([value])[0] for name, value in pair.numbers.items()}
+    return {"name": pair.name, "found": pair.result.found, "uri": _data_uri(encoded, "jpeg"), "side": side, "numbers": numbers}
+
+
+def _data_uris(figures: Iterable[tuple[str, Figure]]) -> list[tuple[str, str]]:
+    uris = []
+    for caption, figure in figures:
+        drawn, encoded = io.BytesIO(), io.BytesIO()
+        figure.savefig(drawn, format="png")
+        Image.open(drawn).convert("RGB").quantize(128).save(encoded, "PNG", optimize=True)  # a third of the bytes, no metadata
+        uris.append((caption, _data_uri(encoded, "png")))
+    return uris
+
+
+def _data_uri(content: io.BytesIO, kind: str) -> str:
+    return f"data:image/{kind};base64,{base64.b64encode(content.getvalue()).decode()}"

@@ -1,0 +1,143 @@
+"""`diffdeid evaluate`: originals and what one or several methods made of them, in numbers."""
+
+from __future__ import annotations
+
+import json
+import resource
+import sys
+from collections.abc import Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from torch import nn
+
+from diffdeid.errors import ConfigurationError
+from diffdeid.evaluation.adversary import Adversary
+from diffdeid.evaluation.clips import evaluate_clip
+from diffdeid.evaluation.compare import compare
+from diffdeid.evaluation.examiner import Examiner
+from diffdeid.evaluation.features import EfficientNetLite0, Inception
+from diffdeid.evaluation.memory import Memory
+from diffdeid.evaluation.methods import METHODS, available_methods, run_method
+from diffdeid.evaluation.originals import choose_probes, identify, list_pictures, read_boxes, read_originals
+from diffdeid.evaluation.report import table, to_json, write_report
+from diffdeid.evaluation.structures import Evaluation, Metric
+from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
+
+
+@dataclass(frozen=True)
+class Judges:
+    """Who measures: the examiner of faces, and the network whose features Fréchet and kernel distances are taken on."""
+
+    examiner: Examiner
+    features: nn.Module
+
+
+def judges(model: str, evaluators: Path, recognisers: Sequence[Path] = (), inception: Path | None = None) -> Judges:
+    """Load them; `model` is a folder or Hub id of the released models, for the other arguments see `Examiner` and `Inception`."""
+    folder = model if Path(model).is_dir() else DiffDeIDPipeline.download(model)
+    network = EfficientNetLite0(evaluators / "efficientnet_lite0.safetensors") if inception is None else Inception(inception)
+    return Judges(Examiner(folder, evaluators, recognisers), network)
+
+
+def evaluate_pair(
+    real: Path,
+    anon: Path,
+    judges: Judges,
+    identities: str | Path | None = None,
+    boxes: Path | None = None,
+    work: Path | None = None,
+) -> Evaluation:
+    """Compare two folders of pictures that go by the same names, or two videos.
+
+    Args:
+        real: the originals; a folder may hold more pictures than there are results.
+        anon: the results; a suffix `_anonymized` of the names of pictures is ignored.
+        identities: who the pictures show, see `originals.identify`.
+        boxes: annotated faces, see `originals.read_boxes`.
+        work: folder in which an interrupted evaluation of pictures keeps what it needs to go on; nothing is kept without one.
+
+    Raises:
+        DiffDeIDError: the two do not fit together.
+    """
+    if real.is_file() or anon.is_file():
+        return evaluate_clip(real, anon, judges.examiner)
+    pictures, results = list_pictures(real), list_pictures(anon)
+    people, memory = identify(list(pictures), identities), Memory(None if work is None else work / "unfinished")
+    originals = read_originals(pictures, people, judges.examiner, memory, boxes and read_boxes(boxes))
+    evaluation = compare(anon.name, originals, results, judges.examiner, judges.features, memory)
+    memory.forget()
+    return evaluation
+
+
+def evaluate_methods(
+    methods: Sequence[str],
+    data: Path,
+    pipe: DiffDeIDPipeline,
+    judges: Judges,
+    identities: str | Path | None = None,
+    boxes: Path | None = None,
+    work: Path | None = None,
+    seed: int = 0,
+    attacks: bool = False,
+    **options: Any,
+) -> list[Evaluation]:
+    """De-identify the probes among pictures by several methods and compare.
+
+    Args:
+        methods: of `methods.METHODS`, or "all": those of them that are installed.
+        data: folder of originals.
+        pipe: ours, which also finds the faces for the simple methods.
+        identities, boxes: as in `evaluate_pair`.
+        work: as there; the results stay in folders of the methods' names below it.
+        seed: of the first picture; the next has the next.
+        attacks: also attack the results of the method "diffdeid".
+        options: of `DiffDeIDPipeline.__call__`.
+    """
+    chosen = available_methods() if "all" in methods else tuple(dict.fromkeys(methods))
+    unknown = set(chosen) - set(METHODS)
+    if unknown:
+        raise ConfigurationError(f"There is no method {sorted(unknown)}. Choose among {', '.join(METHODS)}, all.")
+    pictures = list_pictures(data)
+    people, memory = identify(list(pictures), identities), Memory(None if work is None else work / "unfinished")
+    probes = {name: pictures[name] for name in choose_probes(people)}
+    originals = read_originals(pictures, people, judges.examiner, memory, boxes and read_boxes(boxes))
+    evaluations = []
+    with ExitStack() as stack:
+        place = work or Path(stack.enter_context(TemporaryDirectory()))
+        for method in chosen:
+            costs = run_method(method, pipe, probes, place / method, seed, **options)
+            results = {name: place / method / f"{name}.png" for name in probes}
+            evaluation = compare(method, originals, results, judges.examiner, judges.features, memory)
+            evaluation.metrics += measure_costs(costs)
+            if attacks and method == "diffdeid":
+                by_name, seeds = {cost["name"]: cost for cost in costs}, {name: seed + n for n, name in enumerate(probes)}
+                adversary = Adversary(pipe, judges.examiner, evaluation, originals, by_name, place / method, seeds, options)
+                evaluation.metrics += adversary.attack()
+            evaluations.append(evaluation)
+    memory.forget()
+    return evaluations
+
+
+def publish(evaluations: list[Evaluation], report: Path | None, as_json: bool) -> str:
+    """Write the report, if one is asked for, and give what to print."""
+    if report is not None:
+        write_report(report, "De-identification, measured", evaluations)
+    return json.dumps(to_json(evaluations), allow_nan=False) if as_json else table(evaluations)
+
+
+def measure_costs(costs: list[dict]) -> list[Metric]:
+    """What the pictures took, from the records of `run_method`."""
+    faces = sum(cost["faces"] for cost in costs)
+    seconds = sum(cost["seconds"] for cost in costs)
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)
+    metrics = [Metric("cost", "time per picture", seconds / len(costs), "s")]
+    if faces:
+        evaluations, covered = (sum(cost[key] for cost in costs) for key in ("evaluations", "covered"))
+        metrics.append(Metric("cost", "time per face", seconds / faces, "s"))
+        metrics.append(Metric("cost", "network evaluations per face", evaluations / faces))
+        metrics.append(Metric("coverage", "faces covered instead of replaced", covered / faces))
+    return [*metrics, Metric("cost", "peak memory of the process so far", peak, "MiB")]

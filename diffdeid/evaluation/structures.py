@@ -1,0 +1,80 @@
+"""What an evaluation is made of."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Literal
+
+import numpy as np
+
+from diffdeid.evaluation.examiner import ExaminedFace
+
+Block = Literal["privacy", "attacks", "utility", "quality", "video", "coverage", "cost"]
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number of a table.
+
+    Attributes:
+        block: the part of the table.
+        name: with what measures it in brackets: "rank-1 [faceplugin]".
+        value: NaN where it cannot be measured.
+        unit: "%", "°", "dB", …; empty for plain numbers. Shares are 0…1 and carry no unit.
+        interval: 95 % bootstrap interval, or `None`.
+        chance: what a method gets that gives nothing away, or `None`.
+        alarm: the number shows that identity leaks, or that a face was missed.
+    """
+
+    block: Block
+    name: str
+    value: float
+    unit: str = ""
+    interval: tuple[float, float] | None = None
+    chance: float | None = None
+    alarm: bool = False
+
+
+@dataclass(frozen=True)
+class ExaminedPair:
+    """A face and what became of it.
+
+    Attributes:
+        name: of the picture, relative to its folder, without suffix.
+        person: who it is.
+        source, result: the face before and after.
+        crops: uint8 `(224, 224, 3)` of both pictures, in the same window.
+        numbers: of this picture alone, by name.
+    """
+
+    name: str
+    person: str
+    source: ExaminedFace
+    result: ExaminedFace
+    crops: tuple[np.ndarray, np.ndarray]
+    numbers: dict[str, float]
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Cosines by one recogniser, for curves and histograms.
+
+    Attributes:
+        genuine: `(n,)` originals against another (or, without one, the same) photo of their own.
+        impostor: `(m,)` originals against other people's.
+        deidentified: `(n,)` de-identified pictures against their person's photo.
+    """
+
+    genuine: np.ndarray
+    impostor: np.ndarray
+    deidentified: np.ndarray
+
+
+@dataclass
+class Evaluation:
+    """All about one method on one set of pictures."""
+
+    method: str
+    metrics: list[Metric] = field(default_factory=list)
+    pairs: list[ExaminedPair] = field(default_factory=list)
+    scores: dict[str, Scores] = field(default_factory=dict)  # by recogniser

@@ -1,0 +1,150 @@
+"""Folders with known answers: identical, shuffled, noisy, covered, leaking."""
+
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffdeid.errors import DiffDeIDError
+from diffdeid.evaluation.compare import is_untouched
+from diffdeid.evaluation.run import evaluate_pair
+from diffdeid.geometry.composite import cover
+from diffdeid.structures import Face
+
+PRIVACY = ("rank-1", "rank-5", "TPR at FAR 1e-03", "TPR at FAR 1e-04", "cosine to own photo", "EER")
+
+
+def results_of(people, folder, change):
+    """A folder with the second photo of everybody, changed."""
+    folder.mkdir()
+    for path in sorted(people.glob("*_b.png")):
+        Image.fromarray(change(np.array(Image.open(path)), int(path.name[0]))).save(folder / path.name)
+    return folder
+
+
+def with_noise(photo, number):
+    noise = np.random.default_rng(number).normal(0, 4, photo.shape)
+    return (photo + noise).round().clip(0, 255).astype(np.uint8)
+
+
+def by_name(evaluation):
+    return {metric.name: metric for metric in evaluation.metrics}
+
+
+@pytest.fixture(scope="module")
+def leaking(people, panel, tmp_path_factory):
+    """Noise was added, nobody is de-identified."""
+    folder = results_of(people, tmp_path_factory.mktemp("leak") / "noise", with_noise)
+    return evaluate_pair(people, folder, panel, "names")
+
+
+@pytest.fixture(scope="module")
+def shuffled(people, panel, tmp_path_factory):
+    """Everybody got the face of the next person."""
+    folder = tmp_path_factory.mktemp("shuffle") / "shuffled"
+
+    def change(photo, number):
+        return np.array(Image.open(people / f"{(number + 1) % 8}_b.png"))
+
+    return evaluate_pair(people, results_of(people, folder, change), panel, "names")
+
+
+@pytest.mark.parametrize("name", PRIVACY[:1] + PRIVACY[2:])  # five of eight people are hardly fewer than all
+@pytest.mark.parametrize("recogniser", ["faceplugin", "faceres", "filter"])
+def test_a_planted_leak_raises_the_alarm_of_every_privacy_metric(leaking, name, recogniser):
+    assert by_name(leaking)[f"{name} [{recogniser}]"].alarm
+
+
+def test_a_planted_leak_is_seen_whole(leaking):
+    found = by_name(leaking)
+    assert found["rank-1 [faceplugin]"].value == 1 == found["rank-1 of originals [faceplugin]"].value
+    assert found["EER [faceplugin]"].value == 0
+    assert found["faces left as they were"].alarm  # so little noise hides nothing
+
+
+@pytest.mark.parametrize("recogniser", ["faceplugin", "faceres", "filter"])
+def test_shuffled_people_are_not_recognised(shuffled, recogniser):
+    found = by_name(shuffled)
+    assert found[f"rank-1 [{recogniser}]"].value == 0
+    assert not any(found[f"{name} [{recogniser}]"].alarm for name in PRIVACY)
+
+
+def test_shuffled_people_keep_surroundings_and_are_found(shuffled):
+    found = by_name(shuffled)
+    assert found["face found"].value == 1
+    assert found["box overlap"].value > 0.8
+    assert found["PSNR in the face"].value < found["PSNR outside"].value
+
+
+def test_an_identical_folder_is_perfect_and_alarming(few, panel):
+    found = by_name(evaluate_pair(few, few, panel))
+    assert found["faces left as they were"].value == 1 and found["faces left as they were"].alarm
+    assert found["PSNR in the face"].value == found["PSNR outside"].value == np.inf
+    assert found["SSIM in the face"].value == pytest.approx(1)
+    for name in ("EXP", "POSE", "GAZE", "pose", "gaze", "landmark error", "age difference", "skin colour difference"):
+        assert found[name].value == pytest.approx(0, abs=1e-4), name
+    for name in ("same expression class", "same sex", "box overlap", "face found", "largest cosine to the source [faceplugin]"):
+        assert found[name].value == pytest.approx(1), name
+
+
+def test_covered_faces_are_not_found_and_say_nothing(few, panel, tmp_path):
+    def change(photo, _):
+        return cover(photo, panel.examiner.analyser(photo)[0], "solid")
+
+    evaluation = evaluate_pair(few, results_of(few, tmp_path / "solid", change), panel, "names")
+    found = by_name(evaluation)
+    assert found["face found"].value == 0
+    assert np.isnan(found["EXP"].value) and np.isnan(found["same sex"].value)
+    assert not found["rank-1 [faceplugin]"].alarm and not found["EER [faceplugin]"].alarm
+    assert all(pair.result.found is False for pair in evaluation.pairs)
+
+
+def test_two_runs_give_the_same_numbers(leaking, people, panel, tmp_path):
+    folder = results_of(people, tmp_path / "noise", with_noise)
+    again = evaluate_pair(people, folder, panel, "names", work=tmp_path / "work")
+    assert again.metrics == leaking.metrics
+    assert not any((tmp_path / "work").iterdir())  # embeddings are not left behind
+
+
+def test_an_interrupted_evaluation_goes_on(few, panel, tmp_path, monkeypatch):
+    looked, describe_really = [], panel.examiner.describe
+
+    def describe(picture, face):
+        looked.append(1)
+        if len(looked) == 5:
+            raise KeyboardInterrupt
+        return describe_really(picture, face)
+
+    monkeypatch.setattr(panel.examiner, "describe", describe)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate_pair(few, few, panel, "names", work=tmp_path / "work")
+    resumed = evaluate_pair(few, few, panel, "names", work=tmp_path / "work")
+    assert len(looked) == 4 + 4 + 1  # only the one that was interrupted is looked at again
+    monkeypatch.undo()
+    assert resumed.metrics == evaluate_pair(few, few, panel, "names").metrics
+
+
+def test_a_result_without_an_original_is_an_error(few, panel, tmp_path):
+    shutil.copytree(few, tmp_path / "anon")
+    shutil.copy(few / "0_a.png", tmp_path / "anon" / "stranger.png")
+    with pytest.raises(DiffDeIDError, match="stranger"):
+        evaluate_pair(few, tmp_path / "anon", panel)
+
+
+def test_a_result_of_another_size_is_an_error(few, panel, tmp_path):
+    def change(photo, _):
+        return photo[:-1]
+
+    with pytest.raises(DiffDeIDError, match="must be equal"):
+        evaluate_pair(few, results_of(few, tmp_path / "small", change), panel)
+
+
+@pytest.mark.parametrize("quality", [75, 90, 100])
+def test_a_face_that_was_only_compressed_is_untouched(astronaut, quality, tmp_path):
+    photo = Image.open(astronaut).convert("RGB")
+    photo.save(tmp_path / "a.jpg", quality=quality)
+    face = Face(np.array([168, 62, 280, 215], np.float32))
+    before, after = np.asarray(photo), np.asarray(Image.open(tmp_path / "a.jpg"))
+    assert is_untouched(before, after, face)
+    assert not is_untouched(before, cover(after, face, "blur"), face)
