@@ -5,6 +5,7 @@ He has the weights, the options, and a photo of every suspect: that of the galle
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +19,9 @@ from diffdeid.evaluation.methods import run_method
 from diffdeid.evaluation.originals import RealPicture
 from diffdeid.evaluation.structures import Evaluation, ExaminedPair, Metric
 from diffdeid.geometry.align import ffhq_matrix, warp
+from diffdeid.geometry.composite import cover
 from diffdeid.imaging import read_image
+from diffdeid.metrics.quality import diversity
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.structures import Face
 
@@ -68,6 +71,7 @@ class Adversary:
         known = [self._make(photos, f"known-{version}", version) for version in range(VERSIONS)]
         versions = [self._make(probes, f"version-{version}", VERSIONS + version) for version in range(VERSIONS)]
         linked = self._one_identity_each(photos, probes)
+        blackened = [self._cover(names) for names in (photos, probes)]
         undone = self._undo()
         metrics = []
         for recogniser in self.examiner.recognisers[:-1]:
@@ -75,13 +79,16 @@ class Adversary:
             published = np.stack([pair.result.embeddings[recogniser] for pair in self.suspects])
             train = np.concatenate([[vectors[recogniser] for vectors in made] for made in known])
             candidates = np.stack([published, *([vectors[recogniser] for vectors in made] for made in versions)], axis=1)
-            first, second = ([vectors[recogniser] for vectors in made] for made in linked)
             metrics += attacks.parrot(train, people * VERSIONS, published, people, recogniser)
             metrics += attacks.linkability(
                 np.stack([vectors[recogniser] for vectors in known[0]]), published, people, f"fresh identities, {recogniser}"
             )
-            metrics += attacks.linkability(np.stack(first), np.stack(second), people, f"one identity per person, {recogniser}")
+            for label, pictures in (("one identity per person", linked), ("solid covers", blackened)):
+                first, second = (np.stack([vectors[recogniser] for vectors in made]) for made in pictures)
+                metrics += attacks.linkability(first, second, people, f"{label}, {recogniser}")
             metrics += attacks.averaging(candidates, people, gallery, people, recogniser)
+            spread = float(np.mean([diversity(versions) for versions in candidates]))
+            metrics.append(Metric("quality", f"diversity between candidates [{recogniser}]", spread))
             for attack, made in undone.items():
                 vectors = np.stack([seen[recogniser] for seen in made])
                 metrics += attacks.reidentification(vectors, people, gallery, people, attack, recogniser)
@@ -108,6 +115,11 @@ class Adversary:
                 picture = {name: (photos, probes)[side][name]}
                 made[side] += self._make(picture, f"linked-{side}", number, identity=(sampled.identity, sampled.shape))
         return made
+
+    def _cover(self, names: Iterable[str]) -> list[dict[str, np.ndarray]]:
+        """Photos without any face: so much their surroundings tell."""
+        pictures = [(name, np.asarray(read_image(self.originals[name].path).image)) for name in names]
+        return [self._embed(cover(picture, self.originals[name].examined.face), name) for name, picture in pictures]
 
     def _undo(self) -> dict[str, list[dict[str, np.ndarray]]]:
         """What attacks that make pictures see in the published ones."""

@@ -29,18 +29,6 @@ DISTANCES = {"EXP": "", "POSE": "", "GAZE": "", "pose": "°", "gaze": "°"}
 
 
 @dataclass
-class ClipEvaluation(Evaluation):
-    """All about one clip.
-
-    Attributes:
-        frames: a row per face of every measured frame: `frame`, `time` (seconds), `track` (from 0; -1 for a face without
-            landmarks, which has no numbers but `unprocessed`), `found` (in the result), and numbers by name, NaN where unknown.
-    """
-
-    frames: list[dict[str, float]] = field(default_factory=list)
-
-
-@dataclass
 class Track:
     """A face of the source clip through time: what was seen, and what took its place in the result."""
 
@@ -60,7 +48,7 @@ class Track:
 
 def evaluate_clip(
     real: Path, anon: Path, examiner: Examiner, every: int = 1, limits: Mapping[str, float] = SAME_PERSON
-) -> ClipEvaluation:
+) -> Evaluation:
     """Compare a clip with its de-identified version, which must have the same frames.
 
     Args:
@@ -73,7 +61,7 @@ def evaluate_clip(
     if every < 1:
         raise ValueError(f"`every` must be at least 1, got {every}.")
     length = _check_pair(real, anon)
-    evaluation, tracks = ClipEvaluation(anon.name), []
+    evaluation, tracks = Evaluation(anon.name), []
     frames, last = zip(_decode(real), _decode(anon), strict=False), None
     for number, ((time, before), (_, after)) in enumerate(tqdm(frames, desc="frames", total=length, unit="frame", disable=None)):
         if number % every == 0:

@@ -81,7 +81,7 @@ def _compare_picture(
     source = original.examined
     if source is None:
         return untouched, None
-    _, result = memory.recall(f"{method}/{name}", lambda: ([], examiner.examine_at(after, source.face)))
+    _, result = memory.recall(f"{method}/{name}", lambda: ([], examiner.examine_at(after, source.face)), original.path, path)
     crops = tuple(warp(picture, ffhq_matrix(source.face.landmarks, CROP), CROP) for picture in (before, after))
     numbers = compare_faces(before, after, source, result)
     return untouched, ExaminedPair(name, original.person, source, result, crops, numbers)

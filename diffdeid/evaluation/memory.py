@@ -5,9 +5,10 @@ The files hold embeddings of faces. They lie in the report's folder, which is th
 
 from __future__ import annotations
 
+import hashlib
 import io
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -20,16 +21,17 @@ Seen = tuple[list[Face], ExaminedFace | None]  # all faces of a picture (boxes a
 
 
 class Memory:
-    """Keeps what was seen in a folder, or nothing without one."""
+    """Keeps what was seen by the recognisers of these names in a folder, or nothing without one."""
 
-    def __init__(self, folder: Path | None):
-        self.folder = folder
+    def __init__(self, folder: Path | None, recognisers: Sequence[str]):
+        self.folder, self.recognisers = folder, recognisers
 
-    def recall(self, key: str, look: Callable[[], Seen]) -> Seen:
-        """What was seen under a key, or what `look` sees now."""
+    def recall(self, key: str, look: Callable[[], Seen], *files: Path) -> Seen:
+        """What was seen under a key in files that had the same bytes, or what `look` sees now."""
         if self.folder is None:
             return look()
-        path = self.folder / f"{key}.npz"
+        contents = b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
+        path = self.folder / f"{key}-{hashlib.sha256(repr((contents, self.recognisers)).encode()).hexdigest()[:16]}.npz"
         if path.exists():
             with np.load(path) as arrays:
                 return _unpack(dict(arrays))

