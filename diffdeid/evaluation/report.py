@@ -167,8 +167,10 @@ def _rows(evaluations: list[Evaluation]) -> list[Row]:
             value, *bounds = _format([metric.value, *(metric.interval or ())], metric.unit)
             interval = f"[{', '.join(bounds)}]" if set(bounds) - {UNKNOWN} else ""
             cells.append((ALARM if metric.alarm else "", value, interval))
-        chances = dict.fromkeys(_format([metric.chance], metric.unit)[0] for metric in metrics if metric.chance is not None)
-        rows.append(Row(block, name, _marked(f"{name}, {keys[block, name]}".rstrip(", ")), cells, " … ".join(chances)))
+        chances = [metric.chance for metric in metrics if metric.chance is not None]
+        least, most = _format([min(chances), max(chances)], keys[block, name]) if chances else ("", "")
+        label = _marked(f"{name}, {keys[block, name]}".rstrip(", "))
+        rows.append(Row(block, name, label, cells, least if least == most else f"{least} … {most}"))
     return rows
 
 
@@ -190,8 +192,8 @@ def _format(values: Sequence[float], unit: str = "") -> list[str]:
         decimals = min(decimals, 1 if largest == 0 or largest >= 0.1 else 2)
     elif all(size == int(size) for size in sizes):
         decimals = 0
-    elif largest >= 0.01:
-        decimals = min(decimals, 3)
+    else:
+        decimals = min(decimals, 3 if largest >= 0.01 else 4)
     return [UNKNOWN if math.isnan(value) else f"{value:.{decimals}f}".replace("inf", "∞") for value in values]
 
 

@@ -91,13 +91,27 @@ def test_table_reads_well():
         (Metric("privacy", "rank-1 [x]", 0.0, "", (0.0, 0.036)), "0.0 [0.0, 3.6]"),
         (Metric("utility", "share", 50, "%"), "50.0"),
         (Metric("privacy", "cosine", -0.0512), "-0.051"),
-        (Metric("quality", "kernel distance", 0.00042), "0.000420"),
+        (Metric("quality", "kernel distance", 0.00042), "0.0004"),
         (Metric("quality", "Fréchet distance", 1234.5), "1234"),
         (Metric("quality", "PSNR", 30.0, "dB", (np.nan, np.nan)), "30"),
     ],
 )
 def test_numbers_in_the_table(metric, text):
     assert f"| {text} |" in table([Evaluation("m", [metric])])
+
+
+def test_chance_that_differs_between_methods_is_a_range():
+    chances = (0.04, -0.02, 0.01)
+    row = table([Evaluation(str(chance), [Metric("privacy", "cosine", 0.1, chance=chance)]) for chance in chances])
+    assert "| -0.020 … 0.040 |" in row
+
+
+def test_shares_are_in_percent_whoever_took_them():
+    metrics = [Metric("attacks", "parrot rank-1 [x]", 0.25), Metric("attacks", "parrot AUC [x]", 0.75)]
+    metrics.append(Metric("coverage", "no face found in its place", 0.5))
+    lines = table([Evaluation("m", metrics)])
+    assert re.search(r"parrot rank-1 \[x\], % +\| +25.0 ", lines) and re.search(r"parrot AUC \[x\] +\| +0.750 ", lines)
+    assert re.search(r"no face found in its place, % +\| +50.0 ", lines)
 
 
 def test_json():
