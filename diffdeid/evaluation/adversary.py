@@ -92,7 +92,21 @@ class Adversary:
             for attack, made in undone.items():
                 vectors = np.stack([seen[recogniser] for seen in made])
                 metrics += attacks.reidentification(vectors, people, gallery, people, attack, recogniser)
+        metrics += attacks.averaging(self._choices(), people, self._gallery(people, FILTER), people, "identities themselves")
         return metrics + self._replay(people)
+
+    def _choices(self) -> np.ndarray:
+        """Identities of the published results and versions, as if results showed them perfectly: what the choice gives away."""
+        level, keep_attributes = self.options.get("level", 7), self.options.get("keep_attributes", False)
+        chosen = []
+        for number, pair in enumerate(self.suspects):
+            source, generator = (
+                torch.from_numpy(pair.source.embeddings[FILTER])[None],
+                torch.Generator().manual_seed(SEED + number),
+            )
+            versions = [self.pipe.sample_identity(source, level, keep_attributes, generator)[0] for _ in range(1 + VERSIONS)]
+            chosen.append(torch.cat(versions).numpy())
+        return np.stack(chosen)
 
     def _make(self, pictures: dict[str, Path], name: str, number: int, **options: Any) -> list[dict[str, np.ndarray]]:
         """De-identify photos once more; embeddings of the results, in order."""

@@ -86,10 +86,6 @@ class Examiner:
         """The names of the recognisers, the independent ones first."""
         return ("faceplugin", "faceres", *self._others, FILTER)
 
-    def examine(self, picture: np.ndarray) -> list[ExaminedFace]:
-        """The faces of a `(H, W, 3)` uint8 RGB picture whose landmarks can be placed, largest first."""
-        return [self.describe(picture, face) for face in self.analyser(picture) if face.iris is not None]
-
     def examine_at(self, picture: np.ndarray, source: Face) -> ExaminedFace:
         """The face that took the place of `source`, or what is there now if no face is found.
 

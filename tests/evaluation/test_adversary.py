@@ -35,6 +35,18 @@ def test_every_attack_is_run_by_every_recogniser_it_is_meant_for(attacked):
     assert all(np.isfinite(metric.value) and 0 <= metric.value <= 1 for metric in metrics)
 
 
+def test_what_the_choice_of_identities_gives_away_is_measured_without_pictures(attacked):
+    names = [metric.name for metric in attacked[0].metrics if metric.name.endswith("[identities themselves]")]
+    assert names == ["averaging rank-1 [identities themselves]", "averaging AUC [identities themselves]"]
+    surroundings = [metric for metric in attacked[0].metrics if "solid covers" in metric.name]
+    assert len(surroundings) == 4
+
+
+def test_candidates_of_a_photo_are_diverse(attacked):
+    spread = [metric.value for metric in attacked[0].metrics if metric.name.startswith("diversity between candidates")]
+    assert len(spread) == 2 and all(0 < value < 2 for value in spread)
+
+
 def test_one_identity_per_person_links_by_design(attacked):
     linked = {metric.name: metric.value for metric in attacked[0].metrics if "one identity per person" in metric.name}
     assert all(value > 0.5 for name, value in linked.items() if "faceplugin" in name)
