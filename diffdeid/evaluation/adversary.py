@@ -100,10 +100,8 @@ class Adversary:
         level, keep_attributes = self.options.get("level", 7), self.options.get("keep_attributes", False)
         chosen = []
         for number, pair in enumerate(self.suspects):
-            source, generator = (
-                torch.from_numpy(pair.source.embeddings[FILTER])[None],
-                torch.Generator().manual_seed(SEED + number),
-            )
+            source = torch.from_numpy(pair.source.embeddings[FILTER])[None]
+            generator = torch.Generator().manual_seed(SEED + number)
             versions = [self.pipe.sample_identity(source, level, keep_attributes, generator)[0] for _ in range(1 + VERSIONS)]
             chosen.append(torch.cat(versions).numpy())
         return np.stack(chosen)
