@@ -67,6 +67,8 @@ def compare(
     left = sum(untouched)
     evaluation.metrics.append(Metric("coverage", "faces left as they were", left / faces, chance=0.0, alarm=left > 0))
     evaluation.metrics.append(Metric("coverage", "faces", faces))
+    without = sum(not originals[name].faces for name in names)
+    evaluation.metrics.append(Metric("coverage", "pictures in which no face was found", without))
     return evaluation
 
 

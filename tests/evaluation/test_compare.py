@@ -7,7 +7,7 @@ import pytest
 from PIL import Image
 
 from diffdeid.errors import DiffDeIDError
-from diffdeid.evaluation.compare import is_untouched
+from diffdeid.evaluation.compare import is_untouched, recognition
 from diffdeid.evaluation.run import evaluate_pair
 from diffdeid.geometry.composite import cover
 from diffdeid.structures import Face
@@ -54,6 +54,17 @@ def shuffled(people, panel, tmp_path_factory):
 @pytest.mark.parametrize("recogniser", ["faceplugin", "faceres", "filter"])
 def test_a_planted_leak_raises_the_alarm_of_every_privacy_metric(leaking, name, recogniser):
     assert by_name(leaking)[f"{name} [{recogniser}]"].alarm
+
+
+@pytest.mark.parametrize("leak", [0.0, 0.3])
+def test_a_small_leak_raises_every_alarm_and_none_rings_without(leak):
+    """Forty people; cosines of strangers are normal (0, 0.1), the own photo's is higher by the leak."""
+    rng, own = np.random.default_rng(2), np.arange(40)
+    scores = rng.normal(0, 0.1, (40, 40))
+    scores[own, own] += leak
+    metrics = recognition("x", scores, own, rng.normal(0, 0.1, 40 * 39))
+    assert [metric.name for metric in metrics] == [f"{name} [x]" for name in PRIVACY]
+    assert [metric.alarm for metric in metrics] == [leak > 0] * len(PRIVACY)
 
 
 def test_a_planted_leak_is_seen_whole(leaking):
@@ -130,6 +141,13 @@ def test_a_result_without_an_original_is_an_error(few, panel, tmp_path):
     shutil.copy(few / "0_a.png", tmp_path / "anon" / "stranger.png")
     with pytest.raises(DiffDeIDError, match="stranger"):
         evaluate_pair(few, tmp_path / "anon", panel)
+
+
+def test_pictures_without_a_face_are_counted(few, panel, tmp_path):
+    shutil.copytree(few, tmp_path / "real")
+    Image.new("RGB", (80, 60), "teal").save(tmp_path / "real/2_a.png")
+    found = by_name(evaluate_pair(tmp_path / "real", tmp_path / "real", panel))
+    assert (found["faces"].value, found["pictures in which no face was found"].value) == (4, 1)
 
 
 def test_a_result_of_another_size_is_an_error(few, panel, tmp_path):
