@@ -79,6 +79,7 @@ class Adversary:
             published = np.stack([pair.result.embeddings[recogniser] for pair in self.suspects])
             train = np.concatenate([[vectors[recogniser] for vectors in made] for made in known])
             candidates = np.stack([published, *([vectors[recogniser] for vectors in made] for made in versions)], axis=1)
+            metrics += attacks.reidentification(published, people, gallery, people, "no attack", recogniser)
             metrics += attacks.parrot(train, people * VERSIONS, published, people, recogniser)
             metrics += attacks.linkability(
                 np.stack([vectors[recogniser] for vectors in known[0]]), published, people, f"fresh identities, {recogniser}"

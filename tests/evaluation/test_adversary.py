@@ -6,7 +6,7 @@ import pytest
 from diffdeid.evaluation import adversary
 from diffdeid.evaluation.run import evaluate_methods
 
-ATTACKS = ("parrot", "linkability", "averaging", "reconstruction", "inversion", "replay")
+ATTACKS = ("no attack", "parrot", "linkability", "averaging", "reconstruction", "inversion", "replay")
 
 
 @pytest.fixture(scope="module")
