@@ -218,6 +218,6 @@ def _mean(block: str, name: str, pairs: list[ExaminedPair]) -> Metric:
     values = values[~np.isnan(values)]
     if len(values) == 0:
         return Metric(block, name, float("nan"), UNITS.get(name, ""))
-    finite = np.isfinite(values).all()
-    interval = privacy.bootstrap(lambda drawn: values[drawn].mean(), len(values)) if finite else None
+    known = len(values) > 1 and np.isfinite(values).all()
+    interval = privacy.bootstrap(lambda drawn: values[drawn].mean(), len(values)) if known else None
     return Metric(block, name, float(values.mean()), UNITS.get(name, ""), interval)

@@ -143,6 +143,15 @@ def test_a_result_without_an_original_is_an_error(few, panel, tmp_path):
         evaluate_pair(few, tmp_path / "anon", panel)
 
 
+def test_one_picture_has_no_interval(few, panel, tmp_path):
+    for folder in ("real", "anon"):
+        (tmp_path / folder).mkdir()
+        shutil.copy(few / "0_a.png", tmp_path / folder)
+    evaluation = evaluate_pair(tmp_path / "real", tmp_path / "anon", panel)
+    assert {metric.name for metric in evaluation.metrics} >= {"EXP", "PSNR outside", "largest cosine to the source [faceplugin]"}
+    assert all(metric.interval is None for metric in evaluation.metrics)
+
+
 def test_pictures_without_a_face_are_counted(few, panel, tmp_path):
     shutil.copytree(few, tmp_path / "real")
     Image.new("RGB", (80, 60), "teal").save(tmp_path / "real/2_a.png")
