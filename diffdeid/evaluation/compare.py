@@ -163,6 +163,7 @@ def measure_privacy(evaluation: Evaluation, originals: dict[str, RealPicture], r
         evaluation.scores[recogniser] = Scores(genuine, impostor, privacy.genuine_and_impostor(scores, own)[0])
     for recogniser in recognisers:
         cosines = np.array([pair.numbers[f"cosine to the source [{recogniser}]"] for pair in evaluation.pairs])
+        metrics.append(Metric("privacy", f"mean cosine to the source [{recogniser}]", float(cosines.mean())))
         metrics.append(Metric("privacy", f"largest cosine to the source [{recogniser}]", float(cosines.max())))
         others = np.stack([pair.result.embeddings[recogniser] for pair in evaluation.pairs])
         if len(others) > 1:
