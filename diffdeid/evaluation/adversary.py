@@ -23,7 +23,7 @@ from diffdeid.geometry.composite import cover
 from diffdeid.imaging import read_image
 from diffdeid.metrics.quality import diversity
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
-from diffdeid.structures import Face
+from diffdeid.structures import Face, FaceCrop
 
 SUSPECTS = 40
 VERSIONS = 4  # de-identified by the adversary of each photo, besides the published one
@@ -116,8 +116,7 @@ class Adversary:
     def _embed(self, picture: np.ndarray, name: str) -> dict[str, np.ndarray]:
         """Where the face was, if none is found."""
         source = self.originals[name].examined.face
-        found = self.examiner.analyser(picture, [Face(source.box)])[0]
-        return self.examiner.embed(picture, source.landmarks if found.landmarks is None else found.landmarks)
+        return self._embed_at(picture, source.box, source.landmarks)
 
     def _one_identity_each(self, photos: dict[str, Path], probes: dict[str, Path]) -> list[list[dict[str, np.ndarray]]]:
         """Both photos of each suspect with one new identity, as in the frames of a clip."""
@@ -160,11 +159,14 @@ class Adversary:
         return self._embed_crop(crop, pair)
 
     def _embed_crop(self, crop: np.ndarray, pair: ExaminedPair) -> dict[str, np.ndarray]:
-        matrix = ffhq_matrix(pair.source.face.landmarks, len(crop))
-        points = pair.source.face.landmarks[:, :2] @ matrix[:, :2].T + matrix[:, 2]
-        box = np.concatenate([points.min(0), points.max(0)]).astype(np.float32)
-        found = self.examiner.analyser(crop, [Face(box)])[0]
-        return self.examiner.embed(crop, points if found.landmarks is None else found.landmarks)
+        landmarks = pair.source.face.landmarks
+        points = FaceCrop(crop, ffhq_matrix(landmarks, len(crop))).to_crop(landmarks[:, :2])
+        return self._embed_at(crop, np.concatenate([points.min(0), points.max(0)]).astype(np.float32), points)
+
+    def _embed_at(self, picture: np.ndarray, box: np.ndarray, otherwise: np.ndarray) -> dict[str, np.ndarray]:
+        """By the landmarks of the face found in a box, or by others if there is none."""
+        (found,) = self.examiner.analyser(picture, [Face(box)])
+        return self.examiner.embed(picture, otherwise if found.landmarks is None else found.landmarks)
 
     def _replay(self, people: list[str]) -> list[Metric]:
         """With the seeds of the published results; the adversary knows them only where they were given away."""

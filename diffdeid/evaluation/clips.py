@@ -12,7 +12,7 @@ from tqdm import tqdm
 
 from diffdeid.errors import DiffDeIDError, ImageError, NoFaceFoundError
 from diffdeid.evaluation.compare import is_untouched
-from diffdeid.evaluation.examiner import FILTER, ExaminedFace, Examiner, overlap
+from diffdeid.evaluation.examiner import FILTER, SAME_PLACE, ExaminedFace, Examiner, overlap
 from diffdeid.evaluation.structures import Evaluation, Metric
 from diffdeid.geometry.guides import face_region
 from diffdeid.metrics import video
@@ -22,7 +22,6 @@ from diffdeid.structures import Face
 # faceplugin, faceres: above these cosines lie 5 and 3 in ten thousand pairs of different people of the London set (102 people,
 # two photos of each), and all pairs of one person. filter: 1 - `identity_limit` of the released pipeline.
 SAME_PERSON = {"faceplugin": 0.45, "faceres": 0.7, FILTER: 0.55}
-SAME_PLACE = 0.3  # intersection over union of a face's boxes in frames that follow one another
 NO_CUT = 0.3  # cosine by the filter's recogniser below which the face at the same place is another one after a cut
 FLICKER = ("warping error", "warping error of the source")
 DISTANCES = {"EXP": "", "POSE": "", "GAZE": "", "pose": "°", "gaze": "°"}

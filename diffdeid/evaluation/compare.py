@@ -85,7 +85,7 @@ def _compare_picture(
         return untouched, None
     _, result = memory.recall(f"{method}/{name}", lambda: ([], examiner.examine_at(after, source.face)), original.path, path)
     crops = tuple(warp(picture, ffhq_matrix(source.face.landmarks, CROP), CROP) for picture in (before, after))
-    numbers = compare_faces(before, after, source, result)
+    numbers = compare_faces(before, after, source, result, crops)
     return untouched, ExaminedPair(name, original.person, source, result, crops, numbers)
 
 
@@ -99,11 +99,12 @@ def is_untouched(before: np.ndarray, after: np.ndarray, face: Face) -> bool:
     return bool(np.abs(first - second).mean() < UNTOUCHED)
 
 
-def compare_faces(before: np.ndarray, after: np.ndarray, source: ExaminedFace, result: ExaminedFace) -> dict[str, float]:
-    """The numbers of one picture; NaN for what needs a face where none is found."""
+def compare_faces(
+    before: np.ndarray, after: np.ndarray, source: ExaminedFace, result: ExaminedFace, crops: tuple[np.ndarray, np.ndarray]
+) -> dict[str, float]:
+    """The numbers of one picture, `crops` of both in the same window; NaN for what needs a face where none is found."""
     inside, outside = _regions(before, source.face)
     similarities = quality.ssim(before, after, inside, outside)
-    crops = [warp(picture, ffhq_matrix(source.face.landmarks, CROP), CROP) for picture in (before, after)]
     numbers = {
         f"cosine to the source [{name}]": float(source.embeddings[name] @ vector) for name, vector in result.embeddings.items()
     }

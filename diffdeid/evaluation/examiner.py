@@ -29,7 +29,8 @@ from diffdeid.structures import Face, FaceCrop
 CAFFE_MEAN = np.float32([103.939, 116.779, 123.68])  # blue, green, red
 FILTER = "filter"  # the recogniser that accepts or refuses results, reported apart
 EMOTIONS = ("angry", "disgusted", "fearful", "happy", "sad", "surprised", "neutral")
-FIT_SIZE, CROP_SIZE = 256, 224
+FIT_SIZE = 256
+SAME_PLACE = 0.3  # intersection over union of two boxes, above which they are one face's
 ARCFACE = [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]  # of 112
 EMOTION_MARGIN = 1.0  # side of the classifier's square in landmark boxes
 
@@ -92,7 +93,7 @@ class Examiner:
         Who recognises people in de-identified pictures may know where the faces were: an unfound face is recognised there.
         """
         for face in self.analyser(picture):
-            if face.iris is not None and overlap(face.box, source.box) > 0.3:
+            if face.iris is not None and overlap(face.box, source.box) > SAME_PLACE:
                 return self.describe(picture, face)
         nothing = np.full(7, np.nan)
         return ExaminedFace(source, False, self.embed(picture, source.landmarks), np.full(261, np.nan), nothing, np.nan, np.nan)

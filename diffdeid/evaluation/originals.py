@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 
 from diffdeid.errors import DiffDeIDError
-from diffdeid.evaluation.examiner import ExaminedFace, Examiner, each, overlap
+from diffdeid.evaluation.examiner import SAME_PLACE, ExaminedFace, Examiner, each, overlap
 from diffdeid.evaluation.memory import Memory
 from diffdeid.imaging import IMAGE_SUFFIXES, read_image
 from diffdeid.structures import Face
@@ -114,7 +114,7 @@ def read_originals(
     )
     for name, (faces, examined) in zip(names, seen, strict=True):
         annotated = [] if boxes is None else boxes.get(name, [])
-        missed = [face for face in annotated if all(overlap(face.box, other.box) < 0.3 for other in faces)]
+        missed = [face for face in annotated if all(overlap(face.box, other.box) < SAME_PLACE for other in faces)]
         originals[name] = RealPicture(pictures[name], people[name], name in gallery, faces + missed, examined)
     return originals
 
