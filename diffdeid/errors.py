@@ -3,6 +3,7 @@
     DiffDeIDError
     ├── NoFaceFoundError      a picture in which nobody was found
     ├── ImageError            a file that cannot be read or written as a picture
+    ├── VideoError            a file that cannot be read or written as a video
     ├── AssetNotFoundError    a weight or model file that is not where it should be
     └── ConfigurationError    weights, configs or components that do not fit together
 
@@ -20,6 +21,10 @@ class NoFaceFoundError(DiffDeIDError):
 
 class ImageError(DiffDeIDError):
     """A file that is no picture, is damaged, or cannot be represented faithfully."""
+
+
+class VideoError(DiffDeIDError):
+    """A file that is no video, is damaged, or cannot be written."""
 
 
 class AssetNotFoundError(DiffDeIDError):

@@ -12,8 +12,9 @@ from tqdm import tqdm
 
 from diffdeid.errors import DiffDeIDError, ImageError, NoFaceFoundError
 from diffdeid.evaluation.compare import is_untouched
-from diffdeid.evaluation.examiner import FILTER, SAME_PLACE, ExaminedFace, Examiner, overlap
+from diffdeid.evaluation.examiner import FILTER, SAME_PLACE, ExaminedFace, Examiner
 from diffdeid.evaluation.structures import Evaluation, Metric
+from diffdeid.geometry.boxes import intersection_over_union
 from diffdeid.geometry.guides import face_region
 from diffdeid.metrics import video
 from diffdeid.metrics.utility import coefficient_distances
@@ -104,7 +105,7 @@ def follow(tracks: list[Track], picture: np.ndarray, faces: Sequence[Face], numb
     for track in tracks:
         for index, source in enumerate(seen):
             alike = track.likeness(source)
-            place = overlap(source.face.box, track.sources[-1].face.box) if track.seen == number - 1 else 0.0
+            place = intersection_over_union(source.face.box, track.sources[-1].face.box) if track.seen == number - 1 else 0.0
             here = place > SAME_PLACE and alike > NO_CUT
             if here or alike > SAME_PERSON[FILTER]:
                 matches.append((here, place + alike, track.number, index))
@@ -117,7 +118,7 @@ def follow(tracks: list[Track], picture: np.ndarray, faces: Sequence[Face], numb
 
     for track in (track for track in tracks if track.seen == number - 1):
         face = examiner.analyser(picture, [Face(track.sources[-1].face.box)])[0]
-        if face.iris is not None and all(overlap(face.box, other.face.box) < SAME_PLACE for other in seen):
+        if face.iris is not None and all(intersection_over_union(face.box, other.face.box) < SAME_PLACE for other in seen):
             box = np.concatenate([face.landmarks[:, :2].min(0), face.landmarks[:, :2].max(0)])  # the old one would lag behind
             source = examiner.describe(picture, replace(face, box=box))
             if track.likeness(source) > SAME_PERSON[FILTER]:

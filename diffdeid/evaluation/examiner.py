@@ -20,6 +20,7 @@ from tqdm import tqdm
 
 from diffdeid.errors import AssetNotFoundError
 from diffdeid.geometry.align import chip_matrix, ffhq_matrix, sample, similarity_transform, square_matrix, warp
+from diffdeid.geometry.boxes import intersection_over_union
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.fitting import fit
@@ -93,7 +94,7 @@ class Examiner:
         Who recognises people in de-identified pictures may know where the faces were: an unfound face is recognised there.
         """
         for face in self.analyser(picture):
-            if face.iris is not None and overlap(face.box, source.box) > SAME_PLACE:
+            if face.iris is not None and intersection_over_union(face.box, source.box) > SAME_PLACE:
                 return self.describe(picture, face)
         nothing = np.full(7, np.nan)
         return ExaminedFace(source, False, self.embed(picture, source.landmarks), np.full(261, np.nan), nothing, np.nan, np.nan)
@@ -148,13 +149,6 @@ def each(look: Callable[[str], Result], names: list[str], title: str) -> Iterato
             yield from tqdm(pool.map(look, names), desc=title, total=len(names), unit="picture", disable=None)
     finally:
         torch.set_num_threads(threads)
-
-
-def overlap(box: np.ndarray, other: np.ndarray) -> float:
-    """Intersection over union of two boxes."""
-    sides = (np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])).clip(0)
-    shared = np.prod(sides)
-    return float(shared / (np.prod(box[2:] - box[:2]) + np.prod(other[2:] - other[:2]) - shared))
 
 
 def _face_square(picture: np.ndarray, landmarks: np.ndarray, margin: float, size: int) -> np.ndarray:

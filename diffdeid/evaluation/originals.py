@@ -10,8 +10,9 @@ from pathlib import Path
 import numpy as np
 
 from diffdeid.errors import DiffDeIDError
-from diffdeid.evaluation.examiner import SAME_PLACE, ExaminedFace, Examiner, each, overlap
+from diffdeid.evaluation.examiner import SAME_PLACE, ExaminedFace, Examiner, each
 from diffdeid.evaluation.memory import Memory
+from diffdeid.geometry.boxes import intersection_over_union
 from diffdeid.imaging import IMAGE_SUFFIXES, read_image
 from diffdeid.structures import Face
 
@@ -114,7 +115,7 @@ def read_originals(
     )
     for name, (faces, examined) in zip(names, seen, strict=True):
         annotated = [] if boxes is None else boxes.get(name, [])
-        missed = [face for face in annotated if all(overlap(face.box, other.box) < SAME_PLACE for other in faces)]
+        missed = [face for face in annotated if all(intersection_over_union(face.box, other.box) < SAME_PLACE for other in faces)]
         originals[name] = RealPicture(pictures[name], people[name], name in gallery, faces + missed, examined)
     return originals
 

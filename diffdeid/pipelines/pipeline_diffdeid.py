@@ -16,6 +16,7 @@ from torch import Tensor
 
 from diffdeid.errors import ConfigurationError, DiffDeIDError, NoFaceFoundError
 from diffdeid.geometry.align import chip_matrix, ffhq_matrix, sample, warp
+from diffdeid.geometry.boxes import bounding_box
 from diffdeid.geometry.composite import cover, paste
 from diffdeid.geometry.eyes import gaze_from_iris
 from diffdeid.geometry.guides import face_region, mouth_region
@@ -78,14 +79,21 @@ class Attempt:
     Attributes:
         patch: `(S, S, 3)` uint8 crop.
         opacity: `(S, S)`, 0…1, where it replaces the picture.
+        result: `(S, S, 3)` uint8 crop of the picture with the patch in it.
         identity_distance: 1 - cosine to the source, `None` when it could not be measured.
         problem: why it must not be used, `None` when it may.
     """
 
     patch: np.ndarray
     opacity: np.ndarray
+    result: np.ndarray
     identity_distance: float | None
     problem: str | None
+
+    @classmethod
+    def failed(cls, crop: np.ndarray, problem: str) -> Attempt:
+        """An attempt that brought nothing to replace the crop with."""
+        return cls(crop, np.zeros(crop.shape[:2], np.float32), crop, None, problem)
 
 
 class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
@@ -210,10 +218,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         """Crop faces that have landmarks and irises, and find their coefficients (or unpack given `(F, 261)`) and identities."""
         self._check_reconstruction(reconstruction)
         device = self._execution_device
-        crops = []
-        for face in faces:
-            matrix = ffhq_matrix(face.landmarks, self.size, self.config.crop_factor)
-            crops.append(FaceCrop(warp(picture, matrix, self.size), matrix))
+        crops = [self.crop(picture, face) for face in faces]
         landmarks = np.stack([crop.to_crop(face.landmarks) for crop, face in zip(crops, faces, strict=True)])
         iris = np.stack([crop.to_crop(face.iris) for crop, face in zip(crops, faces, strict=True)])
         images = self._to_tensor(crops)
@@ -225,10 +230,18 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         else:
             found = self.reconstructor(images.to(self.reconstructor.dtype)).coefficients
             found = replace(found, gaze=gaze_from_iris(*placed))  # the irises are known to the pixel
+        masks = self.masks(landmarks, keep_mouth)
+        return SourceFaces(crops, landmarks, images, masks, found, self.embed(images, landmarks))
+
+    def crop(self, picture: np.ndarray, face: Face) -> FaceCrop:
+        """The aligned crop of a face that has landmarks."""
+        matrix = ffhq_matrix(face.landmarks, self.size, self.config.crop_factor)
+        return FaceCrop(warp(picture, matrix, self.size), matrix)
+
+    def masks(self, landmarks: np.ndarray, keep_mouth: bool) -> Tensor:
+        """What is erased, `(F, 1, S, S)` 0 or 1, of crops with landmarks `(F, 468, 3)` in their pixels."""
         masks = np.stack([self._erased(points, keep_mouth) for points in landmarks])
-        return SourceFaces(
-            crops, landmarks, images, torch.from_numpy(masks)[:, None].to(device), found, self.embed(images, landmarks)
-        )
+        return torch.from_numpy(masks)[:, None].to(self._execution_device)
 
     def _to_tensor(self, crops: list[FaceCrop]) -> Tensor:
         stacked = torch.from_numpy(np.stack([crop.image for crop in crops])).to(self._execution_device)
@@ -247,7 +260,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
     def sample_identity(
         self, source: Tensor, level: int, keep_attributes: bool, generator: torch.Generator
     ) -> tuple[Tensor, Tensor]:
-        """A new identity, z' `(1, 128)` and α' `(1, 80)`, for a source `(1, 128)`.
+        """A new identity, z' `(1, 128)` and α' `(1, 80)`, for a source `(1, 128)`; further rows are others to keep away from.
 
         Of those sampled, none nearer than the limit, the level chooses one by its quantile of the distance to the source.
         """
@@ -337,17 +350,19 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         mixed = crop + opacity[..., None] * (patch.astype(np.float32) - crop)
         return patch, opacity, mixed.round().astype(np.uint8)
 
+    def find_again(self, result: np.ndarray, landmarks: np.ndarray) -> np.ndarray | None:
+        """Landmarks `(468, 3)` of the face in a result, `(S, S, 3)` uint8 crop, given the source's; `None` if there is none."""
+        if self.face_analyser is None:
+            return landmarks
+        return self.face_analyser(result, [Face(bounding_box(landmarks))])[0].landmarks
+
     def verify(self, source: SourceFaces, result: np.ndarray) -> tuple[float | None, str | None]:
         """Distance of a result, `(S, S, 3)` uint8 crop, from its source, and what is wrong with it (`None`: nothing)."""
-        landmarks = source.landmarks[0]
-        if self.face_analyser is not None:
-            low, high = landmarks[:, :2].min(axis=0), landmarks[:, :2].max(axis=0)
-            found = self.face_analyser(result, [Face(np.concatenate([low, high]).astype(np.float32))])[0]
-            if found.landmarks is None:
-                return None, "no face was found in the result"
-            landmarks = found.landmarks
+        landmarks = self.find_again(result, source.landmarks[0])
+        if landmarks is None:
+            return None, "no face was found in the result"
         identity = self.embed(self._to_tensor([FaceCrop(result, source.crops[0].matrix)]), landmarks[None])[0]
-        distance = 1 - float(identity @ source.identity[0])
+        distance = 1 - float((source.identity @ identity).max())
         if not distance >= self.config.identity_limit:
             return distance, f"too near to the source ({distance:.2f}, limit {self.config.identity_limit:.2f})"
         return distance, None
@@ -505,10 +520,9 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
 
         # 6. composite and check
         if not torch.isfinite(generated).all():
-            nothing = np.zeros((self.size, self.size), np.float32)
-            return Attempt(source.crops[0].image, nothing, None, "the network returned values that are not finite")
+            return Attempt.failed(source.crops[0].image, "the network returned values that are not finite")
         patch, opacity, result = self.composite(source, generated)
-        return Attempt(patch, opacity, *self.verify(source, result))
+        return Attempt(patch, opacity, result, *self.verify(source, result))
 
     def _problem(self, face: Face, min_face: float) -> str | None:
         """Why a face cannot be de-identified, if it cannot."""

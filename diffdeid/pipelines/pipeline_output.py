@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
 
 import numpy as np
 import torch
@@ -31,6 +33,67 @@ class FaceReport:
     identity_distance: float | None
     attempts: int
     reason: str | None = None
+
+
+@dataclass
+class PersonReport:
+    """What happened to one person of a video. Frames count from 0 and come as ranges, first and last one included.
+
+    Attributes:
+        number: in order of appearance, from 1.
+        method: "diffusion", or, for somebody who is covered throughout, the cover: "solid", "mosaic", "blur".
+        level: the level asked for, `None` for a cover.
+        identity_distance: the smallest 1 - cosine between source and result of all frames, `None` for a cover.
+        attempts: identities tried.
+        reason: why the person, or the last face that was, had to be covered, else `None`.
+        found: frames in which the face was found and rendered.
+        interpolated: frames in which it was lost, and rendered between frames in which it was found.
+        covered: frames in which it, or the place where it may be, was covered.
+    """
+
+    number: int
+    method: str
+    level: int | None = None
+    identity_distance: float | None = None
+    attempts: int = 0
+    reason: str | None = None
+    found: list[tuple[int, int]] = field(default_factory=list)
+    interpolated: list[tuple[int, int]] = field(default_factory=list)
+    covered: list[tuple[int, int]] = field(default_factory=list)
+
+    def add(
+        self,
+        state: Literal["found", "interpolated", "covered"],
+        frame: int,
+        identity_distance: float | None = None,
+        reason: str | None = None,
+    ) -> None:
+        """Enter what happened in a frame; frames come in their order."""
+        ranges = getattr(self, state)
+        if ranges and ranges[-1][1] >= frame - 1:
+            ranges[-1] = (ranges[-1][0], frame)
+        else:
+            ranges.append((frame, frame))
+        if identity_distance is not None:
+            self.identity_distance = min(identity_distance, self.identity_distance or identity_distance)
+        self.reason = reason or self.reason
+
+
+@dataclass
+class DiffDeIDVideoPipelineOutput(BaseOutput):
+    """A de-identified video.
+
+    Attributes:
+        path: the file written.
+        num_frames: how many it has.
+        people: a report for everybody in it.
+        notes: what else was changed, in words.
+    """
+
+    path: Path
+    num_frames: int
+    people: list[PersonReport]
+    notes: list[str]
 
 
 @dataclass

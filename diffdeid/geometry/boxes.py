@@ -1,0 +1,29 @@
+"""Boxes `(4,)`: x0, y0, x1, y1 in picture pixels."""
+
+from __future__ import annotations
+
+import numpy as np
+
+
+def intersection_over_union(box: np.ndarray, other: np.ndarray) -> float:
+    """0 for boxes apart, 1 for equal ones."""
+    shared = _shared_area(box, other)
+    return float(shared / (_area(box) + _area(other) - shared))
+
+
+def part_of_smaller(box: np.ndarray, other: np.ndarray) -> float:
+    """The part of the smaller box that lies in the other one, 0…1."""
+    return float(_shared_area(box, other) / min(_area(box), _area(other)))
+
+
+def bounding_box(points: np.ndarray) -> np.ndarray:
+    """The box of `(N, 2+)` points, float32."""
+    return np.concatenate([points[:, :2].min(axis=0), points[:, :2].max(axis=0)]).astype(np.float32)
+
+
+def _shared_area(box: np.ndarray, other: np.ndarray) -> float:
+    return np.prod((np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])).clip(0))
+
+
+def _area(box: np.ndarray) -> float:
+    return np.prod(box[2:] - box[:2])

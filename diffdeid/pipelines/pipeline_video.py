@@ -1,0 +1,425 @@
+"""A video in, the same video with nobody's faces out (paper §3.4): one new person per person, steady from frame to frame.
+
+What differs from the paper, as long as the weights have hardly learned the video mode (docs/training-log.md): z' stays in the
+condition vector. As there, the texture is that of the de-identified reference I_d, and δ and γ are those of its source.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass, field, replace
+from itertools import islice
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from tqdm import tqdm
+
+from diffdeid.errors import DiffDeIDError, NoFaceFoundError
+from diffdeid.geometry.boxes import bounding_box
+from diffdeid.geometry.composite import cover, paste
+from diffdeid.geometry.eyes import gaze_from_iris
+from diffdeid.geometry.steadying import steady
+from diffdeid.models.fitting import fit, fit_shape_and_pose
+from diffdeid.models.texture_encoder import TextureEncoderOutput
+from diffdeid.pipelines.pipeline_diffdeid import Attempt, DiffDeIDPipeline, SourceFaces
+from diffdeid.pipelines.pipeline_output import DiffDeIDVideoPipelineOutput, PersonReport
+from diffdeid.structures import Face, FaceCrop, MorphableCoefficients
+from diffdeid.tracking.track import Sighting, Track
+from diffdeid.tracking.tracker import FaceTracker
+from diffdeid.video import Frame, VideoReader, VideoWriter, check_video_writable
+
+BATCH = 8  # faces that the networks are shown at once
+EARLY = 2.0  # seconds of a track in which its best view is looked for
+BETTER = 1.1  # by which factor a view must be better to take the place of the best one
+
+
+@dataclass(eq=False)
+class Person:
+    """Somebody in the video, and who stands for them in every frame.
+
+    Attributes:
+        tracks: where they are.
+        embedding: `(1, 128)` mean of their z_id.
+        view: their best early view, whose δ and γ all frames get.
+        identity: z' `(1, 128)` and α' `(1, 80)`.
+        texture: K and V of I_d.
+        noise: `(1, 3, S, S)`, from which all frames start.
+        report: what happened so far; `reason` says why they are covered throughout if there is no `noise`.
+    """
+
+    tracks: list[Track]
+    report: PersonReport
+    embedding: Tensor | None = None
+    view: SourceFaces | None = None
+    identity: tuple[Tensor, Tensor] | None = None
+    texture: TextureEncoderOutput | None = None
+    noise: Tensor | None = None
+
+
+@dataclass
+class Rendering:
+    """A video on its way: options, what was found out, and what the next frame must know of the last."""
+
+    tracker: FaceTracker
+    seed: int
+    level: int
+    num_inference_steps: int
+    keep_mouth: bool
+    keep_attributes: bool
+    follow_light: bool
+    fallback: Literal["solid", "mosaic", "blur"]
+    on_miss: Literal["interpolate", "cover", "error"]
+    min_face: float
+    views: dict[Track, tuple[float, SourceFaces]] = field(default_factory=dict)  # how good, and the best early view
+    people: list[Person] = field(default_factory=list)
+    owners: dict[Track, Person] = field(default_factory=dict)
+    last: dict[Track, tuple[int, np.ndarray, np.ndarray]] = field(default_factory=dict)  # frame, face, crop of the source
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """A face to be generated."""
+
+    frame: int
+    picture: np.ndarray
+    track: Track
+    person: Person
+    sighting: Sighting
+
+
+class DiffDeIDVideoPipeline(DiffDeIDPipeline):
+    r"""De-identifies every face of a video. Same components and folders as `DiffDeIDPipeline`, whose stages it uses.
+
+    A person keeps one identity through the file: over gaps and cuts, and after coming back. Every face of every frame is checked
+    as those of pictures are; one that fails or cannot be rendered is covered. Memory does not grow with the length of the video.
+    """
+
+    def _embed_in(self, picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+        """z_id `(128,)` of a face in a picture."""
+        crop = self.crop(picture, Face(bounding_box(landmarks), landmarks=landmarks))
+        return self.embed(self._to_tensor([crop]), crop.to_crop(landmarks)[None])[0].cpu().numpy()
+
+    def progress_bar(self, iterable: Iterable | None = None, total: int | None = None) -> tqdm:
+        """None for the steps of a batch: the bar of `__call__` counts frames."""
+        return tqdm(iterable, total=total, disable=True)
+
+    def start(
+        self,
+        rate: float = 25,
+        level: int = 7,
+        num_inference_steps: int = 8,
+        guidance_scale: float = 1.0,
+        keep_mouth: bool = False,
+        keep_attributes: bool = False,
+        follow_light: bool = False,
+        fallback: Literal["solid", "mosaic", "blur"] = "solid",
+        on_miss: Literal["interpolate", "cover", "error"] = "interpolate",
+        min_face: float = 0,
+        generator: torch.Generator | None = None,
+    ) -> Rendering:
+        """Check options (those of `__call__`) and begin a video of `rate` frames a second."""
+        self.check_inputs(level, 1, fallback, "fit", None, None, None, 1, ())
+        if on_miss not in ("interpolate", "cover", "error"):
+            raise ValueError(f"`on_miss` must be 'interpolate', 'cover' or 'error', got {on_miss!r}.")
+        if self.face_analyser is None:
+            raise ValueError("A video needs the `face_analyser` to follow faces with, and this pipeline has none.")
+        self._guidance_scale = guidance_scale
+        if generator is None:
+            generator = torch.Generator()
+            generator.seed()
+        seed = int(torch.randint(2**62, (1,), generator=generator))
+        return Rendering(
+            FaceTracker(self.face_analyser, self._embed_in, rate), seed, level, num_inference_steps, keep_mouth, keep_attributes,
+            follow_light, fallback, on_miss, min_face,
+        )  # fmt: skip
+
+    def analyse(self, rendering: Rendering, picture: np.ndarray) -> None:
+        """Follow the faces into the next frame, uint8 `(H, W, 3)`, and keep their best early views."""
+        tracker = rendering.tracker
+        for track in tracker.update(picture):
+            best = rendering.views[track][0] if track in rendering.views else 0.0
+            if track.last.landmarks is not None and (best == 0 or len(track) < EARLY * tracker.rate):
+                quality = _quality(track.last.landmarks)
+                if quality > BETTER * best:
+                    rendering.views[track] = quality, self.reconstruct(picture, [track.last], rendering.keep_mouth)
+
+    def render(self, rendering: Rendering, frames: Sequence[tuple[int, np.ndarray]]) -> list[np.ndarray]:
+        """Frames that were analysed, numbers and pictures, with new faces."""
+        appearances, covered = [], []
+        for frame, picture in frames:
+            for track in rendering.tracker.at(frame):
+                person, sighting = self._owner(rendering, track), track.smoothed(frame)
+                if sighting.state == "interpolated" and rendering.on_miss == "error":
+                    raise DiffDeIDError(
+                        f"A face was lost in frame {frame} (`on_miss='error'`). Let it be interpolated or covered."
+                    )
+                problem = self._must_be_covered(rendering, sighting)
+                if person.noise is None or problem:
+                    covered.append((frame, sighting.face))
+                    person.report.add("covered", frame, reason=person.report.reason or problem)
+                else:
+                    appearances.append(Appearance(frame, picture, track, person, sighting))
+
+        results = dict(frames)
+        for start in range(0, len(appearances), BATCH):
+            batch = appearances[start : start + BATCH]
+            for appearance, (attempt, matrix) in zip(batch, self._generate(rendering, batch), strict=True):
+                frame, report = appearance.frame, appearance.person.report
+                if attempt.problem is None:
+                    results[frame] = paste(results[frame], attempt.patch, attempt.opacity, matrix)
+                    report.add(appearance.sighting.state, frame, attempt.identity_distance)
+                else:
+                    covered.append((frame, appearance.sighting.face))
+                    report.add("covered", frame, reason=attempt.problem)
+        for frame, face in covered:  # last, so that nothing is painted over a cover
+            results[frame] = cover(results[frame], face, rendering.fallback)
+        last = frames[-1][0]
+        rendering.last = {track: seen for track, seen in rendering.last.items() if seen[0] == last}
+        return [results[frame] for frame, _ in frames]
+
+    @torch.no_grad()
+    def stream(
+        self, frames: Iterable[np.ndarray], lookahead: int = 25, rendering: Rendering | None = None, **options
+    ) -> Iterator[np.ndarray]:
+        """Frames in, frames out, in one pass and constant memory: for cameras, and for frames that come from elsewhere.
+
+        What is found out about a frame more than `lookahead` frames later comes too late for it. A stream without a face passes.
+
+        Args:
+            frames: uint8 `(H, W, 3)` RGB, all of one size.
+            lookahead: how many frames are held back.
+            rendering: from `start`, whose `people` have the reports; made of `options` when `None`.
+            options: of `start`.
+        """
+        rendering = rendering or self.start(**options)
+        waiting: deque[tuple[int, np.ndarray]] = deque()
+        batch_size = min(BATCH, lookahead + 1)
+        for number, picture in enumerate(frames):
+            self.analyse(rendering, picture)
+            waiting.append((number, picture))
+            if len(waiting) == lookahead + batch_size:
+                yield from self.render(rendering, [waiting.popleft() for _ in range(batch_size)])
+                rendering.tracker.forget(waiting[0][0] if waiting else number)
+        while waiting:
+            yield from self.render(rendering, [waiting.popleft() for _ in range(min(BATCH, len(waiting)))])
+
+    @torch.no_grad()
+    def __call__(
+        self,
+        video: str | Path,
+        output: str | Path,
+        start: float | None = None,
+        end: float | None = None,
+        audio: Literal["drop", "keep"] = "drop",
+        codec: str | None = None,
+        crf: int = 18,
+        preset: str | None = None,
+        overwrite: bool = False,
+        callback_on_frame: Callable[[str, int, int], None] | None = None,
+        **options,
+    ) -> DiffDeIDVideoPipelineOutput:
+        """De-identify a video file in two passes: analyse, then render.
+
+        The result is a function of the file, the arguments and the state of the generator.
+
+        Args:
+            video: mp4, m4v, mov, mkv, webm, avi or gif.
+            output: mp4, m4v, mov, mkv or webm; appears complete or not at all.
+            start, end: seconds between which frames are taken; all of the file by default.
+            audio: "keep" copies the sound. Voices tell who speaks.
+            codec, crf, preset: of FFmpeg's encoder, see `VideoWriter`.
+            overwrite: replace an existing output.
+            callback_on_frame: called as `f("analyse" or "render", frames done, frames expected)`.
+            options: of `start`: level, num_inference_steps, guidance_scale, keep_mouth, keep_attributes, fallback, min_face,
+                generator mean what they mean for `DiffDeIDPipeline`. With `follow_light` the light γ is estimated in every frame
+                instead of once a person. `on_miss` says what becomes of a face that was lost for a moment: "interpolate" renders
+                it where it must have been, "cover" covers it there, "error" gives up.
+
+        Raises:
+            NoFaceFoundError: no frame shows a face.
+            VideoError: the file cannot be read, or the output not be written.
+        """
+        if audio not in ("drop", "keep"):
+            raise ValueError(f"`audio` must be 'drop' or 'keep', got {audio!r}.")
+        check_video_writable(Path(output), overwrite)
+        reader = VideoReader(video, start, end)
+        rendering = self.start(rate=float(reader.rate), **options)
+
+        # 1. analyse
+        for frame in self._counted(reader, "analyse", reader.num_frames, callback_on_frame):
+            self.analyse(rendering, frame.picture)
+        if not rendering.tracker.tracks:
+            raise NoFaceFoundError(f"No frame of `{video}` shows a face, so nothing can be said about it being de-identified.")
+
+        # 2. render
+        sound = reader.path if audio == "keep" else None
+        encoder = {"codec": codec, "crf": crf, "preset": preset, "overwrite": overwrite}
+        with VideoWriter(output, reader.rate, reader.sample_aspect_ratio, sound, reader.origin, **encoder) as writer:
+            frames = enumerate(self._counted(reader, "render", rendering.tracker.num_frames, callback_on_frame))
+            while batch := list(islice(frames, BATCH)):
+                pictures = self.render(rendering, [(number, frame.picture) for number, frame in batch])
+                for picture, (_, frame) in zip(pictures, batch, strict=True):
+                    writer.write(Frame(picture, frame.time))
+
+        self.maybe_free_model_hooks()
+        people = [person.report for person in rendering.people]
+        return DiffDeIDVideoPipelineOutput(Path(output), rendering.tracker.num_frames, people, reader.notes + writer.notes)
+
+    def _counted(self, frames: Iterable[Frame], stage: str, total: int, callback: Callable | None) -> Iterator[Frame]:
+        with super().progress_bar(total=total or None) as progress_bar:
+            progress_bar.set_description(stage)
+            for number, frame in enumerate(frames, start=1):
+                yield frame
+                progress_bar.update()
+                if callback is not None:
+                    callback(stage, number, total)
+
+    # People
+
+    def _owner(self, rendering: Rendering, track: Track) -> Person:
+        """Whose track it is: somebody known who looks alike and is not in the same frames, else somebody new."""
+        if track in rendering.owners:
+            return rendering.owners[track]
+        likeness = {
+            person: _likeness(track, person.tracks)
+            for person in rendering.people
+            if not any(track.meets(other) for other in person.tracks)
+        }
+        person = max(likeness, key=likeness.get, default=None)
+        if person is None or likeness[person] < 1 - self.config.identity_limit:
+            report = PersonReport(len(rendering.people) + 1, rendering.fallback)
+            person = Person([], report)
+            rendering.people.append(person)
+        person.tracks.append(track)
+        rendering.owners[track] = person
+        if person.noise is None and track in rendering.views:
+            self._recast(rendering, person, rendering.views[track][1])
+        return person
+
+    def _recast(self, rendering: Rendering, person: Person, view: SourceFaces) -> None:
+        """Find somebody who does not exist for a person: z', α' and the de-identified reference I_d."""
+        report = person.report
+        generator = torch.Generator().manual_seed(rendering.seed ^ report.number)  # a person does not depend on the others
+        embeddings = np.concatenate([track.embeddings for track in person.tracks])
+        person.embedding = F.normalize(torch.from_numpy(embeddings).float().mean(0, keepdim=True), dim=1).to(view.identity)
+        view = replace(view, identity=torch.cat([person.embedding, view.identity]))
+        others = [other for other in rendering.people if other.identity is not None and other is not person]
+        taken = [part for other in others for part in (other.embedding, other.identity[0])]
+        texture = self.encode_texture(view.images, view.masks)
+        steps = rendering.num_inference_steps
+        for number in range(1, 1 + self.max_attempts):
+            try:
+                identity = self.sample_identity(
+                    torch.cat([person.embedding, *taken]), rendering.level, rendering.keep_attributes, generator
+                )
+            except DiffDeIDError as error:
+                report.reason = str(error)
+                return
+            attempt = self.deidentify(
+                view, texture, rendering.level, generator, rendering.keep_mouth, rendering.keep_attributes, steps, identity
+            )
+            report.attempts, report.reason = number, attempt.problem
+            if attempt.problem is None:
+                reference = self._to_tensor([FaceCrop(attempt.result, view.crops[0].matrix)])
+                person.view, person.identity = view, tuple(part.to(view.identity) for part in identity)
+                person.texture = self.encode_texture(reference, torch.zeros_like(view.masks))
+                person.noise = self.prepare_latents(1, generator)
+                report.method, report.level = "diffusion", rendering.level
+                return
+
+    def _must_be_covered(self, rendering: Rendering, sighting: Sighting) -> str | None:
+        """Why a face is covered in a frame instead of being rendered, if it is."""
+        if sighting.face.landmarks is None:
+            return "its landmarks could not be placed"
+        if min(sighting.face.box[2:] - sighting.face.box[:2]) < rendering.min_face:
+            return f"smaller than {rendering.min_face:g} pixels"
+        if sighting.state == "interpolated" and rendering.on_miss == "cover":
+            return "lost for a moment"
+        return None
+
+    # Faces
+
+    def _generate(self, rendering: Rendering, batch: Sequence[Appearance]) -> list[tuple[Attempt, np.ndarray]]:
+        """New faces for a batch of appearances, each with the matrix of its crop."""
+        people = [appearance.person for appearance in batch]
+        source = self._reconstruct_batch(rendering, batch)
+        z, shape = (torch.cat(parts) for parts in zip(*(person.identity for person in people), strict=True))
+        texture = TextureEncoderOutput(
+            *(
+                [torch.cat(level) for level in zip(*parts, strict=True)]
+                for parts in zip(*(p.texture for p in people), strict=True)
+            )
+        )
+        coefficients, conditions = self.prepare_conditioning(source.coefficients, shape, source.masks, rendering.keep_mouth)
+        latents = torch.cat([person.noise for person in people])
+        generated = self.denoise(
+            latents, source.images, source.masks, conditions, z, coefficients.pack(), texture, rendering.num_inference_steps
+        )
+        return [
+            (self._finish(rendering, appearance, source.one(row), generated[row]), source.crops[row].matrix)
+            for row, appearance in enumerate(batch)
+        ]
+
+    def _reconstruct_batch(self, rendering: Rendering, batch: Sequence[Appearance]) -> SourceFaces:
+        """ρ̂ = {α_f, β_f, δ_d, γ_d, p_f, ω_f} of smoothed landmarks; α is exchanged when conditions are prepared."""
+        faces = [appearance.sighting.face for appearance in batch]
+        crops = [self.crop(appearance.picture, face) for appearance, face in zip(batch, faces, strict=True)]
+        landmarks = np.stack([crop.to_crop(face.landmarks) for crop, face in zip(crops, faces, strict=True)])
+        iris = np.stack([crop.to_crop(face.iris) for crop, face in zip(crops, faces, strict=True)])
+        images = self._to_tensor(crops)
+        placed = torch.from_numpy(landmarks).float().to(images.device), torch.from_numpy(iris).float().to(images.device)
+        reference = [appearance.person.view.coefficients for appearance in batch]
+        albedo = torch.cat([coefficients.albedo for coefficients in reference])
+        if rendering.follow_light:
+            followed = fit(self.morphable_model, *placed, (images.permute(0, 2, 3, 1) + 1) / 2)
+            coefficients = replace(followed, albedo=albedo)
+        else:
+            shape = fit_shape_and_pose(self.morphable_model, placed[0], self.size)
+            illumination = torch.cat([coefficients.illumination for coefficients in reference])
+            gaze = gaze_from_iris(*placed)
+            coefficients = MorphableCoefficients(shape.identity, shape.expression, albedo, illumination, shape.pose, gaze)
+        masks = self.masks(landmarks, rendering.keep_mouth)
+        return SourceFaces(crops, landmarks, images, masks, coefficients, self.embed(images, landmarks))
+
+    def _finish(self, rendering: Rendering, appearance: Appearance, source: SourceFaces, generated: Tensor) -> Attempt:
+        """Steady a generated face `(3, S, S)`, lay it over its crop, and check it against the frame and the person."""
+        crop, frame, track = source.crops[0].image, appearance.frame, appearance.track
+        if not torch.isfinite(generated).all():
+            rendering.last.pop(track, None)
+            return Attempt.failed(crop, "the network returned values that are not finite")
+        face = ((generated.float().clamp(-1, 1) + 1) / 2).permute(1, 2, 0).cpu().numpy()
+        before, last_face, last_crop = rendering.last.get(track, (None, None, None))
+        if before == frame - 1:
+            face = steady(face, last_face, crop, last_crop)
+        rendering.last[track] = frame, face, crop
+        patch, opacity, result = self.composite(source, torch.from_numpy(face * 2 - 1).permute(2, 0, 1)[None])
+        if appearance.sighting.state == "found":
+            known = torch.cat([source.identity, appearance.person.embedding])
+        else:
+            known = appearance.person.embedding  # something may hide the face of the frame
+        return Attempt(patch, opacity, result, *self.verify(replace(source, identity=known), result))
+
+    def find_again(self, result: np.ndarray, landmarks: np.ndarray) -> np.ndarray | None:
+        """As in pictures, but only where the face must be."""
+        return self.face_analyser.find_again(result, landmarks)[0]
+
+
+def _quality(landmarks: np.ndarray) -> float:
+    """How well a view of `(468, 3)` landmarks in the picture shows who somebody is: large, and seen from the front."""
+    nose, cheeks = landmarks[1], landmarks[[234, 454]]
+    width, height = np.hypot(*(cheeks[1] - cheeks[0])[:2]), np.hypot(*(landmarks[10] - landmarks[152])[:2])
+    sides = [np.hypot(*(nose - cheek)[:2]) for cheek in cheeks]
+    return float(min(max(width, height), 200) * min(sides) / max(*sides, 1e-6))
+
+
+def _likeness(track: Track, others: Sequence[Track]) -> float:
+    """Cosine of two people by the three pairs of embeddings that are most alike; -1 where there are none."""
+    pools = [np.array(track.embeddings), np.array([embedding for other in others for embedding in other.embeddings])]
+    if not all(map(len, pools)):
+        return -1.0
+    return float(np.sort((pools[0] @ pools[1].T).ravel())[-3:].mean())

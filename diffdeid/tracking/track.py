@@ -1,0 +1,182 @@
+"""One face through the frames of a video: where it was, what is filled in, and its path without the trembling of landmarks."""
+
+from __future__ import annotations
+
+import tempfile
+from dataclasses import dataclass
+from typing import Literal
+
+import numpy as np
+
+from diffdeid.geometry.boxes import bounding_box
+from diffdeid.structures import Face
+
+SMOOTHING = 3  # frames on either side that have a say in where a face is
+MAX_EMBEDDINGS = 32
+_NUMBERS = 4 + 468 * 3 + 2 * 5 * 2  # of a stored face: box, landmarks, irises
+
+State = Literal["found", "interpolated", "lost"]
+
+
+@dataclass(frozen=True)
+class Sighting:
+    """A face of a track in one frame.
+
+    Attributes:
+        face: with landmarks and irises, or, where they are not known, with neither.
+        state: "found" in the picture; "interpolated" between frames in which it was; "lost", at the ends of a track, where the
+            face may be about its box.
+    """
+
+    face: Face
+    state: State
+
+
+class Spool:
+    """Faces on disk, so that memory does not grow with the length of a video. The file has no name and dies with the process."""
+
+    def __init__(self):
+        self._file = tempfile.TemporaryFile(prefix="diffdeid-")  # noqa: SIM115  closed when collected
+        self._rows = 0
+        self._free: list[int] = []
+
+    def store(self, face: Face) -> int:
+        """Put a face away; its number gives it back."""
+        row = self._free.pop() if self._free else self._rows
+        self._rows = max(self._rows, row + 1)
+        numbers = np.full(_NUMBERS, np.nan, np.float32)
+        numbers[:4] = face.box
+        if face.landmarks is not None:
+            numbers[4:] = np.concatenate([face.landmarks.ravel(), face.iris.ravel()])
+        self._file.seek(row * numbers.nbytes)
+        self._file.write(numbers.tobytes())
+        return row
+
+    def load(self, row: int) -> Face:
+        self._file.seek(row * _NUMBERS * 4)
+        numbers = np.frombuffer(self._file.read(_NUMBERS * 4), np.float32)
+        if np.isnan(numbers[-1]):
+            return Face(numbers[:4])
+        return Face(numbers[:4], landmarks=numbers[4:-20].reshape(468, 3), iris=numbers[-20:].reshape(2, 5, 2))
+
+    def release(self, row: int) -> None:
+        self._free.append(row)
+
+
+class Track:
+    """A face of one person without interruption.
+
+    Attributes:
+        number: in order of appearance.
+        embeddings: unit vectors `(d,)` of the source face, spread over the track.
+        last: the face where it was seen last, `last_frame` when.
+    """
+
+    def __init__(self, number: int, spool: Spool):
+        self.number = number
+        self.embeddings: list[np.ndarray] = []
+        self._spool = spool
+        self._sightings: dict[int, tuple[int, State]] = {}
+        self._stride, self._seen = 5, 0  # every 5th face is embedded, later fewer
+        self.last: Face | None = None
+        self.last_frame = -1
+
+    def __len__(self) -> int:
+        return len(self._sightings)
+
+    def __contains__(self, frame: int) -> bool:
+        return frame in self._sightings
+
+    def __getitem__(self, frame: int) -> Sighting:
+        row, state = self._sightings[frame]
+        return Sighting(self._spool.load(row), state)
+
+    def meets(self, other: Track) -> bool:
+        """Whether both were found in one frame, so that they are two people."""
+        return any(self._found_in(frame) and other._found_in(frame) for frame in self._sightings.keys() & other._sightings.keys())
+
+    def _found_in(self, frame: int) -> bool:
+        return self._sightings[frame][1] == "found"
+
+    def put(self, frame: int, face: Face, state: State) -> None:
+        """Record where the face is in a frame, in place of what was recorded before."""
+        if frame in self._sightings:
+            self._spool.release(self._sightings[frame][0])
+        self._sightings[frame] = self._spool.store(face), state
+        if state == "found" and frame > self.last_frame:
+            self.last, self.last_frame = face, frame
+
+    def forget(self, before: int) -> None:
+        """Drop all frames before one."""
+        for frame in [frame for frame in self._sightings if frame < before]:
+            self._spool.release(self._sightings.pop(frame)[0])
+
+    def wants_embedding(self) -> bool:
+        """Whether the face just found should be embedded."""
+        self._seen += 1
+        return (self._seen - 1) % self._stride == 0
+
+    def add_embedding(self, embedding: np.ndarray) -> None:
+        self.embeddings.append(embedding)
+        if len(self.embeddings) > MAX_EMBEDDINGS:
+            self.embeddings, self._stride = self.embeddings[::2], 2 * self._stride
+
+    def likeness(self, embedding: np.ndarray) -> float:
+        """Cosine of an embedding to those of the track: the mean of the three largest, -1 where there are none."""
+        cosines = sorted((float(other @ embedding) for other in self.embeddings), reverse=True)[:3]
+        return float(np.mean(cosines)) if cosines else -1.0
+
+    def bridge(self, frame: int, other: int) -> None:
+        """Fill the frames between two in which the face was found, as if it had moved evenly."""
+        first, second = self[frame].face, self[other].face
+        for between in range(frame + 1, other):
+            share = (between - frame) / (other - frame)
+            self.put(between, _mixed(first, second, share), "interpolated")
+
+    def smoothed(self, frame: int) -> Sighting:
+        """The face with landmarks that do not tremble and do not lag: a quadratic through those of the frames around.
+
+        Method: local regression (Savitzky and Golay 1964) with Gaussian weights. The window is the paper's: neighbouring frames
+        describe the one in the middle (§3.4); what is smooth in the landmarks is smooth in the coefficients fitted to them.
+        """
+        sighting = self[frame]
+        if sighting.face.landmarks is None:
+            return sighting
+        faces = {0: sighting.face}
+        for direction in (-1, 1):
+            for distance in range(1, SMOOTHING + 1):
+                neighbour = frame + direction * distance
+                face = self[neighbour].face if neighbour in self else None
+                if face is None or face.landmarks is None:
+                    break
+                faces[direction * distance] = face
+        weights = _regression(np.array(list(faces)))
+        landmarks, iris = (
+            np.tensordot(weights, np.stack([getattr(face, name) for face in faces.values()]), axes=1).astype(np.float32)
+            for name in ("landmarks", "iris")
+        )
+        return Sighting(Face(sighting.face.box, landmarks=landmarks, iris=iris), sighting.state)
+
+
+def _mixed(first: Face, second: Face, share: float) -> Face:
+    box = (1 - share) * first.box + share * second.box
+    if first.landmarks is None or second.landmarks is None:
+        return Face(box)
+    landmarks = (1 - share) * first.landmarks + share * second.landmarks
+    return Face(box, landmarks=landmarks, iris=(1 - share) * first.iris + share * second.iris)
+
+
+def _regression(distances: np.ndarray) -> np.ndarray:
+    """Weights `(n,)` of values at distances in frames for the value at 0 of a parabola through them."""
+    weights = np.exp(-0.5 * (distances / (SMOOTHING / 2 + 0.25)) ** 2)
+    degree = 2 if len(distances) > 3 else 0
+    powers = distances[:, None] ** np.arange(degree + 1)
+    return np.linalg.solve((powers.T * weights) @ powers, powers.T * weights)[0]
+
+
+def covered_box(face: Face) -> np.ndarray:
+    """The box in which a face is, its landmarks included."""
+    if face.landmarks is None:
+        return face.box
+    box = bounding_box(face.landmarks)
+    return np.concatenate([np.minimum(box[:2], face.box[:2]), np.maximum(box[2:], face.box[2:])])

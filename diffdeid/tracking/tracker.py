@@ -1,0 +1,239 @@
+"""Faces of a video -> tracks: which face is whose from frame to frame, with no frame missed.
+
+Every frame is searched at a low threshold, every few frames thoroughly. Between detections FaceMesh follows each face from where
+it was. A new face is followed backwards as well, for detectors see faces later than people do. A face that is lost and found
+again within a second was there in between; where it is not found again, its place is held for a moment.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict, deque
+from collections.abc import Callable
+from dataclasses import replace
+from itertools import combinations
+
+import cv2
+import numpy as np
+
+from diffdeid.geometry.boxes import bounding_box, intersection_over_union, part_of_smaller
+from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.structures import Face
+from diffdeid.tracking.track import SMOOTHING, Spool, Track, covered_box
+
+WEAK_SCORE = 0.2  # of a detection that counts where a face is expected
+THOROUGH_EVERY = 10  # frames
+SAME_FACE = 0.5  # intersection over union of two faces followed onto one
+EXPLAINED = 0.6  # part of the smaller box: a detection inside a known face is that face
+NEAR = 0.6  # face sizes that a lost face may have moved, and more the longer it is lost
+ALIKE, VERY_ALIKE = 0.3, 0.55  # cosines: not somebody else; one person (1 - `identity_limit` of the released pipeline)
+GAP, HOLD, LOOKBACK = 1.0, 0.2, 0.4  # seconds: bridged, held at the ends, followed backwards
+CUT, CUT_RATIO = 0.1, 3.0  # mean change of a thumbnail, 0…1, at a cut, and in parts of the usual change
+
+
+class FaceTracker:
+    """Follows the faces of a video. Feed it the frames in their order; afterwards, `at` says who is where.
+
+    Args:
+        analyser: finds faces and places landmarks.
+        embed: picture, landmarks `(468, 3)` -> unit vector of the face.
+        rate: frames a second.
+
+    Attributes:
+        tracks: all, in order of appearance.
+        num_frames: how many were fed.
+        cuts: frames that begin another scene.
+    """
+
+    def __init__(self, analyser: FaceAnalyserModel, embed: Callable[[np.ndarray, np.ndarray], np.ndarray], rate: float):
+        self.analyser, self.embed, self.rate = analyser, embed, rate
+        self.gap, self.hold, lookback = (max(1, round(seconds * rate)) for seconds in (GAP, HOLD, LOOKBACK))
+        self.tracks: list[Track] = []
+        self.num_frames = 0
+        self.cuts: list[int] = []
+        self._active: list[Track] = []
+        self._coasting: dict[Track, np.ndarray] = {}  # where faces are guessed that are lost
+        self._present: dict[int, list[Track]] = defaultdict(list)
+        self._recent: deque[np.ndarray] = deque(maxlen=lookback)
+        self._thumbnail: np.ndarray | None = None
+        self._changes: deque[float] = deque(maxlen=25)
+        self._spool = Spool()
+
+    def at(self, frame: int) -> list[Track]:
+        """The tracks that have a sighting in a frame."""
+        return self._present.get(frame, [])
+
+    def forget(self, before: int) -> None:
+        """Drop what is known of the frames before one, for videos without an end."""
+        kept = before - max(self.gap, SMOOTHING) - 1  # what later frames are bridged and smoothed with
+        for frame in [frame for frame in self._present if frame < kept]:
+            for track in self._present.pop(frame):
+                track.forget(kept)
+
+    def update(self, picture: np.ndarray) -> list[Track]:
+        """Take in the next frame, uint8 `(H, W, 3)`; gives the tracks whose face was found in it."""
+        frame, self.num_frames = self.num_frames, self.num_frames + 1
+        cut = self._is_cut(picture)
+        if cut:
+            self.cuts.append(frame)
+            self._recent.clear()
+
+        # 1. follow known faces
+        followed = {} if cut else self._follow(picture, [track for track in self._active if track.last_frame == frame - 1])
+        missed = [track for track in self._active if track.last.landmarks is not None and track not in followed]
+
+        # 2. detect
+        detections = self.analyser.glance(picture, WEAK_SCORE)
+        if cut or frame % THOROUGH_EVERY == 0 or any(frame - track.last_frame <= self.hold for track in missed):
+            thorough = self.analyser.detect(picture)
+            detections = thorough + [weak for weak in detections if not _known(weak, thorough)]
+
+        # 3. known faces take the boxes of the detector, which reach farther than landmarks
+        for track, face in followed.items():
+            boxes = [other.box for other in detections if part_of_smaller(other.box, face.box) > EXPLAINED]
+            box = max(boxes, key=lambda box, face=face: intersection_over_union(box, face.box), default=face.box)
+            self._found(track, frame, picture, replace(face, box=box))
+
+        # 4. other detections are lost faces or new ones
+        strangers = [self._looked_at(picture, face) for face in detections if not _known(face, followed.values())]
+        for track, face, embedding in self._reclaim(strangers, frame, cut, followed):
+            before = track.last_frame
+            self._found(track, frame, picture, face, embedding)
+            if not cut:
+                track.bridge(before, frame)
+                for between in range(before + 1, frame):
+                    self._note(track, between)
+            strangers = [other for other in strangers if other[0] is not face]
+        for face, embedding in strangers:
+            if face.landmarks is not None or face.score >= self.analyser.config.detection_threshold:
+                self._begin(frame, picture, face, embedding)
+
+        # 5. hold the place of lost faces
+        for track in [track for track in self._active if track.last_frame < frame]:
+            if cut or frame - track.last_frame > self.gap:
+                self._active.remove(track)
+                self._coasting.pop(track, None)
+            else:
+                self._coast(track, frame, picture)
+        self._recent.append(picture)
+        return [track for track in self._active if track.last_frame == frame]
+
+    def _is_cut(self, picture: np.ndarray) -> bool:
+        thumbnail = cv2.resize(picture, (32, 18), interpolation=cv2.INTER_AREA).astype(np.float32) / 255
+        previous, self._thumbnail = self._thumbnail, thumbnail
+        if previous is None:
+            return True
+        change = float(np.abs(thumbnail - previous).mean())
+        usual = np.median(self._changes) if self._changes else 0.0
+        self._changes.append(change)
+        return change > max(CUT, CUT_RATIO * usual)
+
+    def _follow(self, picture: np.ndarray, tracks: list[Track]) -> dict[Track, Face]:
+        """The faces of tracks that are still about where they were."""
+        followed = {}
+        for track in tracks:
+            if track.last.landmarks is None:
+                continue
+            landmarks, presence = self.analyser.find_again(picture, track.last.landmarks)
+            if landmarks is not None:
+                iris = self.analyser.irises(picture, landmarks)
+                followed[track] = Face(bounding_box(landmarks), landmarks=landmarks, iris=iris, presence=presence)
+        for one, other in combinations(list(followed), 2):  # where two cross, both end up on the one in front
+            if one in followed and other in followed:
+                if intersection_over_union(followed[one].box, followed[other].box) > SAME_FACE:
+                    embedding = self.embed(picture, followed[one].landmarks)
+                    del followed[min(one, other, key=lambda track, seen=embedding: track.likeness(seen))]
+        return followed
+
+    def _looked_at(self, picture: np.ndarray, face: Face) -> tuple[Face, np.ndarray | None]:
+        (face,) = self.analyser(picture, [face])
+        return face, None if face.landmarks is None else self.embed(picture, face.landmarks)
+
+    def _reclaim(
+        self, strangers: list[tuple[Face, np.ndarray | None]], frame: int, cut: bool, followed: dict[Track, Face]
+    ) -> list[tuple[Track, Face, np.ndarray | None]]:
+        """Which of the faces found belong to tracks that had lost theirs: best matches first, each track and face once."""
+        matches = []
+        for track in self._active:
+            if track in followed:
+                continue
+            expected = self._coasting.get(track, track.last.box)
+            for index, (face, embedding) in enumerate(strangers):
+                size = max(*(expected[2:] - expected[:2]), 1)
+                distance = np.hypot(*((face.box[:2] + face.box[2:] - expected[:2] - expected[2:]) / 2)) / size
+                ratio = max(face.box[2:] - face.box[:2]) / size
+                near = distance < NEAR + 0.05 * (frame - track.last_frame) and 0.5 < ratio < 2
+                alike = None if embedding is None or not track.embeddings else track.likeness(embedding)
+                if near and (not cut if alike is None else alike > (VERY_ALIKE if cut else ALIKE)):
+                    matches.append((1 - distance + (alike or 0), track.number, index, track))
+                elif alike is not None and alike > VERY_ALIKE and not cut:
+                    matches.append((alike - 1, track.number, index, track))
+        chosen, tracks, faces = [], set(), set()
+        for _, _, index, track in sorted(matches, key=lambda match: match[:3], reverse=True):
+            if track not in tracks and index not in faces:
+                chosen.append((track, *strangers[index]))
+                tracks.add(track)
+                faces.add(index)
+        return chosen
+
+    def _found(self, track: Track, frame: int, picture: np.ndarray, face: Face, embedding: np.ndarray | None = None) -> None:
+        track.put(frame, face, "found")
+        self._note(track, frame)
+        self._coasting.pop(track, None)
+        if face.landmarks is not None and (track.wants_embedding() or embedding is not None):
+            track.add_embedding(self.embed(picture, face.landmarks) if embedding is None else embedding)
+
+    def _begin(self, frame: int, picture: np.ndarray, face: Face, embedding: np.ndarray | None) -> None:
+        """A new track, followed backwards to where it began."""
+        track = Track(len(self.tracks), self._spool)
+        self.tracks.append(track)
+        self._active.append(track)
+        self._found(track, frame, picture, face, embedding)
+        if face.landmarks is None:
+            return
+        earliest, landmarks = frame, face.landmarks
+        for earlier in reversed(self._recent):
+            landmarks, _ = self.analyser.find_again(earlier, landmarks)
+            others = [other[earliest - 1].face.box for other in self.at(earliest - 1)]
+            if landmarks is None or any(part_of_smaller(bounding_box(landmarks), box) > EXPLAINED for box in others):
+                break
+            earliest -= 1
+            found = Face(bounding_box(landmarks), landmarks=landmarks, iris=self.analyser.irises(earlier, landmarks))
+            track.put(earliest, found, "found")
+            self._note(track, earliest)
+        start = self.cuts[-1] if self.cuts else 0
+        first = Face(covered_box(track[earliest].face))
+        for before in range(max(start, earliest - self.hold), earliest):
+            track.put(before, first, "lost")
+            self._note(track, before)
+
+    def _coast(self, track: Track, frame: int, picture: np.ndarray) -> None:
+        """Guess where a lost face is, by the motion of the picture about it, and keep the place covered for a while."""
+        box = self._coasting.get(track, covered_box(track.last))
+        self._coasting[track] = box = box + np.tile(_motion(self._recent[-1], picture, box), 2)
+        if frame - track.last_frame <= self.hold:
+            track.put(frame, Face(box.astype(np.float32)), "lost")
+            self._note(track, frame)
+
+    def _note(self, track: Track, frame: int) -> None:
+        if track not in self._present[frame]:
+            self._present[frame].append(track)
+
+
+def _known(face: Face, others) -> bool:
+    return any(part_of_smaller(face.box, other.box) > EXPLAINED for other in others)
+
+
+def _motion(before: np.ndarray, after: np.ndarray, box: np.ndarray) -> np.ndarray:
+    """Median optical flow `(2,)`, pixels, of a box between two frames."""
+    height, width = before.shape[:2]
+    scale = min(1.0, 320 / max(height, width))
+    small = [
+        cv2.cvtColor(cv2.resize(picture, None, fx=scale, fy=scale, interpolation=cv2.INTER_AREA), cv2.COLOR_RGB2GRAY)
+        for picture in (before, after)
+    ]
+    if min(small[0].shape) < 16:  # too small for the patches of the estimator
+        return np.zeros(2)
+    flow = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(*small, None)
+    x0, y0, x1, y1 = (np.asarray(box) * scale).round().astype(int).clip(0)
+    inside = flow[y0 : y1 + 1, x0 : x1 + 1].reshape(-1, 2)
+    return np.median(inside, axis=0) / scale if len(inside) else np.zeros(2)
