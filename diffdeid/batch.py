@@ -8,19 +8,19 @@ import os
 import re
 import time
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from diffdeid.errors import ImageError, NoFaceFoundError
+from diffdeid.errors import NoFaceFoundError
 from diffdeid.imaging import IMAGE_SUFFIXES, check_writable, read_image, write_image
+from diffdeid.video import VIDEO_SUFFIXES, VideoReader, VideoWriter, check_video_writable
 
 logger = logging.getLogger(__name__)
 
-VIDEO_SUFFIXES = frozenset({".avi", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
 _EARLIER_OUTPUT = re.compile(r"_anonymized(_\d+)?$")
 
 
@@ -38,23 +38,25 @@ def plan(inputs: list[str], output: Path | None, candidates: int) -> list[Job]:
     Args:
         inputs: files, folders (searched through, without hidden and earlier output files) and glob patterns.
         output: a folder, in which the folders of the inputs are mirrored, or, for one input, a file. Default: next to the input.
-        candidates: pictures per input.
+        candidates: outputs per input.
     """
     found: dict[str, tuple[Path, Path]] = {}  # a file named twice is done once
     for name in inputs:
         files = _find(name)
         if not files:
-            raise ValueError(f"`{name}` matches no picture.")
+            raise ValueError(f"`{name}` matches no picture or video.")
         for file, relative in files:
             found.setdefault(os.path.abspath(file), (file, relative))
 
-    to_one_file = output is not None and output.suffix.lower() in IMAGE_SUFFIXES and not output.is_dir()
+    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    to_one_file = output is not None and output.suffix.lower() in suffixes and not output.is_dir()
     if to_one_file and len(found) > 1:
         raise ValueError(f"`{output}` is one file, but there are {len(found)} inputs. Name a folder.")
     jobs = []
     for file, relative in found.values():
         folder = file.parent if output is None else output / relative.parent
-        target = output if to_one_file else folder / f"{file.stem}_anonymized{file.suffix}"
+        suffix = ".mp4" if is_video(file) else file.suffix
+        target = output if to_one_file else folder / f"{file.stem}_anonymized{suffix}"
         names = [target.stem] if candidates == 1 else [f"{target.stem}_{number}" for number in range(1, candidates + 1)]
         jobs.append(Job(file, tuple(target.with_name(name + target.suffix) for name in names)))
 
@@ -70,11 +72,16 @@ def plan(inputs: list[str], output: Path | None, candidates: int) -> list[Job]:
     return jobs
 
 
+def is_video(file: Path) -> bool:
+    """Whether a file is read as a video, by its suffix."""
+    return file.suffix.lower() in VIDEO_SUFFIXES
+
+
 def run(pipe: Any, job: Job, on_no_face: str, overwrite: bool, seed: int | None, **options: Any) -> list[dict[str, Any]]:
-    """De-identify one file and say what happened, once per output picture; an error becomes a record as well.
+    """De-identify one file and say what happened, once per output; an error becomes a record as well.
 
     Args:
-        pipe: a `DiffDeIDPipeline`; `options` are passed on to its call.
+        pipe: a `DiffDeIDPipeline`, for a video a `DiffDeIDVideoPipeline`; `options` are passed on to its call.
         on_no_face: "error", "skip" (write nothing) or "copy" (write the pixels without metadata).
         seed: starts a generator of this file alone, so that results do not depend on the other files.
     """
@@ -82,7 +89,9 @@ def run(pipe: Any, job: Job, on_no_face: str, overwrite: bool, seed: int | None,
     blank = {"input": str(job.source), "output": None, "status": "error", "error": None, "faces": []}
     records = []
     try:
-        for record in _process(pipe, job, on_no_face, overwrite, seed, options):
+        generator = None if seed is None else torch.Generator().manual_seed(seed)
+        process = _process_video if is_video(job.source) else _process_picture
+        for record in process(pipe, job, on_no_face, overwrite, generator, options):
             records.append(blank | record)
     except NoFaceFoundError as error:
         records.append(blank | {"status": "no_face", "error": str(error)})
@@ -93,13 +102,12 @@ def run(pipe: Any, job: Job, on_no_face: str, overwrite: bool, seed: int | None,
     return [record | {"seconds": seconds} for record in records]
 
 
-def _process(pipe: Any, job: Job, on_no_face: str, overwrite: bool, seed: int | None, options: dict) -> Iterator[dict[str, Any]]:
-    if job.source.suffix.lower() in VIDEO_SUFFIXES:
-        raise ImageError(f"`{job.source}` is a video, and only pictures can be read. Extract its frames first.")
+def _process_picture(
+    pipe: Any, job: Job, on_no_face: str, overwrite: bool, generator: torch.Generator | None, options: dict
+) -> Iterator[dict[str, Any]]:
     picture = read_image(job.source)
     for path in job.outputs:
         check_writable(path, picture.alpha is not None, overwrite)
-    generator = None if seed is None else torch.Generator().manual_seed(seed)
     try:
         output = pipe(picture.image, num_images_per_prompt=len(job.outputs), generator=generator, **options)
         images, faces = output.images, output.faces
@@ -127,6 +135,36 @@ def _describe(report: Any) -> dict[str, Any]:
         "attempts": report.attempts,
         "reason": report.reason,
     }
+
+
+def _process_video(
+    pipe: Any, job: Job, on_no_face: str, overwrite: bool, generator: torch.Generator | None, options: dict
+) -> Iterator[dict[str, Any]]:
+    for path in job.outputs:
+        check_video_writable(path, overwrite)
+    for path in job.outputs:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        try:
+            output = pipe(job.source, path, overwrite=overwrite, generator=generator, **options)
+        except NoFaceFoundError:
+            if on_no_face == "error":
+                raise
+            if on_no_face == "copy":
+                _copy_frames(job.source, path, overwrite, options)
+            yield {"status": "no_face", "output": str(path) if on_no_face == "copy" else None}
+        else:
+            people = [asdict(report) for report in output.people]
+            status = "fallback" if any(report.covered for report in output.people) else "ok"
+            yield {"output": str(path), "status": status, "faces": people, "frames": output.num_frames, "notes": output.notes}
+
+
+def _copy_frames(source: Path, path: Path, overwrite: bool, options: dict) -> None:
+    """The pictures of a video alone, encoded anew."""
+    reader = VideoReader(source, options["start"], options["end"])
+    encoder = {name: options[name] for name in ("codec", "crf", "preset")}
+    with VideoWriter(path, reader.rate, reader.sample_aspect_ratio, overwrite=overwrite, **encoder) as writer:
+        for frame in reader:
+            writer.write(frame)
 
 
 def _find(name: str) -> list[tuple[Path, Path]]:

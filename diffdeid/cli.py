@@ -30,12 +30,14 @@ app.add_typer(convert, name="convert")
 DEFAULT_MODEL = str(Path(__file__).parents[1] / "weights" / "diffdeid")  # beside the package, in a clone
 DEFAULT_EVALUATORS = Path(__file__).parents[1] / "weights" / "evaluators"
 Model = Annotated[str, typer.Option(help="Folder or Hub id of the weights.")]
+FAST_STEPS = 2
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same result. Default: fresh randomness.")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute.")]
 DType = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the networks.")]
 Reconstruction = Annotated[
     Literal["fit", "network"], typer.Option(help="How the 3D head is found: least squares, or the reconstructor network.")
 ]
+VIDEOS = "Videos"  # a panel of the help
 Config = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSON file, see the README.")]
 
 
@@ -61,13 +63,16 @@ def main(version: Annotated[bool, typer.Option("--version", callback=_print_vers
 
 @app.command()
 def anonymize(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures, folders, glob patterns.")],
+    inputs: Annotated[
+        list[str], typer.Argument(metavar="INPUT", help="Pictures, videos, folders, glob patterns; or `cam`, to see the camera.")
+    ],
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A folder, or a file for one input. Default: next to the input.")
     ] = None,
     level: Annotated[int, typer.Option(min=1, max=10, help="How far the new identity is from the old one.")] = 7,
-    candidates: Annotated[int, typer.Option(min=1, help="Pictures to make of each input, with different identities.")] = 1,
+    candidates: Annotated[int, typer.Option(min=1, help="Outputs to make of each input, with different identities.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 8,
+    fast: Annotated[bool, typer.Option("--fast", help="2 steps: smoother faces in less than half of the time.")] = False,
     seed: Seed = None,
     device: Device = "auto",
     dtype: DType = "float32",
@@ -83,6 +88,29 @@ def anonymize(
     ] = "error",
     min_face: Annotated[int, typer.Option(min=0, metavar="PX", help="Cover faces smaller than this.")] = 0,
     reconstruction: Reconstruction = "fit",
+    start: Annotated[float | None, typer.Option(min=0, help="Second to begin at.", rich_help_panel=VIDEOS)] = None,
+    end: Annotated[float | None, typer.Option(min=0, help="Second to end at.", rich_help_panel=VIDEOS)] = None,
+    audio: Annotated[
+        Literal["drop", "keep"], typer.Option(help="Whether to copy the sound. Voices tell who speaks.", rich_help_panel=VIDEOS)
+    ] = "drop",
+    on_miss: Annotated[
+        Literal["interpolate", "cover", "error"],
+        typer.Option(help="A face lost for a moment: render it in between, cover it, or give up.", rich_help_panel=VIDEOS),
+    ] = "interpolate",
+    follow_light: Annotated[
+        bool, typer.Option(help="Estimate the light in every frame, for light that changes.", rich_help_panel=VIDEOS)
+    ] = False,
+    codec: Annotated[
+        str | None, typer.Option(help="FFmpeg's name of an encoder. Default: H.264, in WebM VP9.", rich_help_panel=VIDEOS)
+    ] = None,
+    crf: Annotated[int, typer.Option(min=0, max=63, help="Quality: lower is better and larger.", rich_help_panel=VIDEOS)] = 18,
+    preset: Annotated[
+        str | None, typer.Option(help="FFmpeg's trade of time for size, as `slow`.", rich_help_panel=VIDEOS)
+    ] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Keep finished parts of an interrupted run, and go on from them.", rich_help_panel=VIDEOS),
+    ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line for each output.")] = False,
     model: Model = DEFAULT_MODEL,
@@ -90,14 +118,16 @@ def anonymize(
 ) -> None:
     """Write de-identified copies, `<stem>_anonymized<suffix>`, without metadata. Inputs are never changed.
 
-    Folders are searched through and mirrored under --output; hidden files and earlier outputs in them are left out.
+    Videos become `<stem>_anonymized.mp4` unless --output names another file. Folders are searched through and mirrored under --output; hidden files and earlier outputs in them are left out.
     """
     from tqdm import tqdm
 
     from diffdeid import batch
 
+    if end is not None and end <= (start or 0):
+        raise typer.BadParameter(f"--end must lie behind --start, got {start or 0:g} and {end:g}.")
     try:
-        jobs = batch.plan(inputs, output, candidates)
+        jobs = [] if inputs == ["cam"] else batch.plan(inputs, output, candidates)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     if debug:
@@ -107,16 +137,25 @@ def anonymize(
         pipe = _load(model, device, dtype, reconstruction)
     options = {
         "level": level,
-        "num_inference_steps": steps,
+        "num_inference_steps": FAST_STEPS if fast else steps,
         "keep_mouth": keep_mouth,
         "keep_attributes": keep_attributes,
         "fallback": fallback,
         "min_face": min_face,
         "reconstruction": reconstruction,
     }
+    video_options = options | {"on_miss": on_miss, "follow_light": follow_light}
+    if inputs == ["cam"]:
+        from diffdeid.camera import show_camera
+
+        with _errors_in_one_line(debug):
+            show_camera(_for_videos(pipe), **video_options)
+        return
+    video_options |= {"start": start, "end": end, "audio": audio, "codec": codec, "crf": crf, "preset": preset, "resume": resume}
     statuses = set()
     for job in tqdm(jobs, unit="file", file=sys.stderr, disable=None):
-        for record in batch.run(pipe, job, on_no_face, overwrite, seed, **options):
+        tool = (_for_videos(pipe), video_options) if batch.is_video(job.source) else (pipe, options)
+        for record in batch.run(tool[0], job, on_no_face, overwrite, seed, **tool[1]):
             statuses.add(record["status"])
             failed = record["error"] is not None
             line = json.dumps(record) if as_json else _sentence(record)
@@ -321,6 +360,15 @@ def _load(model: str, device: str, dtype: str, reconstruction: Literal["fit", "n
     unused = {} if reconstruction == "network" else {"reconstructor": None}  # half of the time that loading takes
     pipe = DiffDeIDPipeline.from_pretrained(model, dtype=getattr(torch, dtype), use_safetensors=True, **unused).to(device)
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def _for_videos(pipe: Any) -> Any:
+    """The video pipeline on the same networks, with a bar that counts frames."""
+    from diffdeid import DiffDeIDVideoPipeline
+
+    pipe = DiffDeIDVideoPipeline.from_pipe(pipe)
+    pipe.set_progress_bar_config(unit="frame", file=sys.stderr, disable=None, leave=False)
     return pipe
 
 

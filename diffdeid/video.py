@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import secrets
 from collections.abc import Iterator
+from contextlib import suppress
 from fractions import Fraction
 from pathlib import Path
 from typing import NamedTuple
@@ -175,8 +176,8 @@ class VideoWriter:
         self.rate, self.sample_aspect_ratio, self.sound, self.origin = Fraction(rate), sample_aspect_ratio, sound, origin
         self.options = {"crf": str(crf)} | ({} if preset is None else {"preset": preset})
         self._temporary = self.path.with_name(f".diffdeid-{secrets.token_hex(8)}{self.path.suffix}")
-        self._stream = self._sound = None
-        self._last = Fraction(0)
+        self._stream = self._encoder = self._sound = None
+        self._last, self._last_dts = Fraction(0), -(2**62)
         self.notes: list[str] = []
 
     def __enter__(self) -> VideoWriter:
@@ -203,12 +204,29 @@ class VideoWriter:
             raise VideoError(f"Cannot write `{self.path}` with `{self.codec}`: {error}.") from error
         self._last = frame.time
 
+    def append(self, part: Path) -> None:
+        """Take over all frames of a video that a `VideoWriter` of the same options wrote, as they are encoded, times included."""
+        try:
+            with av.open(str(part)) as source:
+                stream = source.streams.video[0]
+                if self._stream is None:
+                    self._stream = self._container.add_stream_from_template(stream)
+                    self._open_sound()
+                for packet in source.demux(stream):
+                    if packet.dts is not None:
+                        packet.dts = min(max(packet.dts, self._last_dts + 1), packet.pts)
+                        self._last_dts, self._last = packet.dts, packet.pts * packet.time_base
+                        packet.stream = self._stream
+                        self._container.mux(packet)
+                        if self._sound is not None:
+                            self._sound.copy(self._last)
+        except (av.FFmpegError, OSError, ValueError) as error:
+            raise VideoError(f"Cannot join `{part}` to `{self.path}`: {error}.") from error
+
     def _start(self, picture: np.ndarray) -> None:
         height, width = _even(picture).shape[:2]
         if (height, width) != picture.shape[:2]:
-            self.notes.append(
-                f"the size grew from {picture.shape[1]}×{picture.shape[0]} to {width}×{height}, for sides must be even"
-            )
+            self.notes.append(f"odd sides were made even: {width}×{height}")
         try:
             stream = self._container.add_stream(self.codec, rate=self.rate, options=self.options)
         except (av.FFmpegError, ValueError) as error:
@@ -219,25 +237,33 @@ class VideoWriter:
         stream.codec_context.flags |= av.codec.context.Flags.bitexact
         for name in ("colorspace", "color_primaries", "color_trc", "color_range"):
             setattr(stream.codec_context, name, _BT709)  # the number 1 also means limited range
-        self._stream = stream
+        self._stream = self._encoder = stream
+        self._open_sound()
+
+    def _open_sound(self) -> None:
         if self.sound is not None:
             self._sound = _SoundCopy(self.sound, self._container, self.origin)
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
-            if kind is None and self._stream is not None:
-                self._container.mux(self._stream.encode(None))
-                if self._sound is not None:
-                    self._sound.copy(self._last + 1 / self.rate)
-            if self._sound is not None:
-                self._sound.close()
-            self._container.close()
             if kind is None:
-                os.replace(self._temporary, self.path)
+                self._finish()
+            else:
+                with suppress(av.FFmpegError, OSError, ValueError):  # the error on its way matters more
+                    self._container.close()
         except (av.FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"Cannot write `{self.path}`: {error}.") from error
         finally:
             self._temporary.unlink(missing_ok=True)
+
+    def _finish(self) -> None:
+        if self._encoder is not None:
+            self._container.mux(self._encoder.encode(None))
+        if self._sound is not None:
+            self._sound.copy(self._last + 1 / self.rate)
+            self._sound.close()
+        self._container.close()
+        os.replace(self._temporary, self.path)
 
 
 class _SoundCopy:

@@ -24,7 +24,6 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from diffdeid import DiffDeIDPipeline, read_image
-from diffdeid.evaluation.clips import read_frames
 from diffdeid.evaluation.compare import compare
 from diffdeid.evaluation.memory import Memory
 from diffdeid.evaluation.methods import available_methods, run_method
@@ -33,6 +32,7 @@ from diffdeid.evaluation.plots import along
 from diffdeid.evaluation.report import table, to_json, write_report
 from diffdeid.evaluation.run import Judges, evaluate_methods, evaluate_pair, judges
 from diffdeid.evaluation.structures import Evaluation, Metric
+from diffdeid.video import VideoReader
 
 ROOT = Path(__file__).parents[1]
 DOCS, FACES = ROOT / "docs/report", ROOT / "runs/report"
@@ -132,7 +132,7 @@ def draw_levels_of_the_photo(pipe: DiffDeIDPipeline) -> None:
 
 def evaluate_clip_of_frames(path: Path, pipe: DiffDeIDPipeline, panel: Judges) -> Evaluation:
     """Figure 5, frame by frame: one identity and one noise for the clip, and the weights for pictures."""
-    frames = list(islice(read_frames(path), CLIP_FRAMES))
+    frames = [frame.picture for frame in islice(VideoReader(path), CLIP_FRAMES)]
     identity = pipe.identity_sampler(1, generator=torch.Generator().manual_seed(0))
     options = {"identity": (identity.identity, identity.shape), "output_type": "np"}
     made = (pipe(frame, generator=torch.Generator().manual_seed(0), **options).images[0] for frame in frames)

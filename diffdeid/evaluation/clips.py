@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import av
 import numpy as np
 from tqdm import tqdm
 
-from diffdeid.errors import DiffDeIDError, ImageError, NoFaceFoundError
+from diffdeid.errors import DiffDeIDError, NoFaceFoundError
 from diffdeid.evaluation.compare import is_untouched
 from diffdeid.evaluation.examiner import FILTER, SAME_PLACE, ExaminedFace, Examiner
 from diffdeid.evaluation.structures import Evaluation, Metric
@@ -19,6 +18,7 @@ from diffdeid.geometry.guides import face_region
 from diffdeid.metrics import video
 from diffdeid.metrics.utility import coefficient_distances
 from diffdeid.structures import Face
+from diffdeid.video import VideoReader
 
 # faceplugin, faceres: above these cosines lie 5 and 3 in ten thousand pairs of different people of the London set (102 people,
 # two photos of each), and all pairs of one person. filter: 1 - `identity_limit` of the released pipeline.
@@ -56,16 +56,16 @@ def evaluate_clip(
         limits: cosine above which a recogniser, by its name, takes two faces for one person.
 
     Raises:
-        DiffDeIDError: a file is no clip (ImageError), `real` shows no face (NoFaceFoundError), or the clips do not fit together.
+        DiffDeIDError: a file is no clip (VideoError), `real` shows no face (NoFaceFoundError), or the clips do not fit together.
     """
     if every < 1:
         raise ValueError(f"`every` must be at least 1, got {every}.")
     length = _check_pair(real, anon)
     evaluation, tracks = Evaluation(anon.name), []
-    frames, last = zip(_decode(real), _decode(anon), strict=False), None
-    for number, ((time, before), (_, after)) in enumerate(tqdm(frames, desc="frames", total=length, unit="frame", disable=None)):
+    frames, last = zip(VideoReader(real), VideoReader(anon), strict=False), None
+    for number, ((before, time), (after, _)) in enumerate(tqdm(frames, desc="frames", total=length, unit="frame", disable=None)):
         if number % every == 0:
-            faces, stamp = examiner.analyser(before), {"frame": number, "time": time}
+            faces, stamp = examiner.analyser(before), {"frame": number, "time": float(time)}
             for track in follow(tracks, before, faces, number // every, examiner):
                 track.results.append(examiner.examine_at(after, track.sources[-1].face))
                 evaluation.frames.append(stamp | compare_frame(track, before, after, last))
@@ -85,12 +85,6 @@ def evaluate_clip(
         *(Metric("coverage", name, float(count)) for name, count in counts.items()),
     ]
     return evaluation
-
-
-def read_frames(path: Path) -> Iterator[np.ndarray]:
-    """The frames of a clip, uint8 `(H, W, 3)` RGB, upright as players show them; `ImageError` if they cannot be read."""
-    for _, picture in _decode(path):
-        yield picture
 
 
 def follow(tracks: list[Track], picture: np.ndarray, faces: Sequence[Face], number: int, examiner: Examiner) -> list[Track]:
@@ -192,7 +186,7 @@ def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
 
 def _check_pair(real: Path, anon: Path) -> int:
     """The number of frames to compare. Clips that do not fit are refused before minutes are spent on their faces."""
-    first, second = ([picture.shape[1::-1] for picture in read_frames(path)] for path in (real, anon))
+    first, second = ([frame.picture.shape[1::-1] for frame in VideoReader(path)] for path in (real, anon))
     if len({*first, *second}) != 1:
         sizes = f"`{anon}` has frames of {sorted(set(second))} pixels and `{real}` of {sorted(set(first))}"
         raise DiffDeIDError(f"{sizes}: expected one size (width, height). Scale the source as the result was.")
@@ -200,18 +194,3 @@ def _check_pair(real: Path, anon: Path) -> int:
         counts = f"`{anon}` has {len(second)} frames and `{real}` {len(first)}"
         raise DiffDeIDError(f"{counts}: expected the same frames (±1). Cut or resample the source as the result was.")
     return min(len(first), len(second))
-
-
-def _decode(path: Path) -> Iterator[tuple[float, np.ndarray]]:
-    """Time in seconds and picture of each frame."""
-    try:
-        with av.open(str(path)) as clip:
-            if not clip.streams.video:
-                raise ImageError(f"`{path}` holds no video: expected a clip.")
-            stream = clip.streams.video[0]
-            for number, frame in enumerate(clip.decode(stream)):
-                picture = np.rot90(frame.to_ndarray(format="rgb24"), round(frame.rotation / 90))  # phones film sideways
-                time = number / (stream.average_rate or 25) if frame.time is None else frame.time
-                yield float(time), np.ascontiguousarray(picture)
-    except av.FFmpegError as error:
-        raise ImageError(f"`{path}` cannot be read as a clip: {error}. Is it complete, and do players show it?") from error

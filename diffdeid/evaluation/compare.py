@@ -10,12 +10,13 @@ import numpy as np
 from torch import nn
 
 from diffdeid.errors import DiffDeIDError
-from diffdeid.evaluation.examiner import ExaminedFace, Examiner, each, overlap
+from diffdeid.evaluation.examiner import ExaminedFace, Examiner, each
 from diffdeid.evaluation.features import features
 from diffdeid.evaluation.memory import Memory
 from diffdeid.evaluation.originals import RealPicture, choose_probes
 from diffdeid.evaluation.structures import Evaluation, ExaminedPair, Metric, Scores
 from diffdeid.geometry.align import ffhq_matrix, warp
+from diffdeid.geometry.boxes import intersection_over_union
 from diffdeid.geometry.guides import eye_map, face_region, mouth_region
 from diffdeid.imaging import read_image
 from diffdeid.metrics import privacy, quality
@@ -114,7 +115,7 @@ def compare_faces(
         "same expression class": float(source.emotion.argmax() == result.emotion.argmax()),
         "age difference": abs(result.age - source.age),
         "same sex": float((source.femininity > 0.5) == (result.femininity > 0.5)),
-        "box overlap": overlap(source.face.box, result.face.box),
+        "box overlap": intersection_over_union(source.face.box, result.face.box),
     }
     numbers |= {name: value if result.found else float("nan") for name, value in known.items()}
     return numbers | {

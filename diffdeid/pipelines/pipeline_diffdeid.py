@@ -228,10 +228,14 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         elif reconstruction == "fit":
             found = fit(self.morphable_model, *placed, (images.permute(0, 2, 3, 1) + 1) / 2)
         else:
-            found = self.reconstructor(images.to(self.reconstructor.dtype)).coefficients
-            found = replace(found, gaze=gaze_from_iris(*placed))  # the irises are known to the pixel
+            found = self.regress(images, *placed)
         masks = self.masks(landmarks, keep_mouth)
         return SourceFaces(crops, landmarks, images, masks, found, self.embed(images, landmarks))
+
+    def regress(self, images: Tensor, landmarks: Tensor, iris: Tensor) -> MorphableCoefficients:
+        """ρ by the `reconstructor`, of crops `(F, 3, S, S)` in [-1, 1]; the irises are known to the pixel."""
+        found = self.reconstructor(images.to(self.reconstructor.dtype)).coefficients
+        return replace(found, gaze=gaze_from_iris(landmarks, iris))
 
     def crop(self, picture: np.ndarray, face: Face) -> FaceCrop:
         """The aligned crop of a face that has landmarks."""

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
 from typing import Literal
@@ -32,6 +32,7 @@ from diffdeid.structures import Face, FaceCrop, MorphableCoefficients
 from diffdeid.tracking.track import Sighting, Track
 from diffdeid.tracking.tracker import FaceTracker
 from diffdeid.video import Frame, VideoReader, VideoWriter, check_video_writable
+from diffdeid.video_parts import PART_FRAMES, VideoParts
 
 BATCH = 8  # faces that the networks are shown at once
 EARLY = 2.0  # seconds of a track in which its best view is looked for
@@ -72,6 +73,7 @@ class Rendering:
     keep_mouth: bool
     keep_attributes: bool
     follow_light: bool
+    reconstruction: Literal["fit", "network"]
     fallback: Literal["solid", "mosaic", "blur"]
     on_miss: Literal["interpolate", "cover", "error"]
     min_face: float
@@ -117,13 +119,14 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         keep_mouth: bool = False,
         keep_attributes: bool = False,
         follow_light: bool = False,
+        reconstruction: Literal["fit", "network"] = "fit",
         fallback: Literal["solid", "mosaic", "blur"] = "solid",
         on_miss: Literal["interpolate", "cover", "error"] = "interpolate",
         min_face: float = 0,
         generator: torch.Generator | None = None,
     ) -> Rendering:
         """Check options (those of `__call__`) and begin a video of `rate` frames a second."""
-        self.check_inputs(level, 1, fallback, "fit", None, None, None, 1, ())
+        self.check_inputs(level, 1, fallback, reconstruction, None, None, None, 1, ())
         if on_miss not in ("interpolate", "cover", "error"):
             raise ValueError(f"`on_miss` must be 'interpolate', 'cover' or 'error', got {on_miss!r}.")
         if self.face_analyser is None:
@@ -135,7 +138,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         seed = int(torch.randint(2**62, (1,), generator=generator))
         return Rendering(
             FaceTracker(self.face_analyser, self._embed_in, rate), seed, level, num_inference_steps, keep_mouth, keep_attributes,
-            follow_light, fallback, on_miss, min_face,
+            follow_light, reconstruction, fallback, on_miss, min_face,
         )  # fmt: skip
 
     def analyse(self, rendering: Rendering, picture: np.ndarray) -> None:
@@ -146,7 +149,10 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
             if track.last.landmarks is not None and (best == 0 or len(track) < EARLY * tracker.rate):
                 quality = _quality(track.last.landmarks)
                 if quality > BETTER * best:
-                    rendering.views[track] = quality, self.reconstruct(picture, [track.last], rendering.keep_mouth)
+                    rendering.views[track] = (
+                        quality,
+                        self.reconstruct(picture, [track.last], rendering.keep_mouth, rendering.reconstruction),
+                    )
 
     def render(self, rendering: Rendering, frames: Sequence[tuple[int, np.ndarray]]) -> list[np.ndarray]:
         """Frames that were analysed, numbers and pictures, with new faces."""
@@ -220,6 +226,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         crf: int = 18,
         preset: str | None = None,
         overwrite: bool = False,
+        resume: bool = False,
         callback_on_frame: Callable[[str, int, int], None] | None = None,
         **options,
     ) -> DiffDeIDVideoPipelineOutput:
@@ -234,11 +241,13 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
             audio: "keep" copies the sound. Voices tell who speaks.
             codec, crf, preset: of FFmpeg's encoder, see `VideoWriter`.
             overwrite: replace an existing output.
+            resume: keep finished parts in a hidden folder beside the output until it is complete, and go on from those of an
+                interrupted run of the same file, options and seed. The analysis is done again.
             callback_on_frame: called as `f("analyse" or "render", frames done, frames expected)`.
             options: of `start`: level, num_inference_steps, guidance_scale, keep_mouth, keep_attributes, fallback, min_face,
-                generator mean what they mean for `DiffDeIDPipeline`. With `follow_light` the light γ is estimated in every frame
-                instead of once a person. `on_miss` says what becomes of a face that was lost for a moment: "interpolate" renders
-                it where it must have been, "cover" covers it there, "error" gives up.
+                reconstruction, generator mean what they mean for `DiffDeIDPipeline`. With `follow_light` the light γ is
+                estimated in every frame instead of once a person. `on_miss` says what becomes of a face that was lost for a
+                moment: "interpolate" renders it where it must have been, "cover" covers it there, "error" gives up.
 
         Raises:
             NoFaceFoundError: no frame shows a face.
@@ -249,26 +258,61 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         check_video_writable(Path(output), overwrite)
         reader = VideoReader(video, start, end)
         rendering = self.start(rate=float(reader.rate), **options)
+        parts = None
+        if resume:
+            status = Path(video).stat()
+            chosen = {name: value for name, value in options.items() if name != "generator"}
+            job = {"file": [status.st_size, status.st_mtime_ns], "span": [start, end], "encoder": [codec, crf, preset]} | chosen
+            parts = VideoParts(Path(output), job, None if options.get("generator") is None else rendering.seed)
+            rendering.seed = parts.seed
 
         # 1. analyse
         for frame in self._counted(reader, "analyse", reader.num_frames, callback_on_frame):
             self.analyse(rendering, frame.picture)
-        if not rendering.tracker.tracks:
+        for track in rendering.tracker.tracks:
+            self._owner(rendering, track)
+        if not rendering.people:
             raise NoFaceFoundError(f"No frame of `{video}` shows a face, so nothing can be said about it being de-identified.")
 
         # 2. render
         sound = reader.path if audio == "keep" else None
         encoder = {"codec": codec, "crf": crf, "preset": preset, "overwrite": overwrite}
+        frames = enumerate(self._counted(reader, "render", rendering.tracker.num_frames, callback_on_frame))
+        if parts is not None:
+            self._render_parts(rendering, frames, parts, reader, encoder)
         with VideoWriter(output, reader.rate, reader.sample_aspect_ratio, sound, reader.origin, **encoder) as writer:
-            frames = enumerate(self._counted(reader, "render", rendering.tracker.num_frames, callback_on_frame))
-            while batch := list(islice(frames, BATCH)):
-                pictures = self.render(rendering, [(number, frame.picture) for number, frame in batch])
-                for picture, (_, frame) in zip(pictures, batch, strict=True):
-                    writer.write(Frame(picture, frame.time))
+            if parts is None:
+                self._render_into(writer, rendering, frames)
+            else:
+                for path in parts.paths:
+                    writer.append(path)
+        if parts is not None:
+            parts.remove()
 
         self.maybe_free_model_hooks()
         people = [person.report for person in rendering.people]
         return DiffDeIDVideoPipelineOutput(Path(output), rendering.tracker.num_frames, people, reader.notes + writer.notes)
+
+    def _render_into(self, writer: VideoWriter, rendering: Rendering, frames: Iterator[tuple[int, Frame]]) -> None:
+        while batch := list(islice(frames, BATCH)):
+            pictures = self.render(rendering, [(number, frame.picture) for number, frame in batch])
+            for picture, (_, frame) in zip(pictures, batch, strict=True):
+                writer.write(Frame(picture, frame.time))
+
+    def _render_parts(
+        self, rendering: Rendering, frames: Iterator[tuple[int, Frame]], parts: VideoParts, reader: VideoReader, encoder: dict
+    ) -> None:
+        """Render what finished parts lack, in further parts. Filters begin anew in each, wherever a run went on."""
+        for person, stored in zip(rendering.people, parts.reports, strict=False):
+            person.report = PersonReport(**stored)
+        for _ in islice(frames, parts.num_frames):
+            pass
+        while (missing := rendering.tracker.num_frames - parts.num_frames) > 0:
+            length = min(PART_FRAMES, missing)
+            rendering.last.clear()
+            with VideoWriter(parts.next_path, reader.rate, reader.sample_aspect_ratio, **encoder | {"overwrite": True}) as writer:
+                self._render_into(writer, rendering, islice(frames, length))
+            parts.add(length, [asdict(person.report) for person in rendering.people])
 
     def _counted(self, frames: Iterable[Frame], stage: str, total: int, callback: Callable | None) -> Iterator[Frame]:
         with super().progress_bar(total=total or None) as progress_bar:
@@ -374,15 +418,16 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         images = self._to_tensor(crops)
         placed = torch.from_numpy(landmarks).float().to(images.device), torch.from_numpy(iris).float().to(images.device)
         reference = [appearance.person.view.coefficients for appearance in batch]
-        albedo = torch.cat([coefficients.albedo for coefficients in reference])
-        if rendering.follow_light:
+        albedo, light = (torch.cat([getattr(part, name) for part in reference]) for name in ("albedo", "illumination"))
+        if rendering.reconstruction == "network":
+            followed = self.regress(images, *placed)
+        elif rendering.follow_light:
             followed = fit(self.morphable_model, *placed, (images.permute(0, 2, 3, 1) + 1) / 2)
-            coefficients = replace(followed, albedo=albedo)
         else:
             shape = fit_shape_and_pose(self.morphable_model, placed[0], self.size)
-            illumination = torch.cat([coefficients.illumination for coefficients in reference])
             gaze = gaze_from_iris(*placed)
-            coefficients = MorphableCoefficients(shape.identity, shape.expression, albedo, illumination, shape.pose, gaze)
+            followed = MorphableCoefficients(shape.identity, shape.expression, albedo, light, shape.pose, gaze)
+        coefficients = replace(followed, albedo=albedo, illumination=followed.illumination if rendering.follow_light else light)
         masks = self.masks(landmarks, rendering.keep_mouth)
         return SourceFaces(crops, landmarks, images, masks, coefficients, self.embed(images, landmarks))
 

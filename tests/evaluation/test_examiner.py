@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffdeid.errors import AssetNotFoundError
-from diffdeid.evaluation.examiner import EMOTIONS, Examiner, overlap
+from diffdeid.evaluation.examiner import EMOTIONS, Examiner
 from diffdeid.geometry.camera import to_camera
 from diffdeid.geometry.eyes import eye_coordinates
 from diffdeid.geometry.renderer import render
@@ -102,10 +102,3 @@ def test_a_graph_of_another_kind_is_refused():
 def test_missing_networks_are_named(tmp_path):
     with pytest.raises(AssetNotFoundError, match="faceplugin.onnx"):
         Examiner(ROOT / "weights/diffdeid", tmp_path)
-
-
-def test_overlap_of_boxes():
-    box = np.array([0, 0, 2, 2])
-    assert overlap(box, box) == 1
-    assert overlap(box, box + [1, 0, 1, 0]) == pytest.approx(1 / 3)
-    assert overlap(box, box + 5) == 0
