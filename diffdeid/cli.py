@@ -109,7 +109,7 @@ def anonymize(
     ] = None,
     resume: Annotated[
         bool,
-        typer.Option("--resume", help="Keep finished parts of an interrupted run, and go on from them.", rich_help_panel=VIDEOS),
+        typer.Option("--resume", help="Keep finished parts when interrupted, and go on from them.", rich_help_panel=VIDEOS),
     ] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line for each output.")] = False,
@@ -118,7 +118,8 @@ def anonymize(
 ) -> None:
     """Write de-identified copies, `<stem>_anonymized<suffix>`, without metadata. Inputs are never changed.
 
-    Videos become `<stem>_anonymized.mp4` unless --output names another file. Folders are searched through and mirrored under --output; hidden files and earlier outputs in them are left out.
+    Videos become `<stem>_anonymized.mp4` unless --output names another file. Folders are searched through and mirrored under
+    --output; hidden files and earlier outputs in them are left out.
     """
     from tqdm import tqdm
 

@@ -1,7 +1,7 @@
 """Finished parts of a video that is being made, so that an interrupted run can go on.
 
-They lie in a hidden folder beside the output until it is complete. Nothing of the source is in them: encoded results, reports, and
-the seed that gives the same people again.
+They lie in a hidden folder beside the output until it is complete. Nothing of the source is in them: encoded results, reports,
+and the seed that gives the same people again.
 """
 
 from __future__ import annotations
