@@ -182,8 +182,10 @@ class VideoWriter:
 
     def __enter__(self) -> VideoWriter:
         try:
-            # bitexact: no names and versions of programs in the file
-            self._container = av.open(str(self._temporary), "w", options={"fflags": "+bitexact", "movflags": "+faststart"})
+            options = {"fflags": "+bitexact"}  # no versions of programs in the file
+            if self.path.suffix.lower() in (".m4v", ".mov", ".mp4"):
+                options["movflags"] = "+faststart"
+            self._container = av.open(str(self._temporary), "w", options=options)
         except (av.FFmpegError, OSError) as error:
             raise VideoError(f"Cannot write `{self.path}`: {error}.") from error
         return self

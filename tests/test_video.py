@@ -81,10 +81,8 @@ def test_formats(tmp_path, suffix, codec, pix_fmt):
     path = write(tmp_path / f"a{suffix}", pictures(), codec, pix_fmt)
     frames = list(VideoReader(path))
     assert len(frames) == 12
-    assert all(
-        distance(frame.picture, picture) < (40 if suffix == ".gif" else 8)
-        for frame, picture in zip(frames, pictures(), strict=True)
-    )
+    tolerance = 40 if suffix == ".gif" else 8
+    assert all(distance(frame.picture, picture) < tolerance for frame, picture in zip(frames, pictures(), strict=True))
     assert [float(frame.time) for frame in frames] == pytest.approx(np.arange(12) / RATE, abs=0.011)
 
 
@@ -96,7 +94,7 @@ def test_what_is_written_is_what_was_given(tmp_path, suffix):
     with av.open(str(writer.path)) as file:
         (stream,) = file.streams
         assert stream.codec_context.name == ("vp9" if suffix == ".webm" else "h264")
-        assert not set(file.metadata) - {"major_brand", "minor_version", "compatible_brands"}
+        assert not set(file.metadata) - {"major_brand", "minor_version", "compatible_brands", "encoder"}
 
 
 @pytest.mark.parametrize("turn", [90, -90, 180])
@@ -168,7 +166,6 @@ def test_time_span(tmp_path):
 
 
 def test_nothing_of_the_source_rides_along(tmp_path):
-    """Tags, a cover, a second film and subtitles: a secret in each, and none in the output."""
     secret = "Jane Doe, 52.5 N 13.4 E"
     source = write(
         tmp_path / "a.mkv", pictures(), tags={"title": secret, "comment": secret, "creation_time": "2020-02-02T02:02:02"}

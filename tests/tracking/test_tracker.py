@@ -1,0 +1,214 @@
+"""Following faces: a made-up world of people and times at which the detector or FaceMesh does not see them."""
+
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+
+from diffdeid.structures import Face
+from diffdeid.tracking.track import Spool, Track
+from diffdeid.tracking.tracker import FaceTracker
+
+RATE = 10  # a second is 10 frames: gaps of up to 10 are bridged, ends are held for 2, new faces followed back 4
+SIDE = 40
+FACE = np.random.default_rng(0).uniform(-SIDE / 2, SIDE / 2, (468, 3)).astype(np.float32)
+FACE[:4, :2] = SIDE / 2 * np.array([(-1, -1), (1, -1), (1, 1), (-1, 1)])
+
+
+class World:
+    """Stands for the face analyser and the recogniser.
+
+    `people[name](frame)` is where somebody's face is, or `None`. `unseen` and `unmeshed` hold (name, frame) that the detector and
+    FaceMesh miss; `faint` ones have a score that counts only where a face is expected.
+    """
+
+    config = SimpleNamespace(detection_threshold=0.35)
+
+    def __init__(self, people, unseen=(), unmeshed=(), faint=()):
+        self.people, self.unseen, self.unmeshed, self.faint = people, set(unseen), set(unmeshed), set(faint)
+
+    def picture(self, frame, scene=0):
+        picture = np.full((120, 400, 3), 100 * scene, np.uint8)
+        picture[0, 0] = frame
+        return picture
+
+    def places(self, picture):
+        frame = int(picture[0, 0, 0])
+        for name, path in self.people.items():
+            if (place := path(frame)) is not None:
+                yield name, frame, np.array([place, 60.0])
+
+    def detect(self, picture):
+        return [face for face in self.glance(picture, 0.35)]
+
+    def glance(self, picture, threshold):
+        faces = []
+        for name, frame, centre in self.places(picture):
+            score = 0.25 if (name, frame) in self.faint else 0.9
+            if (name, frame) not in self.unseen and score >= threshold:
+                faces.append(Face(np.concatenate([centre - SIDE / 2, centre + SIDE / 2]).astype(np.float32), score))
+        return faces
+
+    def at(self, picture, centre):
+        """Who FaceMesh finds near a point; of two, the one named first is in front."""
+        near = [(name, place) for name, frame, place in self.places(picture) if (name, frame) not in self.unmeshed]
+        near = [(name, place) for name, place in near if np.abs(place - centre).max() < SIDE / 2]
+        return near[0] if near else None
+
+    def find_again(self, picture, landmarks):
+        found = self.at(picture, landmarks[:4, :2].mean(0))
+        return (None, 0.0) if found is None else (self.landmarks(found[1]), 1.0)
+
+    def landmarks(self, centre):
+        return FACE + np.float32([*centre, 0])
+
+    def irises(self, picture, landmarks):
+        return np.zeros((2, 5, 2), np.float32)
+
+    def __call__(self, picture, faces):
+        completed = []
+        for face in faces:
+            found = self.at(picture, (face.box[:2] + face.box[2:]) / 2)
+            known = {} if found is None else {"landmarks": self.landmarks(found[1]), "iris": self.irises(picture, None)}
+            completed.append(Face(face.box, face.score, **known))
+        return completed
+
+    def embed(self, picture, landmarks):
+        name, _ = self.at(picture, landmarks[:4, :2].mean(0))
+        return np.eye(len(self.people))[list(self.people).index(name)]
+
+    def follow(self, count, cut=None):
+        tracker = FaceTracker(self, self.embed, RATE)
+        for frame in range(count):
+            tracker.update(self.picture(frame, scene=cut is not None and frame >= cut))
+        return tracker
+
+
+def states(tracker, track, count):
+    """A letter a frame: found, interpolated, lost, or . for none."""
+    return "".join(track[frame].state[0] if frame in track else "." for frame in range(count))
+
+
+def test_one_face_one_track():
+    tracker = World({"a": lambda frame: 100 + 5 * frame}).follow(20)
+    (track,) = tracker.tracks
+    assert states(tracker, track, 20) == "f" * 20
+    assert track[7].face.box == pytest.approx([115, 40, 155, 80])
+
+
+def test_facemesh_follows_what_the_detector_misses():
+    tracker = World({"a": lambda frame: 100}, unseen=[("a", frame) for frame in range(5, 15)]).follow(20)
+    assert [states(tracker, track, 20) for track in tracker.tracks] == ["f" * 20]
+
+
+def test_a_face_lost_for_less_than_a_second_was_in_between():
+    gone = [("a", frame) for frame in range(5, 12)]
+    tracker = World({"a": lambda frame: 100 + 2 * frame}, unseen=gone, unmeshed=gone).follow(20)
+    (track,) = tracker.tracks
+    assert states(tracker, track, 20) == "fffff" + "i" * 7 + "f" * 8
+    for frame in range(20):
+        assert track in tracker.at(frame)
+        assert track[frame].face.landmarks[:4, 0].mean() == pytest.approx(100 + 2 * frame, abs=0.01)
+
+
+def test_a_face_that_does_not_come_back_is_held_for_a_moment():
+    tracker = World({"a": lambda frame: 100 if frame < 10 else None}).follow(25)
+    (track,) = tracker.tracks
+    assert states(tracker, track, 25) == "f" * 10 + "ll" + "." * 13
+    assert track[11].face.landmarks is None and track[11].face.box == pytest.approx([80, 40, 120, 80], abs=2)
+
+
+def test_a_face_lost_for_longer_is_a_new_track():
+    tracker = World({"a": lambda frame: None if 8 <= frame < 22 else 100}).follow(30)
+    assert [states(tracker, track, 30) for track in tracker.tracks] == ["f" * 8 + "ll" + "." * 20, "." * 20 + "ll" + "f" * 8]
+
+
+def test_a_face_that_the_detector_sees_late_is_followed_backwards():
+    tracker = World({"a": lambda frame: 100 + 3 * frame}, unseen=[("a", frame) for frame in range(3)]).follow(8)
+    assert [states(tracker, track, 8) for track in tracker.tracks] == ["f" * 8]
+    late = World({"a": lambda frame: 100 + 3 * frame}, unseen=[("a", frame) for frame in range(8)]).follow(12)
+    assert [states(late, track, 12) for track in late.tracks] == ["..ll" + "f" * 8]
+
+
+def test_crossing_people_keep_their_tracks():
+    people = {"front": lambda frame: 60 + 8 * frame, "behind": lambda frame: 340 - 8 * frame}
+    tracker = World(people).follow(36)
+    assert len(tracker.tracks) == 2
+    for track, name in zip(sorted(tracker.tracks, key=lambda track: track[0].face.box[0]), people, strict=True):
+        assert all(frame in track for frame in range(36))
+        assert track[35].face.box[:2].mean() == pytest.approx((people[name](35) - 20 + 40) / 2)
+        assert len({int(embedding.argmax()) for embedding in track.embeddings}) == 1
+
+
+def test_a_cut_ends_tracks_and_nothing_is_bridged():
+    people = {"a": lambda frame: 100 if frame < 10 else None, "b": lambda frame: None if frame < 10 else 110}
+    tracker = World(people).follow(20, cut=10)
+    assert tracker.cuts == [0, 10]
+    assert [states(tracker, track, 20) for track in tracker.tracks] == ["f" * 10 + "." * 10, "." * 10 + "f" * 10]
+
+
+def test_a_flash_is_no_other_person():
+    """The picture jumps, the face does not."""
+    tracker = World({"a": lambda frame: 100}).follow(20, cut=10)
+    assert [states(tracker, track, 20) for track in tracker.tracks] == ["f" * 20]
+
+
+def test_a_faint_face_counts_where_one_is_expected():
+    gone = [("a", frame) for frame in range(8, 14)]
+    tracker = World({"a": lambda frame: 100}, unmeshed=gone, faint=gone).follow(20)
+    (track,) = tracker.tracks
+    assert states(tracker, track, 20) == "f" * 20
+    assert track[10].face.landmarks is None
+    always = [("a", frame) for frame in range(20)]
+    assert World({"a": lambda frame: 100}, unmeshed=always, faint=always).follow(20).tracks == []
+
+
+def test_a_face_without_landmarks_is_tracked_too():
+    always = [("a", frame) for frame in range(20)]
+    tracker = World({"a": lambda frame: 100 + 4 * frame}, unmeshed=always).follow(20)
+    assert [states(tracker, track, 20) for track in tracker.tracks] == ["f" * 20]
+
+
+def test_many_people():
+    tracker = World({str(number): lambda frame, x=30 + 60 * number: x for number in range(6)}).follow(8)
+    assert [states(tracker, track, 8) for track in tracker.tracks] == ["f" * 8] * 6
+
+
+def test_what_is_forgotten_is_gone_and_its_place_used_again():
+    tracker = World({"a": lambda frame: 100}).follow(5)
+    world, (track,) = tracker.analyser, tracker.tracks
+    for frame in range(5, 200):
+        tracker.update(world.picture(frame))
+        tracker.forget(frame)
+    assert len(track) < 20 and tracker._spool._rows < 25
+    assert track.smoothed(199).state == "found"
+
+
+def test_smoothing_does_not_lag_and_stills_the_trembling():
+    rng = np.random.default_rng(0)
+    track, shaken = Track(0, Spool()), []
+    for frame in range(60):
+        centre = 100 + 0.02 * (frame - 30) ** 2
+        landmarks = FACE + np.float32([centre, 60, 0]) + rng.normal(0, 0.5, FACE.shape).astype(np.float32)
+        shaken.append(landmarks)
+        track.put(frame, Face(np.zeros(4, np.float32), landmarks=landmarks, iris=np.zeros((2, 5, 2), np.float32)), "found")
+    errors, raw = [], []
+    for frame in range(5, 55):
+        true = FACE + np.float32([100 + 0.02 * (frame - 30) ** 2, 60, 0])
+        errors.append(track.smoothed(frame).face.landmarks - true)
+        raw.append(shaken[frame] - true)
+    assert np.std(errors) < 0.75 * np.std(raw)
+    assert abs(np.mean(errors)) < 0.01
+
+
+def test_faces_come_back_from_disk_as_they_went():
+    spool = Spool()
+    faces = [Face(np.arange(4, dtype=np.float32) + number, landmarks=FACE + number, iris=np.full((2, 5, 2), number, np.float32))
+             for number in range(3)]  # fmt: skip
+    rows = [spool.store(face) for face in faces] + [spool.store(Face(np.ones(4, np.float32)))]
+    for row, face in zip(rows, faces, strict=False):
+        loaded = spool.load(row)
+        assert (loaded.box == face.box).all() and (loaded.landmarks == face.landmarks).all() and (loaded.iris == face.iris).all()
+    assert spool.load(rows[3]).landmarks is None
+    spool.release(rows[1])
+    assert spool.store(faces[0]) == rows[1]
