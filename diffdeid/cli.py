@@ -368,7 +368,8 @@ def _for_videos(pipe: Any) -> Any:
     """The video pipeline on the same networks, with a bar that counts frames."""
     from diffdeid import DiffDeIDVideoPipeline
 
-    pipe = DiffDeIDVideoPipeline.from_pipe(pipe)
+    settings = {name: pipe.config[name] for name in ("identity_limit", "crop_factor")}
+    pipe = DiffDeIDVideoPipeline(**pipe.components, **settings)
     pipe.set_progress_bar_config(unit="frame", file=sys.stderr, disable=None, leave=False)
     return pipe
 

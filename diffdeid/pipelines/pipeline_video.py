@@ -101,6 +101,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
     as those of pictures are; one that fails or cannot be rendered is covered. Memory does not grow with the length of the video.
     """
 
+    @torch.no_grad()
     def _embed_in(self, picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
         """z_id `(128,)` of a face in a picture."""
         crop = self.crop(picture, Face(bounding_box(landmarks), landmarks=landmarks))
@@ -141,6 +142,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
             follow_light, reconstruction, fallback, on_miss, min_face,
         )  # fmt: skip
 
+    @torch.no_grad()
     def analyse(self, rendering: Rendering, picture: np.ndarray) -> None:
         """Follow the faces into the next frame, uint8 `(H, W, 3)`, and keep their best early views."""
         tracker = rendering.tracker
@@ -154,6 +156,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
                         self.reconstruct(picture, [track.last], rendering.keep_mouth, rendering.reconstruction),
                     )
 
+    @torch.no_grad()
     def render(self, rendering: Rendering, frames: Sequence[tuple[int, np.ndarray]]) -> list[np.ndarray]:
         """Frames that were analysed, numbers and pictures, with new faces."""
         appearances, covered = [], []

@@ -26,7 +26,7 @@ SAME_FACE = 0.5  # intersection over union of two faces followed onto one
 EXPLAINED = 0.6  # part of the smaller box: a detection inside a known face is that face
 NEAR = 0.6  # face sizes that a lost face may have moved, and more the longer it is lost
 ALIKE, VERY_ALIKE = 0.3, 0.55  # cosines: not somebody else; one person (1 - `identity_limit` of the released pipeline)
-GAP, HOLD, LOOKBACK = 1.0, 0.2, 0.4  # seconds: bridged, held at the ends, followed backwards
+GAP, FLASH, HOLD, LOOKBACK = 1.0, 0.3, 0.2, 0.4  # seconds: bridged, bridged over cuts, held at the ends, followed backwards
 CUT, CUT_RATIO = 0.1, 3.0  # mean change of a thumbnail, 0…1, at a cut, and in parts of the usual change
 
 
@@ -46,7 +46,7 @@ class FaceTracker:
 
     def __init__(self, analyser: FaceAnalyserModel, embed: Callable[[np.ndarray, np.ndarray], np.ndarray], rate: float):
         self.analyser, self.embed, self.rate = analyser, embed, rate
-        self.gap, self.hold, lookback = (max(1, round(seconds * rate)) for seconds in (GAP, HOLD, LOOKBACK))
+        self.gap, self.flash, self.hold, lookback = (max(1, round(seconds * rate)) for seconds in (GAP, FLASH, HOLD, LOOKBACK))
         self.tracks: list[Track] = []
         self.num_frames = 0
         self.cuts: list[int] = []
@@ -95,13 +95,12 @@ class FaceTracker:
 
         # 4. other detections are lost faces or new ones
         strangers = [self._looked_at(picture, face) for face in detections if not _known(face, followed.values())]
-        for track, face, embedding in self._reclaim(strangers, frame, cut, followed):
+        for track, face, embedding in self._reclaim(strangers, frame, followed):
             before = track.last_frame
             self._found(track, frame, picture, face, embedding)
-            if not cut:
-                track.bridge(before, frame)
-                for between in range(before + 1, frame):
-                    self._note(track, between)
+            track.bridge(before, frame)
+            for between in range(before + 1, frame):
+                self._note(track, between)
             strangers = [other for other in strangers if other[0] is not face]
         for face, embedding in strangers:
             if face.landmarks is not None or face.score >= self.analyser.config.detection_threshold:
@@ -109,10 +108,11 @@ class FaceTracker:
 
         # 5. hold the place of lost faces
         for track in [track for track in self._active if track.last_frame < frame]:
-            if cut or frame - track.last_frame > self.gap:
+            was_cut = self._was_cut(track)
+            if frame - track.last_frame > (self.flash if was_cut else self.gap):
                 self._active.remove(track)
                 self._coasting.pop(track, None)
-            else:
+            elif not was_cut:
                 self._coast(track, frame, picture)
         self._recent.append(picture)
         return [track for track in self._active if track.last_frame == frame]
@@ -149,7 +149,7 @@ class FaceTracker:
         return face, None if face.landmarks is None else self.embed(picture, face.landmarks)
 
     def _reclaim(
-        self, strangers: list[tuple[Face, np.ndarray | None]], frame: int, cut: bool, followed: dict[Track, Face]
+        self, strangers: list[tuple[Face, np.ndarray | None]], frame: int, followed: dict[Track, Face]
     ) -> list[tuple[Track, Face, np.ndarray | None]]:
         """Which of the faces found belong to tracks that had lost theirs: best matches first, each track and face once."""
         matches = []
@@ -163,9 +163,12 @@ class FaceTracker:
                 ratio = max(face.box[2:] - face.box[:2]) / size
                 near = distance < NEAR + 0.05 * (frame - track.last_frame) and 0.5 < ratio < 2
                 alike = None if embedding is None or not track.embeddings else track.likeness(embedding)
-                if near and (not cut if alike is None else alike > (VERY_ALIKE if cut else ALIKE)):
+                if self._was_cut(track):  # the same face at the same place: a flash
+                    if near and alike is not None and alike > VERY_ALIKE:
+                        matches.append((alike, track.number, index, track))
+                elif near and (alike is None or alike > ALIKE):
                     matches.append((1 - distance + (alike or 0), track.number, index, track))
-                elif alike is not None and alike > VERY_ALIKE and not cut:
+                elif alike is not None and alike > VERY_ALIKE:
                     matches.append((alike - 1, track.number, index, track))
         chosen, tracks, faces = [], set(), set()
         for _, _, index, track in sorted(matches, key=lambda match: match[:3], reverse=True):
@@ -200,9 +203,8 @@ class FaceTracker:
             found = Face(bounding_box(landmarks), landmarks=landmarks, iris=self.analyser.irises(earlier, landmarks))
             track.put(earliest, found, "found")
             self._note(track, earliest)
-        start = self.cuts[-1] if self.cuts else 0
         first = Face(covered_box(track[earliest].face))
-        for before in range(max(start, earliest - self.hold), earliest):
+        for before in range(max(self.cuts[-1], earliest - self.hold), earliest):
             track.put(before, first, "lost")
             self._note(track, before)
 
@@ -213,6 +215,10 @@ class FaceTracker:
         if frame - track.last_frame <= self.hold:
             track.put(frame, Face(box.astype(np.float32)), "lost")
             self._note(track, frame)
+
+    def _was_cut(self, track: Track) -> bool:
+        """Whether the scene changed since the face was seen."""
+        return track.last_frame < self.cuts[-1]
 
     def _note(self, track: Track, frame: int) -> None:
         if track not in self._present[frame]:

@@ -153,6 +153,20 @@ def test_a_flash_is_no_other_person():
     assert [states(tracker, track, 20) for track in tracker.tracks] == ["f" * 20]
 
 
+def test_a_face_blinded_by_a_flash_is_bridged_and_one_cut_away_is_not():
+    gone = [("a", frame) for frame in range(10, 13)]
+    world = World({"a": lambda frame: 100}, unseen=gone, unmeshed=gone)
+    tracker = FaceTracker(world, world.embed, RATE)
+    for frame in range(20):
+        tracker.update(world.picture(frame, scene=frame in (10, 11)))
+    assert [states(tracker, track, 20) for track in tracker.tracks] == ["f" * 10 + "iii" + "f" * 7]
+    away = World({"a": lambda frame: None if 10 <= frame < 16 else 100})
+    tracker = FaceTracker(away, away.embed, RATE)
+    for frame in range(20):
+        tracker.update(away.picture(frame, scene=10 <= frame < 16))
+    assert [states(tracker, track, 20) for track in tracker.tracks] == ["f" * 10 + "." * 10, "." * 16 + "f" * 4]
+
+
 def test_a_faint_face_counts_where_one_is_expected():
     gone = [("a", frame) for frame in range(8, 14)]
     tracker = World({"a": lambda frame: 100}, unmeshed=gone, faint=gone).follow(20)
