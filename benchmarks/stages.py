@@ -44,7 +44,7 @@ def main() -> None:
     with torch.no_grad():
         faces = pipe.detect_faces(picture)
         source = pipe.reconstruct(picture, faces).one(0)
-        identity = pipe.sample_identity(source.identity, 7, generator)
+        identity = pipe.sample_identity(source.identity, 7, False, generator)
         texture = pipe.encode_texture(source.images, source.masks)
         coefficients, maps = pipe.prepare_conditioning(source.coefficients, identity[1], source.masks, True)
         latents = pipe.prepare_latents(1, generator)
@@ -54,7 +54,7 @@ def main() -> None:
         stages = {
             "detect, landmarks, iris": lambda: pipe.detect_faces(picture),
             "crop, fit, embed": lambda: pipe.reconstruct(picture, faces),
-            "sample identity": lambda: pipe.sample_identity(source.identity, 7, generator),
+            "sample identity": lambda: pipe.sample_identity(source.identity, 7, False, generator),
             "encode texture": lambda: pipe.encode_texture(source.images, source.masks),
             "render conditions": lambda: pipe.prepare_conditioning(source.coefficients, identity[1], source.masks, True),
             f"denoise, {args.steps} steps": lambda: pipe.denoise(latents, *inputs, args.steps),

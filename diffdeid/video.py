@@ -63,9 +63,13 @@ class VideoReader:
     """
 
     def __init__(self, path: str | Path, start: float | None = None, end: float | None = None):
-        self.path, self.start, self.end = Path(path), start, end
+        self.path = Path(path)
         if (start is not None and start < 0) or (end is not None and end <= (start or 0)):
             raise ValueError(f"`start` must not be negative and `end` must lie behind it, got {start} and {end}.")
+        self.start, self.end = (
+            None if second is None else Fraction(second).limit_denominator(1_000_000)  # 0.2 is a fifth, and no bit more
+            for second in (start, end)
+        )
         self.notes: list[str] = []
         self.origin = Fraction(0)
         with self._open() as container:
@@ -73,7 +77,7 @@ class VideoReader:
             self.rate = Fraction(stream.average_rate or stream.guessed_rate or 25)
             self.sample_aspect_ratio = stream.sample_aspect_ratio or Fraction(1)
             seconds = container.duration / av.time_base if container.duration else float(stream.frames / self.rate)
-            span = min(seconds, end or seconds) - (start or 0)
+            span = float(min(seconds, self.end or seconds) - (self.start or 0))
             whole = stream.frames if start is end is None else 0
             self.num_frames = whole or max(0, round(span * self.rate))
 
@@ -92,8 +96,8 @@ class VideoReader:
                 yield Frame(picture, time)
                 last = time
         if first is None:
-            between = "" if self.start is self.end is None else f" between {self.start or 0} and {self.end or 'the end'} seconds"
-            raise VideoError(f"`{self.path}` has no frame{between}.")
+            span = "" if self.start is self.end is None else f" from {float(self.start or 0)} s to {float(self.end or 'inf')} s"
+            raise VideoError(f"`{self.path}` has no frame{span}.")
 
     def _open(self) -> av.container.InputContainer:
         try:

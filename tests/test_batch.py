@@ -35,6 +35,15 @@ def test_a_folder_is_searched_and_mirrored_without_hidden_files_and_earlier_outp
     }
 
 
+def test_videos_become_mp4_unless_told_otherwise(folder):
+    (folder / "b.avi").touch()
+    assert planned(["b.avi"]) == {"b.avi": ["b_anonymized.mp4"]}
+    assert planned(["b.avi"], "c.mkv") == {"b.avi": ["c.mkv"]}
+    (folder / "b.mov").touch()
+    with pytest.raises(ValueError, match="both be written"):
+        planned(["b.*"])
+
+
 def test_a_pattern_is_mirrored_below_its_fixed_part(folder):
     assert planned(["photos/**/a*.jpg"], "out") == {
         "photos/a.jpg": ["out/a_anonymized.jpg"],

@@ -1,6 +1,9 @@
 import json
+from fractions import Fraction
 from pathlib import Path
 
+import av
+import numpy as np
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
@@ -8,6 +11,7 @@ from typer.testing import CliRunner
 from diffdeid import __version__, batch, write_image
 from diffdeid.cli import app
 from diffdeid.imaging import read_image
+from diffdeid.video import Frame, VideoReader, VideoWriter
 
 SECRET = b"SECRETPLACE"
 
@@ -100,6 +104,80 @@ def test_a_bad_file_does_not_stop_the_others(anonymize, photo, tmp_path):
     assert all(record["output"] is None and record["faces"] == [] for record in records[:3])
     assert "video" in records[2]["error"]
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["photo_anonymized.jpg"]
+
+
+@pytest.fixture
+def clip(tmp_path, astronaut) -> Path:
+    """Six frames of a face with a title, a comment and sound."""
+    picture = np.array(Image.open(astronaut).convert("RGB").crop((124, 0, 324, 200)))
+    path = tmp_path / "clip.mov"
+    with av.open(str(path), "w") as file:
+        file.metadata.update({"title": SECRET.decode(), "comment": SECRET.decode()})
+        film, voice = file.add_stream("libx264", rate=10), file.add_stream("aac", rate=48000)
+        film.height, film.width, film.pix_fmt, voice.layout = 200, 200, "yuv420p", "mono"
+        for number in range(6):
+            file.mux(film.encode(av.VideoFrame.from_ndarray(np.roll(picture, number, axis=1))))
+        file.mux(film.encode(None))
+        sound = av.AudioFrame.from_ndarray(np.zeros((1, 28800), np.float32), format="fltp", layout="mono")
+        sound.sample_rate = 48000
+        file.mux(voice.encode(sound))
+        file.mux(voice.encode(None))
+    return path
+
+
+def test_a_video_becomes_a_video_with_another_face(anonymize, clip):
+    assert SECRET in clip.read_bytes()
+    before = clip.read_bytes()
+    code, [record], _ = anonymize(clip)
+    output = clip.with_name("clip_anonymized.mp4")
+    assert code == 0 and record["output"] == str(output) and record["status"] in ("ok", "fallback")
+    assert record["frames"] == 6 and record["notes"] == []
+    [face] = record["faces"]
+    assert face["number"] == 1 and face["found"] == [[0, 5]] and face["interpolated"] == face["covered"] == []
+    assert clip.read_bytes() == before and SECRET not in output.read_bytes()
+    with av.open(str(output)) as file:
+        assert not file.streams.audio
+    source, result = (list(VideoReader(path)) for path in (clip, output))
+    assert [frame.time for frame in source] == [frame.time for frame in result]
+    assert all(
+        np.abs(a.picture[40:120, 60:140].astype(float) - b.picture[40:120, 60:140]).mean() > 8
+        for a, b in zip(source, result, strict=True)
+    )
+
+
+def test_options_of_videos(anonymize, clip, tmp_path):
+    output = tmp_path / "out.mkv"
+    code, [record], _ = anonymize(
+        clip, "-o", output, "--start", 0.2, "--end", 0.5, "--audio", "keep", "--crf", 30, "--preset", "fast", "--fast"
+    )
+    assert code == 0 and record["frames"] == 3
+    with av.open(str(output)) as file:
+        assert len(file.streams.audio) == 1
+
+
+@pytest.mark.parametrize(
+    ("on_no_face", "code", "written"), [("error", 3, []), ("skip", 0, []), ("copy", 0, ["a_anonymized.mp4"])]
+)
+def test_a_video_without_a_face(anonymize, tmp_path, on_no_face, code, written):
+    with VideoWriter(tmp_path / "a.mp4") as writer:
+        for number in range(3):
+            writer.write(Frame(np.full((64, 64, 3), 90, np.uint8), Fraction(number, 25)))
+    found, [record], _ = anonymize(tmp_path / "a.mp4", "--on-no-face", on_no_face)
+    assert found == code and record["status"] == "no_face"
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", *written]
+
+
+def test_an_end_before_the_start(clip):
+    result = invoke("anonymize", clip, "--start", 3, "--end", 2)
+    assert result.exit_code == 2 and "--end" in result.stderr
+
+
+def test_no_camera(monkeypatch):
+    import cv2
+
+    monkeypatch.setattr(cv2.VideoCapture, "isOpened", lambda self: False, raising=False)
+    result = invoke("anonymize", "cam")
+    assert result.exit_code == 1 and "camera" in result.stderr
 
 
 def test_a_picture_of_one_pixel_has_no_face(anonymize, tmp_path):

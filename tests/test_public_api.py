@@ -3,9 +3,10 @@ import pytest
 import diffdeid
 
 NAMES = {
-    "AssetNotFoundError", "ConfigurationError", "DiffDeIDError", "DiffDeIDPipeline", "DiffDeIDPipelineOutput", "Face", "FaceCrop",
-    "FaceReport", "ImageError", "LDSPipeline", "LDSPipelineOutput", "MorphableCoefficients", "NoFaceFoundError", "Picture",
-    "__version__", "read_image", "write_image",
+    "AssetNotFoundError", "ConfigurationError", "DiffDeIDError", "DiffDeIDPipeline", "DiffDeIDPipelineOutput",
+    "DiffDeIDVideoPipeline", "DiffDeIDVideoPipelineOutput", "Face", "FaceCrop", "FaceReport", "ImageError", "LDSPipeline",
+    "LDSPipelineOutput", "MorphableCoefficients", "NoFaceFoundError", "PersonReport", "Picture", "VideoError", "VideoReader",
+    "VideoWriter", "__version__", "read_image", "write_image",
 }  # fmt: skip
 
 
