@@ -368,8 +368,7 @@ def _for_videos(pipe: Any) -> Any:
     """The video pipeline on the same networks, with a bar that counts frames."""
     from diffdeid import DiffDeIDVideoPipeline
 
-    settings = {name: pipe.config[name] for name in ("identity_limit", "crop_factor")}
-    pipe = DiffDeIDVideoPipeline(**pipe.components, **settings)
+    pipe = DiffDeIDVideoPipeline.sharing(pipe)
     pipe.set_progress_bar_config(unit="frame", file=sys.stderr, disable=None, leave=False)
     return pipe
 

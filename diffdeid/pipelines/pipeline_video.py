@@ -101,6 +101,11 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
     as those of pictures are; one that fails or cannot be rendered is covered. Memory does not grow with the length of the video.
     """
 
+    @classmethod
+    def sharing(cls, pipe: DiffDeIDPipeline) -> DiffDeIDVideoPipeline:
+        """The video pipeline on the very components of a picture pipeline. (`from_pipe` would cast them to another dtype.)"""
+        return cls(**pipe.components, identity_limit=pipe.config.identity_limit, crop_factor=pipe.config.crop_factor)
+
     @torch.no_grad()
     def _embed_in(self, picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
         """z_id `(128,)` of a face in a picture."""

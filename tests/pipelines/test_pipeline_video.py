@@ -21,8 +21,7 @@ SKIN = (200, 160, 140)
 
 @pytest.fixture(scope="module")
 def video_pipeline(pipeline):
-    settings = {name: pipeline.config[name] for name in ("identity_limit", "crop_factor")}
-    video_pipeline = DiffDeIDVideoPipeline(**pipeline.components, **settings)
+    video_pipeline = DiffDeIDVideoPipeline.sharing(pipeline)
     video_pipeline.set_progress_bar_config(disable=True)
     return video_pipeline
 
