@@ -38,6 +38,7 @@ def write(path, frames, codec="libx264", pix_fmt="yuv420p", rate=RATE, times=Non
         voices = []
         for sound, frequency in sounds:
             voice = file.add_stream(sound, rate=48000)
+            voice.metadata.update(tags or {})
             voice.layout = "mono"
             voices.append((voice, frequency))
         for number, picture in enumerate(frames):
@@ -167,11 +168,10 @@ def test_time_span(tmp_path):
 
 def test_nothing_of_the_source_rides_along(tmp_path):
     secret = "Jane Doe, 52.5 N 13.4 E"
-    source = write(
-        tmp_path / "a.mkv", pictures(), tags={"title": secret, "comment": secret, "creation_time": "2020-02-02T02:02:02"}
-    )
+    tags = {"title": secret, "comment": secret, "creation_time": "2020-02-02T02:02:02"}
+    source = write(tmp_path / "a.mkv", pictures(), tags=tags, sounds=[("aac", 440)])
     assert secret.encode() in source.read_bytes()
-    copy(source, tmp_path / "b.mp4")
+    copy(source, tmp_path / "b.mp4", sound=source)
     content = (tmp_path / "b.mp4").read_bytes()
     assert b"Jane" not in content and b"2020" not in content and b"Lavf" not in content
 

@@ -46,7 +46,7 @@ class Person:
     Attributes:
         tracks: where they are.
         embedding: `(1, 128)` mean of their z_id.
-        view: their best early view, whose δ and γ all frames get.
+        coefficients: ρ of their best early view, whose δ and γ all frames get.
         identity: z' `(1, 128)` and α' `(1, 80)`.
         texture: K and V of I_d.
         noise: `(1, 3, S, S)`, from which all frames start.
@@ -56,7 +56,7 @@ class Person:
     tracks: list[Track]
     report: PersonReport
     embedding: Tensor | None = None
-    view: SourceFaces | None = None
+    coefficients: MorphableCoefficients | None = None
     identity: tuple[Tensor, Tensor] | None = None
     texture: TextureEncoderOutput | None = None
     noise: Tensor | None = None
@@ -70,6 +70,7 @@ class Rendering:
     seed: int
     level: int
     num_inference_steps: int
+    guidance_scale: float
     keep_mouth: bool
     keep_attributes: bool
     follow_light: bool
@@ -77,7 +78,7 @@ class Rendering:
     fallback: Literal["solid", "mosaic", "blur"]
     on_miss: Literal["interpolate", "cover", "error"]
     min_face: float
-    views: dict[Track, tuple[float, SourceFaces]] = field(default_factory=dict)  # how good, and the best early view
+    views: dict[Track, tuple[float, SourceFaces | None]] = field(default_factory=dict)  # how good, and the best early view
     people: list[Person] = field(default_factory=list)
     owners: dict[Track, Person] = field(default_factory=dict)
     last: dict[Track, tuple[int, np.ndarray, np.ndarray]] = field(default_factory=dict)  # frame, face, crop of the source
@@ -137,14 +138,13 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
             raise ValueError(f"`on_miss` must be 'interpolate', 'cover' or 'error', got {on_miss!r}.")
         if self.face_analyser is None:
             raise ValueError("A video needs the `face_analyser` to follow faces with, and this pipeline has none.")
-        self._guidance_scale = guidance_scale
         if generator is None:
             generator = torch.Generator()
             generator.seed()
         seed = int(torch.randint(2**62, (1,), generator=generator))
         return Rendering(
-            FaceTracker(self.face_analyser, self._embed_in, rate), seed, level, num_inference_steps, keep_mouth, keep_attributes,
-            follow_light, reconstruction, fallback, on_miss, min_face,
+            FaceTracker(self.face_analyser, self._embed_in, rate), seed, level, num_inference_steps, guidance_scale, keep_mouth,
+            keep_attributes, follow_light, reconstruction, fallback, on_miss, min_face,
         )  # fmt: skip
 
     @torch.no_grad()
@@ -152,18 +152,18 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         """Follow the faces into the next frame, uint8 `(H, W, 3)`, and keep their best early views."""
         tracker = rendering.tracker
         for track in tracker.update(picture):
-            best = rendering.views[track][0] if track in rendering.views else 0.0
-            if track.last.landmarks is not None and (best == 0 or len(track) < EARLY * tracker.rate):
+            owner, (best, _) = rendering.owners.get(track), rendering.views.get(track, (0.0, None))
+            early = best == 0 or len(track) < EARLY * tracker.rate
+            if track.last.landmarks is not None and early and (owner is None or owner.noise is None):
                 quality = _quality(track.last.landmarks)
                 if quality > BETTER * best:
-                    rendering.views[track] = (
-                        quality,
-                        self.reconstruct(picture, [track.last], rendering.keep_mouth, rendering.reconstruction),
-                    )
+                    view = self.reconstruct(picture, [track.last], rendering.keep_mouth, rendering.reconstruction)
+                    rendering.views[track] = quality, view
 
     @torch.no_grad()
     def render(self, rendering: Rendering, frames: Sequence[tuple[int, np.ndarray]]) -> list[np.ndarray]:
         """Frames that were analysed, numbers and pictures, with new faces."""
+        self._guidance_scale = rendering.guidance_scale
         appearances, covered = [], []
         for frame, picture in frames:
             for track in rendering.tracker.at(frame):
@@ -277,6 +277,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         # 1. analyse
         for frame in self._counted(reader, "analyse", reader.num_frames, callback_on_frame):
             self.analyse(rendering, frame.picture)
+        self._guidance_scale = rendering.guidance_scale
         for track in rendering.tracker.tracks:
             self._owner(rendering, track)
         if not rendering.people:
@@ -335,22 +336,24 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
 
     def _owner(self, rendering: Rendering, track: Track) -> Person:
         """Whose track it is: somebody known who looks alike and is not in the same frames, else somebody new."""
-        if track in rendering.owners:
-            return rendering.owners[track]
-        likeness = {
-            person: _likeness(track, person.tracks)
-            for person in rendering.people
-            if not any(track.meets(other) for other in person.tracks)
-        }
-        person = max(likeness, key=likeness.get, default=None)
-        if person is None or likeness[person] < 1 - self.config.identity_limit:
-            report = PersonReport(len(rendering.people) + 1, rendering.fallback)
-            person = Person([], report)
-            rendering.people.append(person)
-        person.tracks.append(track)
-        rendering.owners[track] = person
-        if person.noise is None and track in rendering.views:
-            self._recast(rendering, person, rendering.views[track][1])
+        if track not in rendering.owners:
+            likeness = {
+                person: _likeness(track, person.tracks)
+                for person in rendering.people
+                if not any(track.meets(other) for other in person.tracks)
+            }
+            person = max(likeness, key=likeness.get, default=None)
+            if person is None or likeness[person] < 1 - self.config.identity_limit:
+                person = Person([], PersonReport(len(rendering.people) + 1, rendering.fallback))
+                rendering.people.append(person)
+            person.tracks.append(track)
+            rendering.owners[track] = person
+        person = rendering.owners[track]
+        quality, view = rendering.views.get(track, (0.0, None))
+        if view is not None:
+            if person.noise is None:
+                self._recast(rendering, person, view)
+            rendering.views[track] = quality, None  # it has served
         return person
 
     def _recast(self, rendering: Rendering, person: Person, view: SourceFaces) -> None:
@@ -378,7 +381,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
             report.attempts, report.reason = number, attempt.problem
             if attempt.problem is None:
                 reference = self._to_tensor([FaceCrop(attempt.result, view.crops[0].matrix)])
-                person.view, person.identity = view, tuple(part.to(view.identity) for part in identity)
+                person.coefficients, person.identity = view.coefficients, tuple(part.to(view.identity) for part in identity)
                 person.texture = self.encode_texture(reference, torch.zeros_like(view.masks))
                 person.noise = self.prepare_latents(1, generator)
                 report.method, report.level = "diffusion", rendering.level
@@ -425,7 +428,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         iris = np.stack([crop.to_crop(face.iris) for crop, face in zip(crops, faces, strict=True)])
         images = self._to_tensor(crops)
         placed = torch.from_numpy(landmarks).float().to(images.device), torch.from_numpy(iris).float().to(images.device)
-        reference = [appearance.person.view.coefficients for appearance in batch]
+        reference = [appearance.person.coefficients for appearance in batch]
         albedo, light = (torch.cat([getattr(part, name) for part in reference]) for name in ("albedo", "illumination"))
         if rendering.reconstruction == "network":
             followed = self.regress(images, *placed)
