@@ -217,14 +217,10 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
     ) -> SourceFaces:
         """Crop faces that have landmarks and irises, and find their coefficients (or unpack given `(F, 261)`) and identities."""
         self._check_reconstruction(reconstruction)
-        device = self._execution_device
         crops = [self.crop(picture, face) for face in faces]
-        landmarks = np.stack([crop.to_crop(face.landmarks) for crop, face in zip(crops, faces, strict=True)])
-        iris = np.stack([crop.to_crop(face.iris) for crop, face in zip(crops, faces, strict=True)])
-        images = self._to_tensor(crops)
-        placed = torch.from_numpy(landmarks).float().to(device), torch.from_numpy(iris).float().to(device)
+        images, landmarks, placed = self._prepare_crops(crops, faces)
         if coefficients is not None:
-            found = MorphableCoefficients.unpack(coefficients.to(device, torch.float32))
+            found = MorphableCoefficients.unpack(coefficients.to(images.device, torch.float32))
         elif reconstruction == "fit":
             found = fit(self.morphable_model, *placed, (images.permute(0, 2, 3, 1) + 1) / 2)
         else:
@@ -246,6 +242,14 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         """What is erased, `(F, 1, S, S)` 0 or 1, of crops with landmarks `(F, 468, 3)` in their pixels."""
         masks = np.stack([self._erased(points, keep_mouth) for points in landmarks])
         return torch.from_numpy(masks)[:, None].to(self._execution_device)
+
+    def _prepare_crops(self, crops: list[FaceCrop], faces: Sequence[Face]) -> tuple[Tensor, np.ndarray, tuple[Tensor, Tensor]]:
+        """Images `(F, 3, S, S)` in [-1, 1], landmarks in them, and the tensors of landmarks and irises that fits take."""
+        landmarks = np.stack([crop.to_crop(face.landmarks) for crop, face in zip(crops, faces, strict=True)])
+        iris = np.stack([crop.to_crop(face.iris) for crop, face in zip(crops, faces, strict=True)])
+        device = self._execution_device
+        placed = torch.from_numpy(landmarks).float().to(device), torch.from_numpy(iris).float().to(device)
+        return self._to_tensor(crops), landmarks, placed
 
     def _to_tensor(self, crops: list[FaceCrop]) -> Tensor:
         stacked = torch.from_numpy(np.stack([crop.image for crop in crops])).to(self._execution_device)

@@ -404,12 +404,8 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         people = [appearance.person for appearance in batch]
         source = self._reconstruct_batch(rendering, batch)
         z, shape = (torch.cat(parts) for parts in zip(*(person.identity for person in people), strict=True))
-        texture = TextureEncoderOutput(
-            *(
-                [torch.cat(level) for level in zip(*parts, strict=True)]
-                for parts in zip(*(p.texture for p in people), strict=True)
-            )
-        )
+        keys, values = zip(*(person.texture for person in people), strict=True)
+        texture = TextureEncoderOutput(*([torch.cat(level) for level in zip(*part, strict=True)] for part in (keys, values)))
         coefficients, conditions = self.prepare_conditioning(source.coefficients, shape, source.masks, rendering.keep_mouth)
         latents = torch.cat([person.noise for person in people])
         generated = self.denoise(
@@ -424,10 +420,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         """ρ̂ = {α_f, β_f, δ_d, γ_d, p_f, ω_f} of smoothed landmarks; α is exchanged when conditions are prepared."""
         faces = [appearance.sighting.face for appearance in batch]
         crops = [self.crop(appearance.picture, face) for appearance, face in zip(batch, faces, strict=True)]
-        landmarks = np.stack([crop.to_crop(face.landmarks) for crop, face in zip(crops, faces, strict=True)])
-        iris = np.stack([crop.to_crop(face.iris) for crop, face in zip(crops, faces, strict=True)])
-        images = self._to_tensor(crops)
-        placed = torch.from_numpy(landmarks).float().to(images.device), torch.from_numpy(iris).float().to(images.device)
+        images, landmarks, placed = self._prepare_crops(crops, faces)
         reference = [appearance.person.coefficients for appearance in batch]
         albedo, light = (torch.cat([getattr(part, name) for part in reference]) for name in ("albedo", "illumination"))
         if rendering.reconstruction == "network":

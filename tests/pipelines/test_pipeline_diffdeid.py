@@ -244,10 +244,13 @@ def test_missing_parts_are_said(tiny, photo, faces):
 
 
 def test_saving_and_loading_changes_nothing(tiny, run, tmp_path):
+    """But for rounding: sums of small convolutions depend on where in memory the weights lie."""
     tiny.save_pretrained(tmp_path)
-    loaded = DiffDeIDPipeline.from_pretrained(tmp_path, use_safetensors=True)
-    loaded.set_progress_bar_config(disable=True)
-    assert (run(loaded)[0] == run()[0]).all()
+    loaded, again = (DiffDeIDPipeline.from_pretrained(tmp_path, use_safetensors=True) for _ in range(2))
+    for pipe in (loaded, again):
+        pipe.set_progress_bar_config(disable=True)
+    assert (run(loaded)[0] == run(again)[0]).all()
+    assert np.abs(run(loaded)[0].astype(int) - run()[0]).max() <= 1
     assert loaded.face_analyser is None and loaded.config.identity_limit == -1
 
 
