@@ -32,15 +32,19 @@ class VideoParts:
         self._index = self.folder / "index.json"
         stored = self._stored()
         if stored is None or stored["job"] != job or seed not in (None, stored["seed"]):
-            shutil.rmtree(self.folder, ignore_errors=True)
             stored = {"job": job, "seed": secrets.randbits(62) if seed is None else seed, "frames": [], "reports": []}
         self.seed, self.reports, self._frames = stored["seed"], stored["reports"], stored["frames"]
         self._content = stored
+
+    def begin(self) -> None:
+        """Make room for parts, and throw those of another job away. Nothing is written before."""
         try:
+            if not self._frames:
+                shutil.rmtree(self.folder, ignore_errors=True)
             self.folder.mkdir(exist_ok=True)
+            self._save()
         except OSError as error:
             raise VideoError(f"Cannot write `{self.folder}`: {error.strerror}.") from error
-        self._save()
 
     @property
     def num_frames(self) -> int:

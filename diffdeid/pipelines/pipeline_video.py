@@ -1,6 +1,6 @@
 """A video in, the same video with nobody's faces out (paper §3.4): one new person per person, steady from frame to frame.
 
-What differs from the paper, as long as the weights have hardly learned the video mode (docs/training-log.md): z' stays in the
+What differs from the paper, as long as the weights have hardly learned the video mode (docs/video.md): z' stays in the
 condition vector. As there, the texture is that of the de-identified reference I_d, and δ and γ are those of its source.
 """
 
@@ -312,6 +312,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         self, rendering: Rendering, frames: Iterator[tuple[int, Frame]], parts: VideoParts, reader: VideoReader, encoder: dict
     ) -> None:
         """Render what finished parts lack, in further parts. Filters begin anew in each, wherever a run went on."""
+        parts.begin()
         for person, stored in zip(rendering.people, parts.reports, strict=False):
             person.report = PersonReport(**stored)
         for _ in islice(frames, parts.num_frames):

@@ -126,12 +126,14 @@ class Track:
         cosines = sorted((float(other @ embedding) for other in self.embeddings), reverse=True)[:3]
         return float(np.mean(cosines)) if cosines else -1.0
 
-    def bridge(self, frame: int, other: int) -> None:
-        """Fill the frames between two in which the face was found, as if it had moved evenly."""
-        first, second = self[frame].face, self[other].face
-        for between in range(frame + 1, other):
-            share = (between - frame) / (other - frame)
-            self.put(between, _mixed(first, second, share), "interpolated")
+    def interpolated(self, frame: int, before: int, after: int) -> Face:
+        """Where the face is between two frames in which it was found, if it moves evenly."""
+        first, second, share = self[before].face, self[after].face, (frame - before) / (after - before)
+        box = (1 - share) * first.box + share * second.box
+        if first.landmarks is None or second.landmarks is None:
+            return Face(box)
+        landmarks = (1 - share) * first.landmarks + share * second.landmarks
+        return Face(box, landmarks=landmarks, iris=(1 - share) * first.iris + share * second.iris)
 
     def smoothed(self, frame: int) -> Sighting:
         """The face with landmarks that do not tremble and do not lag: a quadratic through those of the frames around.
@@ -156,14 +158,6 @@ class Track:
             for name in ("landmarks", "iris")
         )
         return Sighting(Face(sighting.face.box, landmarks=landmarks, iris=iris), sighting.state)
-
-
-def _mixed(first: Face, second: Face, share: float) -> Face:
-    box = (1 - share) * first.box + share * second.box
-    if first.landmarks is None or second.landmarks is None:
-        return Face(box)
-    landmarks = (1 - share) * first.landmarks + share * second.landmarks
-    return Face(box, landmarks=landmarks, iris=(1 - share) * first.iris + share * second.iris)
 
 
 def _regression(distances: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ import numpy as np
 from diffdeid.geometry.boxes import bounding_box, intersection_over_union, part_of_smaller
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.structures import Face
-from diffdeid.tracking.track import SMOOTHING, Spool, Track, covered_box
+from diffdeid.tracking.track import SMOOTHING, Spool, State, Track, covered_box
 
 WEAK_SCORE = 0.2  # of a detection that counts where a face is expected
 THOROUGH_EVERY = 10  # frames
@@ -98,9 +98,8 @@ class FaceTracker:
         for track, face, embedding in self._reclaim(strangers, frame, followed):
             before = track.last_frame
             self._found(track, frame, picture, face, embedding)
-            track.bridge(before, frame)
             for between in range(before + 1, frame):
-                self._note(track, between)
+                self._put(track, between, track.interpolated(between, before, frame), "interpolated")
             strangers = [other for other in strangers if other[0] is not face]
         for face, embedding in strangers:
             if face.landmarks is not None or face.score >= self.analyser.config.detection_threshold:
@@ -179,8 +178,7 @@ class FaceTracker:
         return chosen
 
     def _found(self, track: Track, frame: int, picture: np.ndarray, face: Face, embedding: np.ndarray | None = None) -> None:
-        track.put(frame, face, "found")
-        self._note(track, frame)
+        self._put(track, frame, face, "found")
         self._coasting.pop(track, None)
         if face.landmarks is not None and (track.wants_embedding() or embedding is not None):
             track.add_embedding(self.embed(picture, face.landmarks) if embedding is None else embedding)
@@ -201,26 +199,24 @@ class FaceTracker:
                 break
             earliest -= 1
             found = Face(bounding_box(landmarks), landmarks=landmarks, iris=self.analyser.irises(earlier, landmarks))
-            track.put(earliest, found, "found")
-            self._note(track, earliest)
+            self._put(track, earliest, found, "found")
         first = Face(covered_box(track[earliest].face))
         for before in range(max(self.cuts[-1], earliest - self.hold), earliest):
-            track.put(before, first, "lost")
-            self._note(track, before)
+            self._put(track, before, first, "lost")
 
     def _coast(self, track: Track, frame: int, picture: np.ndarray) -> None:
         """Guess where a lost face is, by the motion of the picture about it, and keep the place covered for a while."""
         box = self._coasting.get(track, covered_box(track.last))
         self._coasting[track] = box = box + np.tile(_motion(self._recent[-1], picture, box), 2)
         if frame - track.last_frame <= self.hold:
-            track.put(frame, Face(box.astype(np.float32)), "lost")
-            self._note(track, frame)
+            self._put(track, frame, Face(box.astype(np.float32)), "lost")
 
     def _was_cut(self, track: Track) -> bool:
         """Whether the scene changed since the face was seen."""
         return track.last_frame < self.cuts[-1]
 
-    def _note(self, track: Track, frame: int) -> None:
+    def _put(self, track: Track, frame: int, face: Face, state: State) -> None:
+        track.put(frame, face, state)
         if track not in self._present[frame]:
             self._present[frame].append(track)
 

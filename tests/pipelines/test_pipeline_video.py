@@ -169,9 +169,10 @@ def test_a_face_covered_by_a_hand(video_pipeline, portrait, empty, tmp_path, on_
     assert all(changed(a, b, box) > 8 for a, b in zip(source, read(output.path), strict=True))  # something is done in every frame
 
 
-def test_no_face(video_pipeline, empty, tmp_path):
+@pytest.mark.parametrize("resume", [False, True])
+def test_no_face(video_pipeline, empty, tmp_path, resume):
     with pytest.raises(NoFaceFoundError):
-        run(video_pipeline, write(tmp_path / "a.mp4", [empty] * 4), tmp_path / "b.mp4")
+        run(video_pipeline, write(tmp_path / "a.mp4", [empty] * 4), tmp_path / "b.mp4", resume=resume)
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
