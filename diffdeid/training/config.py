@@ -85,6 +85,7 @@ class TrainConfig(JsonConfig):
 
     # Performance
     mixed_precision: str = "bf16"  # or "no"
+    faces_on_device: bool = False  # hold all prepared faces in the device's memory (1.3 MB each): a GPU waits for no files
     num_workers: int = 0  # loader processes per training process
     compile: bool = False  # torch.compile
 

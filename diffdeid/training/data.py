@@ -1,16 +1,17 @@
 """Prepared faces: reading, splitting, augmenting, and turning them into what the networks see.
 
 A store is a folder with one `<name>.safetensors` per face (written by `prepare.py`): the maps of a crop of 288 pixels,
-whose central 256 are the crop proper and whose margin allows for jitter, its coefficients and its identity.
+whose central 256 are the crop proper and whose margin allows for jitter, its coefficients and its identity. What becomes of a
+face is drawn on the host, a few numbers a sample, and done to whole batches on the device.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 import torch.nn.functional as F
@@ -18,17 +19,20 @@ from safetensors import safe_open
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffdeid.geometry.align import chip_matrix, compose
+from diffdeid.geometry.align import CHIP_SIZE, chip_matrix
 from diffdeid.geometry.camera import DISTANCE, FOCAL
-from diffdeid.training.mirror import MAPS, mirror
+from diffdeid.training.mirror import mirror_coefficients
 
+MAPS = {"image": 3, "texture": 3, "render": 3, "normals": 3, "guides": 2, "mask": 2}  # channels, in the order of `maps`
 HIDEABLE = {  # inputs that an ablation can leave out, and where they are
     "render": [("spatial_conditions", slice(1, 4))],
     "geometry": [("spatial_conditions", slice(4, 9)), ("coefficients", slice(None))],
     "texture": [("masked_texture", slice(None))],
 }
-COARSE_SHARE = 0.1  # of the samples come from a picture of lower resolution, as small faces do
+COARSENESS = (1.5, 2.0, 3.0, 4.0)  # a sample may be shown as if its pictures had had that many times fewer pixels a side …
+COARSE_SHARE = 0.1  # … as small faces do
 MARGIN = 16 / 288  # of the stored size, on every side of the crop proper
+DISTANCE_LEVELS = 4  # grey levels of a stored mask per pixel of distance to the outline
 
 
 class FaceStore:
@@ -47,16 +51,29 @@ class FaceStore:
     def load(self, name: str) -> dict[str, np.ndarray]:
         """Everything about a face.
 
-        `texture` is another frame of the same person, and `video` true, where the store has one; else the picture itself.
-        `chip` (2, 3) maps the picture to the chip that the recogniser is shown.
+        `maps` (16, size, size) uint8 are those of `MAPS`. Its `texture` is another frame of the same person, and `video` true,
+        where the store has one; else the picture itself. `chip` (2, 3) maps the picture to the chip that the recogniser is shown.
         """
         with self.open(name) as file:
             stored = set(file.keys())
-            names = (*MAPS, "coefficients", "identity")
-            face = {key: file.get_tensor(key if key in stored else "image") for key in names}
+            maps = [file.get_tensor(key if key in stored else "image") for key in MAPS]
+            face = {key: file.get_tensor(key) for key in ("coefficients", "identity")}
             landmarks = file.get_tensor("landmarks")  # in the crop proper
-        chip = chip_matrix(landmarks + MARGIN * len(face["image"])).astype(np.float32)
-        return face | {"chip": chip, "video": np.bool_("texture" in stored)}
+        chip = chip_matrix(landmarks + MARGIN * len(maps[0])).astype(np.float32)
+        maps = np.concatenate([plane.transpose(2, 0, 1) for plane in maps])
+        return face | {"maps": maps, "chip": chip, "video": np.bool_("texture" in stored)}
+
+    def stack(self, names: list[str], device: torch.device) -> dict[str, Tensor]:
+        """Everything about many faces, on a device; 1.3 MB a face."""
+        stacked = {
+            key: torch.empty((len(names), *value.shape), dtype=torch.from_numpy(np.asarray(value)).dtype, device=device)
+            for key, value in self.load(names[0]).items()
+        }
+        with ThreadPoolExecutor() as pool:
+            for row, face in enumerate(pool.map(self.load, names)):
+                for key, value in face.items():
+                    stacked[key][row] = torch.from_numpy(np.asarray(value))
+        return stacked
 
     def split(self, validation_names: str | Path | None) -> tuple[list[str], list[str]]:
         """Names for training and for validation: those listed in a file, or every 32nd by the hash of its name."""
@@ -68,22 +85,24 @@ class FaceStore:
 
 
 class TrainingFaces(Dataset):
-    """An endless stream of augmented faces. Sample n depends only on the seed and n, so a run can be resumed anywhere.
+    """An endless stream of faces, each with what becomes of it. Sample n depends only on the seed and n, so a run can be
+    resumed anywhere.
 
     Args:
         store: where the faces are.
         names: the ones to use.
-        resolution: pixels.
         set_weights: sampling weight of a face by the set it comes from, 1 where not given.
         keep_mouth: share of samples whose mouth stays visible.
         identity_dropout: share of samples whose identity is replaced by zeros.
         seed: of the stream.
+        read: give the faces themselves; otherwise just the `index` of each in `names`, for a caller who holds them already.
     """
 
-    def __init__(self, store: FaceStore, names: list[str], resolution: int, set_weights: dict[str, float],
-                 keep_mouth: float, identity_dropout: float, seed: int):  # fmt: skip
-        self.store, self.names, self.resolution, self.seed = store, names, resolution, seed
+    def __init__(self, store: FaceStore, names: list[str], set_weights: dict[str, float], keep_mouth: float,
+                 identity_dropout: float, seed: int, read: bool = True):  # fmt: skip
+        self.store, self.names, self.seed, self.read = store, names, seed, read
         self.keep_mouth, self.identity_dropout = keep_mouth, identity_dropout
+        self.size = store.load(names[0])["maps"].shape[-1]
         weights = np.array([set_weights.get(store.open(name).metadata()["set"], 1.0) for name in names])
         if not weights.sum() > 0:
             raise ValueError(f"`set_weights` leaves none of the {len(names)} faces of `{store.folder}` to train on.")
@@ -92,94 +111,110 @@ class TrainingFaces(Dataset):
     def __getitem__(self, n: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self.seed, n))
         index = min(np.searchsorted(self.cumulative, rng.random(), side="right"), len(self.names) - 1)
-        face = self.store.load(self.names[index])
-        if rng.random() < 0.5:
-            face = mirror(face)
-        face = crop_jittered(face, self.resolution, rng)
-        face["mask"] = erased_region(face["mask"], keep_mouth=rng.random() < self.keep_mouth, grow=rng.uniform(-0.01, 0.03))
-        if rng.random() < self.identity_dropout:
-            face["identity"] = np.zeros_like(face["identity"])
-        if rng.random() < COARSE_SHARE:
-            face = coarsen(face, round(self.resolution / rng.uniform(1.5, 4)))
-        face["gain"] = np.float32(rng.uniform(0.8, 1.2)) * rng.uniform(0.95, 1.05, 3).astype(np.float32)
-        return face
+        drawn = {
+            "window": draw_window(rng, self.size),
+            "mirrored": np.bool_(rng.random() < 0.5),
+            "keep_mouth": np.bool_(rng.random() < self.keep_mouth),
+            "grow": np.float32(rng.uniform(-0.01, 0.03)),
+            "anonymous": np.bool_(rng.random() < self.identity_dropout),
+            "coarseness": np.float32(COARSENESS[rng.integers(len(COARSENESS))] if rng.random() < COARSE_SHARE else 1),
+            "gain": np.float32(rng.uniform(0.8, 1.2)) * rng.uniform(0.95, 1.05, 3).astype(np.float32),
+        }
+        return drawn | (self.store.load(self.names[index]) if self.read else {"index": np.int64(index)})
 
 
 class ValidationFaces(Dataset):
     """Faces as they are stored: the crop proper, the mouth kept for every other one."""
 
-    def __init__(self, store: FaceStore, names: list[str], resolution: int):
-        self.store, self.names, self.resolution = store, names, resolution
+    def __init__(self, store: FaceStore, names: list[str]):
+        self.store, self.names = store, names
 
     def __len__(self) -> int:
         return len(self.names)
 
     def __getitem__(self, index: int) -> dict[str, np.ndarray]:
         face = self.store.load(self.names[index])
-        stored = face["image"].shape[0]
+        stored = face["maps"].shape[-1]
         margin = round(MARGIN * stored)
-        face = crop(face, margin, margin, stored - 2 * margin, self.resolution)
-        face["mask"] = erased_region(face["mask"], keep_mouth=index % 2 == 0)
-        return face | {"gain": np.ones(3, np.float32)}
+        return face | {
+            "window": np.float32([margin, margin, stored - 2 * margin]),
+            "mirrored": np.False_,
+            "keep_mouth": np.bool_(index % 2 == 0),
+            "grow": np.float32(0),
+            "anonymous": np.False_,
+            "coarseness": np.float32(1),
+            "gain": np.ones(3, np.float32),
+        }
 
 
-def crop(face: dict[str, np.ndarray], left: int, top: int, size: int, resolution: int) -> dict[str, np.ndarray]:
-    """A square of the maps, resized, and the chip in it; the coefficients stay."""
-    window = np.s_[top : top + size, left : left + size]
-    resized = {
-        name: cv2.resize(np.ascontiguousarray(face[name][window]), (resolution, resolution), interpolation=cv2.INTER_AREA)
-        for name in MAPS
-    }
-    scale = size / resolution
-    chip = compose(face["chip"], np.float32([[scale, 0, left], [0, scale, top]]))
-    return face | resized | {"chip": chip}
-
-
-def crop_jittered(face: dict[str, np.ndarray], resolution: int, rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """A random square within 6 % of the crop proper in size and place, and the translation t that the camera sees in it."""
-    stored = face["image"].shape[0]
+def draw_window(rng: np.random.Generator, stored: int) -> np.ndarray:
+    """Left, top and size of a random square within 6 % of the crop proper in size and place, in stored pixels."""
     proper = stored - 2 * round(MARGIN * stored)
-    size = min(round(proper * rng.uniform(0.94, 1.06)), stored)
+    size = min(proper * rng.uniform(0.94, 1.06), stored)
     slack = (stored - size) / 2
     reach = min(slack, 0.06 * proper)
-    left, top = np.round(slack + rng.uniform(-reach, reach, 2)).astype(int).clip(0, stored - size)
-    face = crop(face, left, top, size, resolution)
-
-    # To first order at the origin of the head: depth grows with the window, the rest follows the shift of its centre.
-    shift = (np.array([left, top]) + (size - stored) / 2) / proper
-    coefficients = face["coefficients"].copy()
-    translation = coefficients[..., 254:257]
-    depth = DISTANCE - translation[2]
-    translation[:] = (
-        translation[0] - shift[0] * depth / FOCAL,
-        translation[1] + shift[1] * depth / FOCAL,
-        DISTANCE - depth * size / proper,
-    )
-    return face | {"coefficients": coefficients}
+    return np.float32([*(slack + rng.uniform(-reach, reach, 2)), size])
 
 
-def coarsen(face: dict[str, np.ndarray], resolution: int) -> dict[str, np.ndarray]:
-    """The face as if its pictures had only had `resolution` pixels."""
-    pictures = {}
-    for name in ("image", "texture"):
-        coarse = cv2.resize(face[name], (resolution, resolution), interpolation=cv2.INTER_AREA)
-        pictures[name] = cv2.resize(coarse, face[name].shape[:2], interpolation=cv2.INTER_LINEAR)
-    return face | pictures
+# On the device: B faces as `TrainingFaces` gives them, `batch`.
 
 
-def erased_region(mask: np.ndarray, keep_mouth: bool, grow: float = 0.0) -> np.ndarray:
-    """Where a face is erased, `(size, size)` 0 or 1, from the channels whole face and mouth of a stored mask.
+def cut_out(batch: dict[str, Tensor], resolution: int) -> dict[str, Tensor]:
+    """The maps `(B, C, resolution, resolution)` 0…255 by their names, and `coefficients` and `chip`, of the faces' windows."""
+    maps, window, mirrored = batch["maps"], batch["window"], batch["mirrored"]
+    stored, left, top, size = maps.shape[-1], *window.unbind(1)
+    side = torch.where(mirrored, -1.0, 1.0)  # of an axis to the right of the cut picture, in the stored one
+
+    # pictures; without aliasing when they shrink
+    zero, factor = torch.zeros_like(size), max(1, round((1 - 2 * MARGIN) * stored / resolution))
+    centre = (2 * window[:, :2] + size[:, None]) / stored - 1
+    affine = torch.stack([side * size / stored, zero, centre[:, 0], zero, size / stored, centre[:, 1]], dim=1).view(-1, 2, 3)
+    grid = F.affine_grid(affine, [len(maps), 1, factor * resolution, factor * resolution], align_corners=False)
+    planes = F.avg_pool2d(F.grid_sample(maps.float(), grid, padding_mode="border", align_corners=False), factor)
+    cut = dict(zip(MAPS, planes.split(list(MAPS.values()), dim=1), strict=True))
+    cut["normals"][:, 0] = torch.where(mirrored[:, None, None], 255 - cut["normals"][:, 0], cut["normals"][:, 0])
+
+    # t as the camera sees it in the window; to first order at the origin of the head: depth grows with the window, the rest
+    # follows the shift of its centre
+    proper = (1 - 2 * MARGIN) * stored
+    shift = (window[:, :2] + (size[:, None] - stored) / 2) / proper
+    coefficients = batch["coefficients"].clone()
+    x, y, z = batch["coefficients"][:, 254:257].unbind(1)
+    depth = DISTANCE - z
+    moved = x - shift[:, 0] * depth / FOCAL, y + shift[:, 1] * depth / FOCAL, DISTANCE - depth * size / proper
+    coefficients[:, 254:257] = torch.stack(moved, dim=1)
+    coefficients = torch.where(mirrored[:, None], mirror_coefficients(coefficients), coefficients)
+
+    # the chip: cut picture -> stored picture -> chip, the latter mirrored too
+    start = torch.where(mirrored, left + size, left)
+    rotation, origin = batch["chip"][:, :, :2], batch["chip"][:, :, 2]
+    scale = torch.stack([side, torch.ones_like(side)], dim=1) * size[:, None] / resolution
+    origin = origin + (rotation @ torch.stack([start, top], dim=1)[..., None])[..., 0]
+    chip = torch.cat([rotation * scale[:, None], origin[..., None]], dim=2)
+    flipped = torch.stack([chip.new_tensor([0, 0, CHIP_SIZE]) - chip[:, 0], chip[:, 1]], dim=1)
+    return cut | {"coefficients": coefficients, "chip": torch.where(mirrored[:, None, None], flipped, chip)}
+
+
+def erased_region(mask: Tensor, keep_mouth: Tensor, grow: Tensor) -> Tensor:
+    """Where faces are erased, `(B, 1, H, W)` 0 or 1.
 
     Args:
-        mask: `(size, size, 2)` uint8.
-        keep_mouth: leave the mouth visible.
-        grow: dilate (erode if negative) the whole face by this share of the picture.
+        mask: `(B, 2, H, W)` 0…255: distance to the outline of the face (`DISTANCE_LEVELS`; inside above 127.5), mouth.
+        keep_mouth: `(B,)`, leave the mouth visible.
+        grow: `(B,)`, stored pixels by which to dilate (erode if negative) the face.
     """
-    face, mouth = np.ascontiguousarray(mask[..., 0] > 127, np.uint8), mask[..., 1] > 127
-    radius = round(abs(grow) * mask.shape[0])
-    kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * radius + 1, 2 * radius + 1))
-    face = (cv2.dilate if grow > 0 else cv2.erode)(face, kernel)
-    return face * ~mouth if keep_mouth else face
+    face, mouth = mask[:, :1] > 127.5 - DISTANCE_LEVELS * grow[:, None, None, None], mask[:, 1:] > 127.5
+    return (face & ~(mouth & keep_mouth[:, None, None, None])).float()
+
+
+def coarsen(pictures: Tensor, coarseness: Tensor) -> Tensor:
+    """Pictures `(B, C, H, W)` as if they had had `coarseness` `(B,)`, 1 or some of `COARSENESS`, times fewer pixels a side."""
+    size = pictures.shape[-1]
+    for factor in COARSENESS:
+        small = F.interpolate(pictures, round(size / factor), mode="area")
+        coarse = F.interpolate(small, size, mode="bilinear", align_corners=False)
+        pictures = torch.where((coarseness == factor)[:, None, None, None], coarse, pictures)
+    return pictures
 
 
 def eye_surroundings(openings: Tensor) -> Tensor:
@@ -188,8 +223,8 @@ def eye_surroundings(openings: Tensor) -> Tensor:
     return F.max_pool2d(openings.float(), 2 * reach + 1, stride=1, padding=reach)
 
 
-def network_inputs(batch: dict[str, Tensor], hidden: Sequence[str] = ()) -> dict[str, Tensor]:
-    """What the networks see of a batch of uint8 maps, on the batch's device, but for what is `hidden` (of `HIDEABLE`).
+def network_inputs(batch: dict[str, Tensor], resolution: int, hidden: Sequence[str] = ()) -> dict[str, Tensor]:
+    """What the networks see of a batch, at `resolution` pixels, but for what is `hidden` (of `HIDEABLE`).
 
     `gain` (B, 3) brightens pictures, render and illumination alike: none of them has its gamma undone, so all are linear in it.
 
@@ -198,14 +233,15 @@ def network_inputs(batch: dict[str, Tensor], hidden: Sequence[str] = ()) -> dict
         picture without its face, or, for `video` (B,) rows, all of another frame; `identity` (B, 128), `coefficients` (B, 261),
         and for the losses `eyes` (B, 1, H, W) 0 or 1 and `chip` (B, 2, 3).
     """
-    planes = {name: batch[name].permute(0, 3, 1, 2).float() for name in ("image", "texture", "render", "normals", "guides")}
+    cut = cut_out(batch, resolution)
     gain = batch["gain"][:, :, None, None]
-    image, texture, render = ((planes[name] * gain).clamp(0, 255) / 127.5 - 1 for name in ("image", "texture", "render"))
-    normals, guides = (planes[name] / 127.5 - 1 for name in ("normals", "guides"))
-    mask = batch["mask"][:, None].float()
+    pictures = coarsen(torch.cat([cut["image"], cut["texture"]], dim=1), batch["coarseness"]).split(3, dim=1)
+    image, texture, render = ((plane * gain).clamp(0, 255) / 127.5 - 1 for plane in (*pictures, cut["render"]))
+    normals, guides = (cut[name] / 127.5 - 1 for name in ("normals", "guides"))
+    mask = erased_region(cut["mask"], batch["keep_mouth"], batch["grow"] * batch["window"][:, 2])
     erased = mask * ~batch["video"][:, None, None, None]
 
-    coefficients = batch["coefficients"].clone()
+    coefficients = cut["coefficients"]
     coefficients[:, 224:251] *= batch["gain"].repeat(1, 9)
     inputs = {
         "image": image,
@@ -214,7 +250,10 @@ def network_inputs(batch: dict[str, Tensor], hidden: Sequence[str] = ()) -> dict
         "spatial_conditions": torch.cat([2 * mask - 1, render, normals, guides], dim=1),
         "masked_texture": torch.cat([texture * (1 - erased), 2 * erased - 1], dim=1),
         "coefficients": coefficients,
-    } | {name: batch[name] for name in ("identity", "video", "chip")}
+        "identity": batch["identity"] * ~batch["anonymous"][:, None],
+        "video": batch["video"],
+        "chip": cut["chip"],
+    }
     for name in hidden:
         for key, channels in HIDEABLE[name]:
             inputs[key][:, channels] = 0

@@ -23,7 +23,6 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-import cv2
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -108,14 +107,22 @@ def train(config: TrainConfig | str | Path) -> Path:
     if accelerator.is_main_process:
         output.mkdir(parents=True, exist_ok=True)
         config.save(output / "config.json")
-    cv2.setNumThreads(0)
+    torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
 
     # 1. data
     store = FaceStore(config.data)
     train_names, held_out = store.split(config.validation_names)
     faces = TrainingFaces(
-        store, train_names, config.resolution, config.set_weights, config.keep_mouth, config.identity_dropout, config.seed
+        store,
+        train_names,
+        config.set_weights,
+        config.keep_mouth,
+        config.identity_dropout,
+        config.seed,
+        not config.faces_on_device,
     )
+    on_device = store.stack(train_names, device) if config.faces_on_device else None
     validation, seen = (
         _fixed_batches(store, names, config, device) if accelerator.is_main_process else [] for names in (held_out, train_names)
     )
@@ -139,7 +146,8 @@ def train(config: TrainConfig | str | Path) -> Path:
         denoiser.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
     )
     if config.compile:
-        denoiser.compile()
+        for network in filter(None, (denoiser, perceptual, recogniser)):
+            network.compile()
     model, optimizer = accelerator.prepare(denoiser, optimizer)
 
     # 4. resume
@@ -157,7 +165,6 @@ def train(config: TrainConfig | str | Path) -> Path:
             sampler=itertools.count(state.samples + rank, world),
             num_workers=config.num_workers,
             pin_memory=device.type == "cuda",
-            worker_init_fn=_single_threaded,
         )
     )
     generator = torch.Generator(device)
@@ -170,7 +177,9 @@ def train(config: TrainConfig | str | Path) -> Path:
         # 5a. one step
         generator.manual_seed((config.seed << 40) + state.samples + rank)
         drawn = {name: value.to(device, non_blocking=True) for name, value in next(loader).items()}
-        batch = network_inputs(drawn, config.hidden_inputs)
+        if on_device is not None:
+            drawn |= {name: values[drawn["index"]] for name, values in on_device.items()}
+        batch = network_inputs(drawn, config.resolution, config.hidden_inputs)
         timesteps = spread_timesteps(scheduler, config.batch_size, generator, rank, world)
         noise = torch.randn(batch["image"].shape, device=device, generator=generator)
         active = perceptual if state.samples >= config.perceptual_from_samples else None
@@ -289,17 +298,14 @@ def _fixed_batches(store: FaceStore, names: list[str], config: TrainConfig, devi
     if not names:
         raise ValueError("`validation_names` leaves no face to train on or none to validate with.")
     spread = names[:: math.ceil(len(names) / VALIDATION_FACES)]
-    loader = DataLoader(ValidationFaces(store, spread, config.resolution), batch_size=16)
-    return [network_inputs({name: value.to(device) for name, value in batch.items()}, config.hidden_inputs) for batch in loader]
+    loader = DataLoader(ValidationFaces(store, spread), batch_size=16)
+    batches = ({name: value.to(device) for name, value in batch.items()} for batch in loader)
+    return [network_inputs(batch, config.resolution, config.hidden_inputs) for batch in batches]
 
 
 def _shared(minutes: float, accelerator: Accelerator) -> float:
     """The main process's clock, so that all processes agree on what is due."""
     return broadcast_object_list([minutes])[0] if accelerator.num_processes > 1 else minutes
-
-
-def _single_threaded(worker: int):
-    cv2.setNumThreads(0)
 
 
 if __name__ == "__main__":

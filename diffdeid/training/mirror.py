@@ -1,13 +1,11 @@
-"""Left-right mirroring of a prepared face. Axes and orders: docs/conventions.md."""
+"""Left-right mirroring of a face's coefficients. Axes and orders: docs/conventions.md."""
 
 from collections.abc import Sequence
 
-import numpy as np
+import torch
+from torch import Tensor
 
-from diffdeid.geometry.align import CHIP_SIZE, compose
 from diffdeid.structures import MorphableCoefficients
-
-MAPS = ("image", "texture", "render", "normals", "guides", "mask")  # the pictures of a face
 
 _UNITS = """
     browDownLeft browDownRight browInnerUp browOuterUpLeft browOuterUpRight cheekPuff cheekSquintLeft cheekSquintRight
@@ -31,12 +29,11 @@ def expression_twins(names: Sequence[str]) -> list[int]:
     return [names.index(_mirrored_name(name)) for name in names]
 
 
-def _signed_permutation() -> tuple[np.ndarray, np.ndarray]:
+def _signed_permutation() -> tuple[Tensor, Tensor]:
     """Source slot and sign of each of the 261 mirrored coefficients; α and δ stay (their bases are symmetric)."""
-    _, expression, _, illumination, pose, gaze = np.split(
-        np.arange(sum(MorphableCoefficients.SIZES)), np.cumsum(MorphableCoefficients.SIZES)[:-1]
-    )
-    order, sign = np.arange(sum(MorphableCoefficients.SIZES)), np.ones(sum(MorphableCoefficients.SIZES), np.float32)
+    slots = torch.arange(sum(MorphableCoefficients.SIZES))
+    _, expression, _, illumination, pose, gaze = slots.split(MorphableCoefficients.SIZES)
+    order, sign = slots.clone(), torch.ones(len(slots))
     order[expression[: len(EXPRESSION_UNITS)]] = expression[expression_twins(EXPRESSION_UNITS)]
     order[gaze] = gaze[[2, 3, 0, 1]]
     sign[gaze[[0, 2]]] = -1  # along the corner line; down stays down
@@ -48,19 +45,6 @@ def _signed_permutation() -> tuple[np.ndarray, np.ndarray]:
 ORDER, SIGN = _signed_permutation()
 
 
-def mirror_coefficients(coefficients: np.ndarray) -> np.ndarray:
+def mirror_coefficients(coefficients: Tensor) -> Tensor:
     """The `(..., 261)` coefficients of the mirrored picture."""
-    return coefficients[..., ORDER] * SIGN
-
-
-def mirror(face: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
-    """The mirrored pictures, chip and coefficients of a face; its identity stays."""
-    maps = {name: face[name][:, ::-1] for name in MAPS}
-    normals = maps["normals"].copy()
-    normals[..., 0] = 255 - normals[..., 0]
-    chip = compose(compose(_flip(CHIP_SIZE), face["chip"]), _flip(face["image"].shape[1]))
-    return face | maps | {"normals": normals, "chip": chip, "coefficients": mirror_coefficients(face["coefficients"])}
-
-
-def _flip(width: int) -> np.ndarray:
-    return np.float32([[-1, 0, width], [0, 1, 0]])
+    return coefficients[..., ORDER.to(coefficients.device)] * SIGN.to(coefficients)

@@ -1,9 +1,10 @@
 """Photos and clips -> a store of training samples: one safetensors file per face, nothing recomputed on a second run.
 
 Each file holds, at 288 pixels (the 256 of the crop and a margin of 16 for jitter): `image`, `render`, `normals` (uint8, 3
-channels), `guides` (feature lines, eye map), `mask` (whole face, mouth); and in float32: `fit` (261, the reconstruction),
-`coefficients` (261, what of it the denoiser is shown), `identity` (128), and in pixels of the crop proper `landmarks` (468, 3)
-and `iris` (2, 5, 2). Frames of clips also hold `texture`, another frame of the same person, and are shown with its α, δ and γ.
+channels), `guides` (feature lines, eye map), `mask` (distance to the outline of the face, mouth); and in float32: `fit` (261, the
+reconstruction), `coefficients` (261, what of it the denoiser is shown), `identity` (128), `matrix` (2, 3, from the picture to
+these pixels), and in pixels of the crop proper `landmarks` (468, 3) and `iris` (2, 5, 2). Frames of clips also hold `texture`,
+another frame of the same person, and are shown with its α, δ and γ.
 """
 
 from __future__ import annotations
@@ -20,18 +21,16 @@ from tqdm import tqdm
 
 from diffdeid.errors import ImageError
 from diffdeid.geometry.align import chip_matrix, ffhq_matrix, sample, warp
-from diffdeid.geometry.guides import face_region, mouth_region
 from diffdeid.geometry.landmarks import LIPS_OUTER
 from diffdeid.imaging import read_image, write_whole
-from diffdeid.models.conditioning import exchange_identity, hide_skin_details, render_conditions
+from diffdeid.models.conditioning import exchange_identity, hide_skin_details
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.fitting import fit
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import Face, FaceCrop, MorphableCoefficients
+from diffdeid.training.maps import FULL, MARGIN, SIZE, regions, shown
 
-SIZE, MARGIN = 256, 16
-FULL = SIZE + 2 * MARGIN
 PHOTOS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 CLIPS = {".mp4", ".mov", ".mkv", ".webm", ".avi"}
 FRAME_STEP = 5  # frames of a clip from one sample to the next
@@ -133,14 +132,14 @@ def prepare_face(
     placed = torch.from_numpy(landmarks).float()[None], torch.from_numpy(iris).float()[None]
     reconstruction = fit(morphable_model, *placed, inner)
     chips = sample(inner.permute(0, 3, 1, 2) * 2 - 1, torch.from_numpy(chip_matrix(landmarks))[None], 150)
-    shifted = landmarks[:, :2] + MARGIN
     return {
         "image": crop.image,
-        "mask": (np.stack([face_region(shifted, FULL), mouth_region(shifted, FULL)], axis=-1) * 255).astype(np.uint8),
+        "mask": regions(landmarks),
         "fit": reconstruction.pack()[0].numpy(),
         "identity": recogniser(chips).embedding[0].numpy(),
         "landmarks": landmarks.astype(np.float32),
         "iris": iris.astype(np.float32),
+        "matrix": wide.astype(np.float32),
     } | shown(morphable_model, hide_skin_details(morphable_model, reconstruction))
 
 
@@ -154,16 +153,3 @@ def pair_frames(
     mixed = replace(mixed, albedo=person.albedo, illumination=person.illumination)
     texture = {"texture": reference["image"]}
     return target | texture | shown(morphable_model, hide_skin_details(morphable_model, mixed))
-
-
-@torch.no_grad()
-def shown(morphable_model: MorphableModel, coefficients: MorphableCoefficients) -> dict[str, np.ndarray]:
-    """What of a face the denoiser is shown: `coefficients` and the maps rendered from them."""
-    maps = render_conditions(morphable_model, coefficients, SIZE, MARGIN).maps[0].permute(1, 2, 0)
-    maps = ((maps + 1) * 127.5).round().clamp(0, 255).byte().numpy()
-    return {
-        "render": maps[..., :3].copy(),
-        "normals": maps[..., 3:6].copy(),
-        "guides": maps[..., 6:].copy(),
-        "coefficients": coefficients.pack()[0].numpy(),
-    }

@@ -60,8 +60,7 @@ def mirrored(labels: dict[str, Tensor], twins: Tensor) -> dict[str, Tensor]:
     landmarks, iris = labels["landmarks"][:, twins].clone(), labels["iris"].flip(1)
     for points in (landmarks, iris):
         points[..., 0] = 1 - points[..., 0]
-    coefficients = torch.from_numpy(mirror_coefficients(labels["coefficients"].numpy()))
-    return {"coefficients": coefficients, "landmarks": landmarks, "iris": iris}
+    return {"coefficients": mirror_coefficients(labels["coefficients"]), "landmarks": landmarks, "iris": iris}
 
 
 # Jitter: `angle` (…) radians, counter-clockwise; `zoom` (…) above 1 enlarges; `shift` (…, 2) of the window in crop sizes, right

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
-from diffdeid.training.data import FaceStore
+from diffdeid.training.data import DISTANCE_LEVELS, FaceStore
 from tests.tiny import TINY_WIDTHS
 
 
@@ -14,7 +14,9 @@ def invented_face(seed: int, size: int = 72) -> dict[str, np.ndarray]:
     maps = {"image": 3, "render": 3, "normals": 3, "guides": 2}
     face = {name: rng.integers(0, 256, (size, size, channels), dtype=np.uint8) for name, channels in maps.items()}
     face["mask"] = np.zeros((size, size, 2), np.uint8)
-    face["mask"][16:60, 16:56, 0] = 255
+    rows, columns = np.mgrid[:size, :size] + 0.5
+    inside = np.min([rows - 16, 60 - rows, columns - 16, 56 - columns], axis=0)  # pixels to the outline of a rectangle
+    face["mask"][..., 0] = (127.5 + DISTANCE_LEVELS * inside).clip(0, 255)
     face["mask"][44:54, 24:48, 1] = 255
     identity = rng.normal(size=128).astype(np.float32)
     return face | {

@@ -1,27 +1,44 @@
 import numpy as np
 import pytest
 import torch
+from safetensors.numpy import save_file
 from torch.utils.data import default_collate
 
+from diffdeid.geometry.align import sample
 from diffdeid.geometry.camera import project
-from diffdeid.training import data
 from diffdeid.training.data import (
+    COARSENESS,
     HIDEABLE,
+    MAPS,
     FaceStore,
     TrainingFaces,
     ValidationFaces,
     coarsen,
-    crop_jittered,
+    cut_out,
     erased_region,
     network_inputs,
 )
+from diffdeid.training.mirror import mirror_coefficients
 from tests.training.conftest import invented_face, loaded_face
+
+STARTS = dict(zip(MAPS, np.cumsum([0, *MAPS.values()]), strict=False))
 
 
 def stream(folder, **changes) -> TrainingFaces:
     store = FaceStore(folder)
-    arguments = dict(resolution=32, set_weights={}, keep_mouth=0.5, identity_dropout=0.5, seed=0)
+    arguments = dict(set_weights={}, keep_mouth=0.5, identity_dropout=0.5, seed=0)
     return TrainingFaces(store, store.names, **arguments | changes)
+
+
+def stored(folder, name: str = "face 0", **changes) -> dict[str, torch.Tensor]:
+    """A batch of one face as it is stored, but for `changes` in what becomes of it."""
+    face = ValidationFaces(FaceStore(folder), [name])[0]
+    return default_collate([face | {key: np.asarray(value) for key, value in changes.items()}])
+
+
+def planes(batch: dict[str, torch.Tensor], name: str) -> torch.Tensor:
+    """The crop proper of a stored map, `(C, 64, 64)`."""
+    return batch["maps"][0, STARTS[name] : STARTS[name] + MAPS[name], 4:-4, 4:-4].float()
 
 
 def test_a_folder_without_faces_is_an_error(tmp_path):
@@ -39,7 +56,16 @@ def test_a_sample_depends_on_the_seed_and_its_number_only(store):
     first, second, other = stream(store), stream(store), stream(store, seed=1)
     for name, value in first[5].items():
         np.testing.assert_array_equal(second[5][name], value)
-    assert any((other[n]["image"] != first[n]["image"]).any() for n in range(3))
+    assert any((other[n]["window"] != first[n]["window"]).any() for n in range(3))
+
+
+def test_faces_held_on_the_device_make_the_same_batches(store):
+    read, drawn = stream(store), stream(store, read=False)
+    held = read.store.stack(read.names, torch.device("cpu"))
+    batch, numbers = (default_collate([faces[n] for n in range(6)]) for faces in (read, drawn))
+    numbers |= {name: values[numbers["index"]] for name, values in held.items()}
+    for name, value in batch.items():
+        assert torch.equal(numbers[name], value), name
 
 
 def test_sets_of_weight_zero_are_not_drawn(store):
@@ -56,81 +82,101 @@ def test_a_store_without_any_weight_is_an_error(store):
 @pytest.mark.parametrize("dropout", [0.0, 1.0])
 def test_dropped_identities_are_zeros(store, dropout):
     faces = stream(store, identity_dropout=dropout)
-    assert all((faces[n]["identity"] == 0).all() == bool(dropout) for n in range(4))
+    identity = network_inputs(default_collate([faces[n] for n in range(4)]), 32)["identity"]
+    assert ((identity == 0).all(dim=1) == bool(dropout)).all()
 
 
-def test_coarse_samples_have_coarse_pictures_and_everything_else_as_it_was(store):
-    face = crop_jittered(FaceStore(store).load("face 0"), 64, np.random.default_rng(0))
-    coarse = coarsen(face, 16)
-    np.testing.assert_allclose(coarse["image"].mean((0, 1)), face["image"].mean((0, 1)), atol=2)
-    detail = [np.abs(np.diff(picture.astype(float), axis=1)).mean() for picture in (coarse["image"], face["image"])]
-    assert detail[0] < detail[1] / 2
-    assert all(coarse[name] is value for name, value in face.items() if name not in ("image", "texture"))
+@pytest.mark.parametrize("factor", COARSENESS)
+def test_coarse_pictures_have_less_detail_and_others_are_as_they_were(factor):
+    pictures = torch.rand(2, 3, 64, 64, generator=torch.Generator().manual_seed(0))
+    coarse, same = coarsen(pictures, torch.tensor([factor, 1.0]))
+    assert torch.equal(same, pictures[1])
+    torch.testing.assert_close(coarse.mean((1, 2)), pictures[0].mean((1, 2)), atol=0.02, rtol=0)
+    assert coarse.diff(dim=-1).abs().mean() < 0.8 / factor * pictures[0].diff(dim=-1).abs().mean()
 
 
-def test_some_samples_are_coarse(store, monkeypatch):
-    asked = []
-    monkeypatch.setattr(data, "coarsen", lambda face, resolution: asked.append(resolution) or face)
+def test_some_samples_are_coarse(store):
     faces = stream(store)
-    for n in range(100):
-        faces[n]
-    assert 2 <= len(asked) <= 20 and min(asked) >= 8 and max(asked) <= 21
+    drawn = [faces[n]["coarseness"] for n in range(100)]
+    assert 2 <= sum(value > 1 for value in drawn) <= 20 and set(drawn) <= {1, *COARSENESS}
 
 
 def test_a_kept_mouth_is_not_erased():
-    mask = invented_face(0)["mask"]
-    whole, kept = erased_region(mask, keep_mouth=False), erased_region(mask, keep_mouth=True)
-    assert whole.sum() == (mask[..., 0] > 0).sum()
-    assert kept.sum() == whole.sum() - (mask[..., 1] > 0).sum()
+    mask = torch.from_numpy(invented_face(0)["mask"]).permute(2, 0, 1)[None].float()
+    whole, kept = (erased_region(mask, torch.tensor([keep]), torch.zeros(1))[0, 0] for keep in (False, True))
+    assert whole.sum() == 44 * 40 and whole[16:60, 16:56].all()
+    assert kept.sum() == whole.sum() - 10 * 24
 
 
-def test_a_grown_region_covers_the_face():
-    mask = invented_face(0)["mask"]
-    plain, grown = erased_region(mask, keep_mouth=False), erased_region(mask, keep_mouth=False, grow=0.03)
-    assert (grown >= plain).all() and grown.sum() > plain.sum()
+@pytest.mark.parametrize("grow", [-3, 5])
+def test_a_region_grows_by_so_many_pixels(grow):
+    mask = torch.from_numpy(invented_face(0)["mask"]).permute(2, 0, 1)[None].float()
+    changed = erased_region(mask, torch.tensor([False]), torch.tensor([float(grow)]))[0, 0]
+    assert changed[16 - grow : 60 + grow, 16 - grow : 56 + grow].all() and changed.sum() == (44 + 2 * grow) * (40 + 2 * grow)
 
 
-def test_the_translation_follows_the_jittered_crop(tmp_path):
+@pytest.mark.parametrize("mirrored", [False, True])
+def test_coefficients_and_chip_follow_the_window(tmp_path, mirrored):
     """A dot where the head's origin projects to stays there."""
-    for seed in range(20):
+    loaded_face(tmp_path, 0, size=288)
+    for seed in range(10):
         rng = np.random.default_rng(seed)
-        face = loaded_face(tmp_path, seed, size=288)
-        translation = rng.uniform(-0.3, 0.3, 3).astype(np.float32)
-        face["coefficients"][254:257] = translation
-        x, y = (project(torch.from_numpy(translation), 256, margin=16)[:2]).tolist()
+        batch = stored(tmp_path, "face", mirrored=mirrored)
+        x0, y0 = rng.uniform(6, 26, 2)
+        batch["window"] = torch.tensor([[x0, y0, rng.uniform(240, 262)]]).float()
+        batch["coefficients"][0, 254:257] = torch.from_numpy(rng.uniform(-0.3, 0.3, 3)).float()
+        x, y = project(batch["coefficients"][0, 254:257], 256, margin=16)[:2].tolist()
         rows, columns = np.mgrid[:288, :288] + 0.5
-        face["image"] = np.repeat((255 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 18))[..., None], 3, 2).astype(np.uint8)
+        batch["maps"][0, :3] = torch.from_numpy(255 * np.exp(-((columns - x) ** 2 + (rows - y) ** 2) / 18))
 
-        jittered = crop_jittered(face, 256, rng)
-        weight = jittered["image"][..., 0].astype(float)
-        centre = [(weight.sum(axis) * (np.arange(256) + 0.5)).sum() / weight.sum() for axis in (0, 1)]
-        expected = project(torch.from_numpy(jittered["coefficients"][254:257]), 256)[:2]
-        np.testing.assert_allclose(centre, expected, atol=0.3)
-        in_chip, expected = (m[:, :2] @ p + m[:, 2] for m, p in ((jittered["chip"], centre), (face["chip"], (x, y))))
-        np.testing.assert_allclose(in_chip, expected, atol=0.3)
+        cut = cut_out(batch, 256)
+        weight = cut["image"][0, 0].double()
+        centre = np.array([(weight.sum(axis) * (torch.arange(256) + 0.5)).sum() / weight.sum() for axis in (0, 1)])
+        np.testing.assert_allclose(centre, project(cut["coefficients"][0, 254:257], 256)[:2], atol=0.3)
+        before, after = (chip[0, :, :2].double().numpy() @ point + chip[0, :, 2].numpy()
+                         for chip, point in ((batch["chip"], (x, y)), (cut["chip"], centre)))  # fmt: skip
+        np.testing.assert_allclose(after, (150 - before[0], before[1]) if mirrored else before, atol=0.3)
+
+
+def test_a_mirrored_face_is_mirrored_in_everything(tmp_path):
+    loaded_face(tmp_path, 0)
+    plain, mirrored = (cut_out(stored(tmp_path, "face", mirrored=value), 64) for value in (False, True))
+    for name in set(MAPS) - {"normals"}:
+        torch.testing.assert_close(mirrored[name], plain[name].flip(3), atol=1e-2, rtol=0, msg=name)
+    x, *others = (mirrored["normals"].flip(3) - plain["normals"])[0]
+    torch.testing.assert_close(mirrored["normals"][0, 0].flip(1), 255 - plain["normals"][0, 0], atol=1e-2, rtol=0)
+    assert max(other.abs().max() for other in others) < 1e-2 < x.abs().max()
+    torch.testing.assert_close(mirrored["coefficients"], mirror_coefficients(plain["coefficients"]))
+    chips = [sample(cut["image"], cut["chip"], 150) for cut in (plain, mirrored)]
+    torch.testing.assert_close(chips[1], chips[0].flip(3), atol=0.1, rtol=0)
+
+
+def test_small_pictures_are_means_of_large_ones(store):
+    large, small = (cut_out(stored(store), resolution)["image"] for resolution in (64, 32))
+    torch.testing.assert_close(small, torch.nn.functional.avg_pool2d(large, 2), atol=1e-2, rtol=0)
 
 
 def test_conditions_are_in_the_documented_order(store):
-    face = ValidationFaces(FaceStore(store), ["face 0"], resolution=64)[0]
-    inputs = network_inputs(default_collate([face]))
+    batch = stored(store)
+    inputs = network_inputs(batch, 64)
     conditions = inputs["spatial_conditions"][0]
     assert conditions.shape == (9, 64, 64)
-    np.testing.assert_array_equal(conditions[0], 2.0 * face["mask"] - 1)
+    assert torch.equal(conditions[:1], 2 * inputs["mask"][0] - 1)
     for channels, name in ((slice(1, 4), "render"), (slice(4, 7), "normals"), (slice(7, 9), "guides")):
-        np.testing.assert_allclose(conditions[channels], face[name].transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+        torch.testing.assert_close(conditions[channels], planes(batch, name) / 127.5 - 1, atol=1e-4, rtol=0)
 
 
 def test_the_eyes_are_their_openings_with_what_lies_around(store):
-    face = ValidationFaces(FaceStore(store), ["face 0"], resolution=64)[0]
-    face["guides"][:] = 0
-    face["guides"][20:23, 30:36, 1], face["guides"][40, 40, 0] = 128, 255  # an eye, and a line that is none
-    (eyes,) = network_inputs(default_collate([face]))["eyes"][0]
+    batch = stored(store)
+    lines, openings = batch["maps"][0, STARTS["guides"] : STARTS["guides"] + 2]
+    lines[:], openings[:] = 0, 0
+    openings[24:27, 34:40], lines[44, 44] = 128, 255  # an eye, and a line that is none
+    (eyes,) = network_inputs(batch, 64)["eyes"][0]
     assert (eyes[18:25, 28:38] == 1).all() and eyes.sum() == 7 * 10
 
 
 def test_erased_pixels_do_not_reach_the_texture_encoder(store):
-    face = ValidationFaces(FaceStore(store), ["face 0"], resolution=64)[0]
-    inputs = network_inputs(default_collate([face]))
+    inputs = network_inputs(stored(store), 64)
     erased = inputs["mask"][0, 0] == 1
     assert erased.any() and (inputs["masked_texture"][0, :3, erased] == 0).all()
     torch.testing.assert_close(inputs["masked_texture"][0, :3, ~erased], inputs["image"][0, :, ~erased])
@@ -138,8 +184,7 @@ def test_erased_pixels_do_not_reach_the_texture_encoder(store):
 
 @pytest.mark.parametrize("name", HIDEABLE)
 def test_hidden_inputs_are_left_out_and_nothing_else_is(store, name):
-    batch = default_collate([ValidationFaces(FaceStore(store), ["face 0"], resolution=64)[0]])
-    plain, without = network_inputs(batch), network_inputs(batch, [name])
+    plain, without = network_inputs(stored(store), 64), network_inputs(stored(store), 64, [name])
     for key, channels in HIDEABLE[name]:
         assert plain[key][:, channels].any() and not without[key][:, channels].any()
         plain[key][:, channels] = 0
@@ -148,25 +193,23 @@ def test_hidden_inputs_are_left_out_and_nothing_else_is(store, name):
 
 
 def test_frames_of_clips_are_shown_another_frame(tmp_path):
-    other = invented_face(1)["image"]
-    loaded_face(tmp_path, 0, texture=other)
-    face = ValidationFaces(FaceStore(tmp_path), ["face"], resolution=64)[0]
-    inputs = network_inputs(default_collate([face]))
+    save_file(invented_face(0) | {"texture": invented_face(1)["image"]}, tmp_path / "face.safetensors", metadata={"set": "a"})
+    batch = stored(tmp_path, "face")
+    inputs = network_inputs(batch, 64)
     assert inputs["video"].all() and inputs["mask"].any()
-    np.testing.assert_allclose(inputs["masked_texture"][0, :3], other[4:-4, 4:-4].transpose(2, 0, 1) / 127.5 - 1, atol=1e-6)
+    assert torch.equal(planes(batch, "texture"), torch.from_numpy(invented_face(1)["image"][4:-4, 4:-4]).permute(2, 0, 1))
+    torch.testing.assert_close(inputs["masked_texture"][0, :3], planes(batch, "texture") / 127.5 - 1, atol=1e-4, rtol=0)
     assert (inputs["masked_texture"][0, 3] == -1).all()
 
 
 def test_stills_are_not_video(store):
-    face = ValidationFaces(FaceStore(store), ["face 0"], resolution=64)[0]
-    assert not network_inputs(default_collate([face]))["video"].any()
+    assert not network_inputs(stored(store), 64)["video"].any()
 
 
 def test_brighter_pictures_have_more_light(store):
-    face = ValidationFaces(FaceStore(store), ["face 0"], resolution=64)[0]
-    face["image"] //= 2
-    plain = network_inputs(default_collate([face]))
-    bright = network_inputs(default_collate([face | {"gain": np.array([1.1, 1.2, 1.3], np.float32)}]))
+    batch = stored(store)
+    batch["maps"][:, :3] //= 2
+    plain, bright = network_inputs(batch, 64), network_inputs(batch | {"gain": torch.tensor([[1.1, 1.2, 1.3]])}, 64)
     gain = torch.tensor([1.1, 1.2, 1.3])
     torch.testing.assert_close(bright["image"] + 1, (plain["image"] + 1) * gain[:, None, None])
     changed = bright["coefficients"] - plain["coefficients"]

@@ -36,8 +36,8 @@ def log(config: TrainConfig) -> list[dict]:
 def test_two_steps_on_four_faces_lower_the_loss(settings):
     config, scheduler = TrainConfig(**settings), DDIMScheduler(**SCHEDULER)
     store = FaceStore(config.data)
-    faces = [ValidationFaces(store, store.names, config.resolution)[index] for index in range(4)]
-    batch = network_inputs(default_collate(faces))
+    faces = [ValidationFaces(store, store.names)[index] for index in range(4)]
+    batch = network_inputs(default_collate(faces), config.resolution)
     noise = torch.randn(batch["image"].shape, generator=torch.Generator().manual_seed(0))
     model = Denoiser(tiny_unet(), tiny_texture_encoder())
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)

@@ -8,9 +8,12 @@ import numpy as np
 import pytest
 import torch
 
+from diffdeid.geometry.align import warp
+from diffdeid.geometry.guides import face_region
 from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.data import FaceStore
-from diffdeid.training.prepare import FULL, prepare
+from diffdeid.training.maps import FULL, MARGIN
+from diffdeid.training.prepare import prepare
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "weights/diffdeid"
@@ -50,14 +53,27 @@ def test_a_sample_holds_what_is_documented(store):
         "landmarks": ((468, 3), np.float32),
         "iris": ((2, 5, 2), np.float32),
         "identity": ((128,), np.float32),
+        "matrix": ((2, 3), np.float32),
     }
 
 
+def test_the_crop_is_where_its_matrix_says(photos, store):
+    photo = cv2.imread(str(photos / "space/astronaut.png"))[..., ::-1]
+    with FaceStore(store).open("space__astronaut.png") as file:
+        np.testing.assert_allclose(file.get_tensor("image"), warp(photo, file.get_tensor("matrix"), FULL).astype(float), atol=1)
+
+
 def test_a_sample_makes_sense(store):
-    sample = FaceStore(store).load("space__astronaut.png")
+    with FaceStore(store).open("space__astronaut.png") as file:
+        sample = {name: file.get_tensor(name) for name in file.keys()}
     assert np.linalg.norm(sample["identity"]) == pytest.approx(1, abs=1e-4)
-    face, mouth = np.moveaxis(sample["mask"], -1, 0) == 255
-    assert set(np.unique(sample["mask"])) == {0, 255} and face[mouth].all() and 0.2 < face.mean() < 0.7
+    distance, lips = np.moveaxis(sample["mask"], -1, 0)
+    face, mouth = distance > 127, lips == 255
+    assert (face == face_region(sample["landmarks"] + MARGIN, FULL)).all()
+    assert set(np.unique(lips)) == {0, 255} and face[mouth].all() and 0.2 < face.mean() < 0.7
+    rows, columns = np.nonzero(face & (distance == 127 + 4 * 10))  # ten pixels inside
+    outside = np.argwhere(~face)
+    assert all(abs(np.hypot(*(outside - point).T).min() - 10) < 1 for point in zip(rows[:20], columns[:20], strict=True))
     lit = (sample["normals"] != 128).any(-1) & face
     assert lit.sum() > 0.8 * face.sum()  # the rendered head is behind the mask
     assert np.abs(sample["render"][lit].astype(float) - sample["image"][lit]).mean() < 40
@@ -87,8 +103,9 @@ def test_frames_of_a_clip_are_paired(clip_store):
     store = FaceStore(clip_store)
     assert store.names == ["slide.mp4", "slide.mp4__10", "slide.mp4__5"]
     frames = {name: store.load(name) for name in store.names}
+    images, textures = ({name: frame["maps"][channels] for name, frame in frames.items()} for channels in (slice(3), slice(3, 6)))
     for name, frame in frames.items():
-        others = [other for key, other in frames.items() if key != name and (other["image"] == frame["texture"]).all()]
+        others = [other for key, other in frames.items() if key != name and (images[key] == textures[name]).all()]
         assert frame["video"] and len(others) == 1
         with store.open(name) as target, store.open(next(key for key in frames if frames[key] is others[0])) as reference:
             own, person = (MorphableCoefficients.unpack(torch.from_numpy(f.get_tensor("fit"))) for f in (target, reference))
