@@ -73,6 +73,7 @@ def test_a_sample_makes_sense(store):
     assert set(np.unique(lips)) == {0, 255} and face[mouth].all() and 0.2 < face.mean() < 0.7
     rows, columns = np.nonzero(face & (distance == 127 + 4 * 10))  # ten pixels inside
     outside = np.argwhere(~face)
+    assert len(rows) > 0
     assert all(abs(np.hypot(*(outside - point).T).min() - 10) < 1 for point in zip(rows[:20], columns[:20], strict=True))
     lit = (sample["normals"] != 128).any(-1) & face
     assert lit.sum() > 0.8 * face.sum()  # the rendered head is behind the mask
