@@ -288,6 +288,19 @@ def prepare(
         prepare(folder, out, model, ready_crops)
 
 
+@data.command()
+def exchange(
+    store: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A store that `prepare` wrote.")],
+    validation_names: Annotated[Path | None, typer.Option(exists=True, help="Held-out faces, one name a line.")] = None,
+    model: Model = DEFAULT_MODEL,
+) -> None:
+    """Add every photo of a store once more, to be painted as another person of it (for the geometry loss)."""
+    from diffdeid.training.exchange import exchange_people
+
+    with _errors_in_one_line():
+        exchange_people(store, validation_names, model)
+
+
 @convert.command()
 def bfm(
     source: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="BFM_model_front.mat")],

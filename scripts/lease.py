@@ -1,7 +1,8 @@
 """Train the denoiser on a GPU that is lent for minutes and reached through a narrow door.
 
     python scripts/lease.py pack FOLDER=STORE ... --out parts               here: pictures as their files, 13 kB a face
-    python scripts/lease.py unpack parts/part-0.safetensors ... STORE       there: renders the conditions, on all cores
+    python scripts/lease.py unpack parts/part-0.safetensors ... STORE       there: renders the conditions, on all cores, and
+                                                                            those of exchanged people
     python scripts/lease.py train configs/diffdeid_gpu.json OUT --minutes 9 there: leaves files of at most 16 MB in OUT
     python scripts/lease.py merge OUT CHECKPOINT                            here: a checkpoint of these files
 
@@ -15,6 +16,7 @@ from __future__ import annotations
 import argparse
 import json
 import logging
+import random
 import shutil
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
@@ -35,6 +37,7 @@ from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.config import TrainConfig
 from diffdeid.training.data import FaceStore
+from diffdeid.training.exchange import exchange_people, single_threaded
 from diffdeid.training.loop import train
 from diffdeid.training.maps import FULL, regions, shown
 
@@ -48,15 +51,20 @@ def pack(sources: list[tuple[Path, Path]], out: Path, part_bytes: int):
     out.mkdir(parents=True, exist_ok=True)
     entries: list[dict] = []
     size = parts = 0
-    for folder, store in ((folder, FaceStore(store)) for folder, store in sources):
-        for name in store.names:
-            entry = read(folder, store, name)
-            weight = len(entry["picture"]) + len(entry["texture"]) + sum(entry[key].nbytes for key in ARRAYS)
-            if entries and size + weight > part_bytes:
-                write(entries, out / f"part-{parts}.safetensors")
-                entries, size, parts = [], 0, parts + 1
-            entries.append(entry)
-            size += weight
+    faces = [
+        (folder, store, name)
+        for folder, store in ((folder, FaceStore(store)) for folder, store in sources)
+        for name in store.names
+    ]
+    random.Random(0).shuffle(faces)  # people are exchanged with those of the same part and of parts before
+    for folder, store, name in faces:
+        entry = read(folder, store, name)
+        weight = len(entry["picture"]) + len(entry["texture"]) + sum(entry[key].nbytes for key in ARRAYS)
+        if entries and size + weight > part_bytes:
+            write(entries, out / f"part-{parts}.safetensors")
+            entries, size, parts = [], 0, parts + 1
+        entries.append(entry)
+        size += weight
     write(entries, out / f"part-{parts}.safetensors")
 
 
@@ -87,12 +95,13 @@ def write(entries: list[dict], path: Path):
     print(f"{path}: {len(entries)} faces, {path.stat().st_size / 2**20:.1f} MiB", flush=True)
 
 
-def unpack(parts: list[Path], out: Path, model: Path):
-    """Write the faces of parts into a store, on all cores."""
+def unpack(parts: list[Path], out: Path, validation_names: Path, model: Path):
+    """Write the faces of parts into a store, on all cores, and exchange people in it."""
     out.mkdir(parents=True, exist_ok=True)
     shares = [(part, share, SHARES) for part in parts for share in range(SHARES)]
-    with ProcessPoolExecutor(initializer=_single_threaded) as pool:
+    with ProcessPoolExecutor(initializer=single_threaded) as pool:
         list(pool.map(partial(unpack_share, out, model), *zip(*shares, strict=True)))
+    exchange_people(out, validation_names, model)
 
 
 def unpack_share(out: Path, model: Path, part: Path, share: int, shares: int):
@@ -116,11 +125,6 @@ def unpack_share(out: Path, model: Path, part: Path, share: int, shares: int):
         face |= shown(morphable_model, MorphableCoefficients.unpack(torch.from_numpy(coefficients)[None]))
         name, set_name = names[row]
         write_whole(out / f"{name}.safetensors", save(face, {"set": set_name}))
-
-
-def _single_threaded():
-    torch.set_num_threads(1)
-    cv2.setNumThreads(1)
 
 
 def _decoded(blob: np.ndarray) -> np.ndarray | None:
@@ -165,6 +169,7 @@ if __name__ == "__main__":
     packing.add_argument("--part-megabytes", type=float, default=15)
     unpacking.add_argument("parts", nargs="+", type=Path)
     unpacking.add_argument("store", type=Path)
+    unpacking.add_argument("--validation-names", type=Path, required=True)
     training.add_argument("config", type=Path)
     training.add_argument("out", type=Path)
     training.add_argument("--minutes", type=float, required=True)
@@ -178,7 +183,7 @@ if __name__ == "__main__":
             pairs = [tuple(map(Path, source.split("=", 1))) for source in arguments.sources]
             pack(pairs, arguments.out, int(arguments.part_megabytes * 1e6))
         case "unpack":
-            unpack(arguments.parts, arguments.store, arguments.model)
+            unpack(arguments.parts, arguments.store, arguments.validation_names, arguments.model)
         case "train":
             run(arguments.config, arguments.out, arguments.minutes)
         case "merge":

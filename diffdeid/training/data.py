@@ -32,6 +32,7 @@ HIDEABLE = {  # inputs that an ablation can leave out, and where they are
 COARSENESS = (1.5, 2.0, 3.0, 4.0)  # a sample may be shown as if its pictures had had that many times fewer pixels a side …
 COARSE_SHARE = 0.1  # … as small faces do
 MARGIN = 16 / 288  # of the stored size, on every side of the crop proper
+EXCHANGED = "__exchanged"  # ends the name of a face that is to be painted as another person's (exchange.py)
 DISTANCE_LEVELS = 4  # grey levels of a stored mask per pixel of distance to the outline
 
 
@@ -52,7 +53,8 @@ class FaceStore:
         """Everything about a face.
 
         `maps` (16, size, size) uint8 are those of `MAPS`. Its `texture` is another frame of the same person, and `video` true,
-        where the store has one; else the picture itself. `chip` (2, 3) maps the picture to the chip that the recogniser is shown.
+        where the store has one; else the picture itself. `exchanged` says that identity, α and what is rendered from it are
+        another person's. `chip` (2, 3) maps the picture to the chip that the recogniser is shown.
         """
         with self.open(name) as file:
             stored = set(file.keys())
@@ -61,7 +63,8 @@ class FaceStore:
             landmarks = file.get_tensor("landmarks")  # in the crop proper
         chip = chip_matrix(landmarks + MARGIN * len(maps[0])).astype(np.float32)
         maps = np.concatenate([plane.transpose(2, 0, 1) for plane in maps])
-        return face | {"maps": maps, "chip": chip, "video": np.bool_("texture" in stored)}
+        flags = {"video": np.bool_("texture" in stored), "exchanged": np.bool_(name.endswith(EXCHANGED))}
+        return face | {"maps": maps, "chip": chip} | flags
 
     def stack(self, names: list[str], device: torch.device) -> dict[str, Tensor]:
         """Everything about many faces, on a device; 1.3 MB a face."""
@@ -74,12 +77,16 @@ class FaceStore:
         return stacked
 
     def split(self, validation_names: str | Path | None) -> tuple[list[str], list[str]]:
-        """Names for training and for validation: those listed in a file, or every 32nd by the hash of its name."""
+        """Names for training and for validation: those listed in a file, or every 32nd by the hash of its name.
+
+        Exchanged faces are for training alone.
+        """
         if validation_names is None:
             held_out = {name for name in self.names if zlib.crc32(name.encode()) % 32 == 0}
         else:
             held_out = set(Path(validation_names).read_text().splitlines())
-        return [name for name in self.names if name not in held_out], [name for name in self.names if name in held_out]
+        training = [name for name in self.names if name.removesuffix(EXCHANGED) not in held_out]
+        return training, [name for name in self.names if name in held_out and not name.endswith(EXCHANGED)]
 
 
 class TrainingFaces(Dataset):
@@ -229,14 +236,15 @@ def network_inputs(batch: dict[str, Tensor], resolution: int, hidden: Sequence[s
     Returns:
         `image` (B, 3, H, W), `mask` (B, 1, H, W) 0 or 1, `spatial_conditions` (B, 9, H, W), `masked_texture` (B, 4, H, W): the
         picture without its face, or, for `video` (B,) rows, all of another frame; `identity` (B, 128), `coefficients` (B, 261),
-        and for the losses `eyes` (B, 1, H, W) 0 or 1 and `chip` (B, 2, 3).
+        and for the losses `exchanged` (B,), `eyes` (B, 1, H, W) 0 or 1 and `chip` (B, 2, 3).
     """
     cut = cut_out(batch, resolution)
     gain = batch["gain"][:, :, None, None]
     pictures = coarsen(torch.cat([cut["image"], cut["texture"]], dim=1), batch["coarseness"]).split(3, dim=1)
     image, texture, render = ((plane * gain).clamp(0, 255) / 127.5 - 1 for plane in (*pictures, cut["render"]))
     normals, guides = (cut[name] / 127.5 - 1 for name in ("normals", "guides"))
-    mask = erased_region(cut["mask"], batch["keep_mouth"], batch["grow"] * batch["window"][:, 2])
+    keep_mouth = batch["keep_mouth"] & ~batch["exchanged"]  # their faces moved under it
+    mask = erased_region(cut["mask"], keep_mouth, batch["grow"] * batch["window"][:, 2])
     erased = mask * ~batch["video"][:, None, None, None]
 
     coefficients = cut["coefficients"]
@@ -250,6 +258,7 @@ def network_inputs(batch: dict[str, Tensor], resolution: int, hidden: Sequence[s
         "coefficients": coefficients,
         "identity": batch["identity"] * ~batch["anonymous"][:, None],
         "video": batch["video"],
+        "exchanged": batch["exchanged"],
         "chip": cut["chip"],
     }
     for name in hidden:

@@ -32,6 +32,7 @@ from torch.utils.data import DataLoader
 
 from diffdeid.errors import DiffDeIDError
 from diffdeid.models.face_recognition import FaceRecognitionModel
+from diffdeid.models.face_reconstructor import FaceReconstructorModel
 from diffdeid.models.texture_encoder import TextureEncoderModel
 from diffdeid.models.unet import DiffDeIDUNet2DModel
 from diffdeid.training.averaging import AveragedModel
@@ -39,6 +40,7 @@ from diffdeid.training.config import TrainConfig
 from diffdeid.training.data import FaceStore, TrainingFaces, ValidationFaces, network_inputs
 from diffdeid.training.losses import (
     denoising_loss,
+    geometry_loss,
     identity_loss,
     perceptual_loss,
     pixel_weight,
@@ -140,13 +142,17 @@ def train(config: TrainConfig | str | Path) -> Path:
     if config.identity_weight > 0:
         recogniser = FaceRecognitionModel.from_pretrained(config.model, subfolder="face_recognition")
         recogniser.float().eval().requires_grad_(False).to(device)
+    reconstructor = None
+    if config.geometry_weight > 0:
+        reconstructor = FaceReconstructorModel.from_pretrained(config.model, subfolder="reconstructor")
+        reconstructor.float().eval().requires_grad_(False).to(device)
 
     # 3. optimiser
     optimizer = torch.optim.AdamW(
         denoiser.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
     )
     if config.compile:
-        for network in filter(None, (denoiser, perceptual, recogniser)):
+        for network in filter(None, (denoiser, perceptual, recogniser, reconstructor)):
             network.compile()
     model, optimizer = accelerator.prepare(denoiser, optimizer)
 
@@ -181,10 +187,11 @@ def train(config: TrainConfig | str | Path) -> Path:
             drawn |= {name: values[drawn["index"]] for name, values in on_device.items()}
         batch = network_inputs(drawn, config.resolution, config.hidden_inputs)
         timesteps = spread_timesteps(scheduler, config.batch_size, generator, rank, world)
+        timesteps = torch.where(batch["exchanged"], hiding_timesteps(scheduler, timesteps), timesteps)
         noise = torch.randn(batch["image"].shape, device=device, generator=generator)
         active = perceptual if state.samples >= config.perceptual_from_samples else None
         with accelerator.autocast():
-            losses = training_losses(model, scheduler, batch, timesteps, noise, config, active, recogniser)
+            losses = training_losses(model, scheduler, batch, timesteps, noise, config, active, recogniser, reconstructor)
         for group in optimizer.param_groups:
             group["lr"] = state.learning_rate(config)
         accelerator.backward(losses["loss"])
@@ -238,6 +245,12 @@ def spread_timesteps(scheduler: DDIMScheduler, count: int, generator: torch.Gene
     return ((parts + offsets) / (count * world) * scheduler.config.num_train_timesteps).long()
 
 
+def hiding_timesteps(scheduler: DDIMScheduler, timesteps: Tensor) -> Tensor:
+    """Timesteps squeezed into the last eighth of the schedule, whose noise leaves nothing of a face."""
+    steps = scheduler.config.num_train_timesteps
+    return steps - steps // 8 + timesteps // 8
+
+
 def training_losses(
     model: nn.Module,
     scheduler: DDIMScheduler,
@@ -247,23 +260,31 @@ def training_losses(
     config: TrainConfig,
     perceptual: nn.Module | None = None,
     recogniser: nn.Module | None = None,
+    reconstructor: nn.Module | None = None,
 ) -> dict[str, Tensor]:
-    """The parts of the loss on a batch, and their weighted sum `loss`."""
+    """The parts of the loss on a batch, and their weighted sum `loss`.
+
+    Of faces that are `exchanged` nobody knows how they should look: whatever comes is right by the losses that compare pictures.
+    """
     image, weight = batch["image"], pixel_weight(batch, config.eye_weight)
     sample = visible_sample(scheduler.add_noise(image, noise, timesteps), batch)
     predicted = predict_original(scheduler, model(sample, timesteps, batch).float(), sample, timesteps)
     composite, snr = visible_sample(predicted, batch), signal_to_noise(scheduler, timesteps)
+    target = torch.where(batch["exchanged"][:, None, None, None], composite.detach(), image)
     losses = {
-        "denoising": denoising_loss(predicted, image, weight, snr),
-        "reconstruction": reconstruction_loss(composite, image, weight, snr),
+        "denoising": denoising_loss(predicted, target, weight, snr),
+        "reconstruction": reconstruction_loss(composite, target, weight, snr),
     }
     total = config.denoising_weight * losses["denoising"] + config.reconstruction_weight * losses["reconstruction"]
     if perceptual is not None:
-        losses["perceptual"] = perceptual_loss(perceptual, composite, image, weight, snr)
+        losses["perceptual"] = perceptual_loss(perceptual, composite, target, weight, snr)
         total = total + config.perceptual_weight * losses["perceptual"]
     if recogniser is not None:
         losses["identity"] = identity_loss(recogniser, composite, batch)
         total = total + config.identity_weight * losses["identity"]
+    if reconstructor is not None:
+        losses["geometry"] = geometry_loss(reconstructor, composite, image)
+        total = total + config.geometry_weight * losses["geometry"]
     return losses | {"loss": total}
 
 

@@ -1,4 +1,4 @@
-"""The training losses: denoising, reconstruction, perceptual (paper §3.4, weights there 10, 1, 1), and identity.
+"""The training losses: denoising, reconstruction, perceptual (paper §3.4, weights there 10, 1, 1), identity and geometry.
 
 All of them look at the picture x̂0 that the network's output implies. For `epsilon` and `v_prediction` the weighted error of
 x̂0 is the weighted error of the output itself, so one formula serves every parametrisation.
@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from diffdeid.geometry.align import CHIP_SIZE, sample
+from diffdeid.structures import MorphableCoefficients
 
 OUTSIDE = 0.05  # weight of a pixel outside the erased region
 
@@ -94,3 +95,18 @@ def identity_loss(recogniser: nn.Module, composite: Tensor, batch: dict[str, Ten
     embedding = recogniser(sample(composite, batch["chip"], CHIP_SIZE)).embedding
     identity = batch["identity"]
     return (identity.any(dim=1) * (1 - (embedding * identity).sum(dim=1))).mean()
+
+
+def geometry_loss(reconstructor: nn.Module, composite: Tensor, image: Tensor) -> Tensor:
+    """How far head rotation and expression of x̂0, pasted into the picture, are from those of the picture.
+
+    Euclidean distances of what a `FaceReconstructorModel` reads off both, in parts of the spread of its training faces, summed.
+    Its own error is much the same in both. Gaze it reads too coarsely to be of use.
+    """
+    with torch.no_grad():
+        before = reconstructor(image).coefficients
+    after = reconstructor(composite).coefficients
+    spread = MorphableCoefficients.unpack(reconstructor.std.float())
+    apart = after.pose[:, :3] - before.pose[:, :3], after.expression - before.expression
+    scales = spread.pose[:3].norm(), spread.expression.norm()
+    return sum((part.square().sum(1) + 1e-6).sqrt() / scale for part, scale in zip(apart, scales, strict=True)).mean()

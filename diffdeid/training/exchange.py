@@ -1,0 +1,74 @@
+"""Faces of a store once more, with the identity of somebody else: what de-identification asks of the networks.
+
+A photo only shows its own person, whose α, β and z_id come from the same pixels and agree. Those of a sampled person do not agree
+with β and p of the source, and nobody has a picture of the right answer; the losses that need none (identity, geometry) can still
+say what is wrong with one.
+"""
+
+from __future__ import annotations
+
+import zlib
+from concurrent.futures import ProcessPoolExecutor
+from functools import partial
+from pathlib import Path
+
+import cv2
+import numpy as np
+import torch
+from safetensors.numpy import save
+
+from diffdeid.imaging import write_whole
+from diffdeid.models.conditioning import exchange_identity
+from diffdeid.models.morphable_model import MorphableModel
+from diffdeid.structures import MorphableCoefficients
+from diffdeid.training.data import EXCHANGED, FaceStore
+from diffdeid.training.maps import shown
+
+CHUNK = 64  # faces a process does at a time
+
+
+def exchange_people(
+    folder: str | Path, validation_names: str | Path | None = None, model: str | Path = "weights/diffdeid", seed: int = 0
+):
+    """Add to a store every photo for training, unless that was done, with the identity of a random other one; on all cores.
+
+    Args:
+        folder: the store.
+        validation_names: of the training (`TrainConfig`); those people stay out of it.
+        model: folder of the released models.
+        seed: of the choice of people.
+    """
+    store = FaceStore(folder)
+    names, _ = store.split(validation_names)
+    photos = [name for name in names if not (name.endswith(EXCHANGED) or "texture" in store.open(name).keys())]  # noqa: SIM118
+    missing = sorted(set(photos) - {name.removesuffix(EXCHANGED) for name in names if name.endswith(EXCHANGED)})
+    draws = (np.random.default_rng((seed, zlib.crc32(name.encode()))) for name in missing)
+    pairs = [(name, photos[rng.integers(len(photos))]) for name, rng in zip(missing, draws, strict=True)]
+    chunks = [pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
+    with ProcessPoolExecutor(initializer=single_threaded) as pool:
+        list(pool.map(partial(_exchange, store, model), chunks))
+
+
+def _exchange(store: FaceStore, model: str | Path, pairs: list[tuple[str, str]]):
+    morphable_model = MorphableModel.from_pretrained(model, subfolder="morphable_model").float()
+    for name, other in pairs:
+        exchange_person(store, name, other, morphable_model)
+
+
+@torch.no_grad()
+def exchange_person(store: FaceStore, name: str, other: str, morphable_model: MorphableModel):
+    """Add to the store the face `name` as the networks are shown it when it is to become `other`'s."""
+    with store.open(name) as file:
+        face = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
+    with store.open(other) as file:
+        identity, theirs = file.get_tensor("identity"), file.get_tensor("coefficients")
+    own, theirs = (MorphableCoefficients.unpack(torch.from_numpy(packed)[None]) for packed in (face["coefficients"], theirs))
+    changed = exchange_identity(morphable_model, own, theirs.identity, range(468))
+    face |= {"identity": identity} | shown(morphable_model, changed)
+    write_whole(store.folder / f"{name}{EXCHANGED}.safetensors", save(face, {"set": "exchanged"}))
+
+
+def single_threaded():
+    """For processes that share the cores."""
+    torch.set_num_threads(1)
+    cv2.setNumThreads(1)
