@@ -3,7 +3,8 @@
     python scripts/lease.py pack FOLDER=STORE ... --out parts               here: pictures as their files, 13 kB a face
     python scripts/lease.py unpack parts/part-0.safetensors ... STORE       there: renders the conditions, on all cores, and
                                                                             those of exchanged people
-    python scripts/lease.py train configs/diffdeid_gpu.json OUT --minutes 9 there: leaves files of at most 16 MB in OUT
+    python scripts/lease.py train configs/diffdeid_gpu.json OUT --minutes 9 there, loading and compiling included: leaves files
+                                                                            of at most 16 MB in OUT, anew at every checkpoint
     python scripts/lease.py merge OUT CHECKPOINT                            here: a checkpoint of these files
 
 FOLDER holds photos of one face each, STORE what `diffdeid data prepare` made of them: 1.1 MB a face. A part holds instead the
@@ -132,8 +133,12 @@ def _decoded(blob: np.ndarray) -> np.ndarray | None:
 
 
 def run(config: Path, out: Path, minutes: float):
-    """Train, and leave the averaged weights in fp16, the log and the last grids in `out`, where nothing else may be."""
-    checkpoint = train(replace(TrainConfig.from_file(config), max_minutes=minutes))
+    """Train, and leave what every checkpoint gives in `out`, in place of what the one before gave: a lease can end early."""
+    train(replace(TrainConfig.from_file(config), max_minutes=minutes), partial(leave, out))
+
+
+def leave(out: Path, checkpoint: Path):
+    """The averaged weights in fp16, the log and the last grids, in `out`, where nothing else may be."""
     weights = {
         f"{network}.{key}": value.half().contiguous()
         for network in NETWORKS
@@ -145,12 +150,14 @@ def run(config: Path, out: Path, minutes: float):
     for number, half in enumerate(halves):
         save_weights(half, out / f"weights-{number}.safetensors")
     shutil.copy(checkpoint.parent / "log.jsonl", out)
+    for old in out.glob("samples-*.png"):
+        old.unlink()
     for grid in sorted(checkpoint.parent.glob("samples-*.png"))[-3:]:
         shutil.copy(grid, out)
 
 
 def merge(out: Path, checkpoint: Path, model: Path):
-    """What `run` left, as a folder with `unet/`, `texture_encoder/` and `scheduler/`."""
+    """What `leave` left, as a folder with `unet/`, `texture_encoder/` and `scheduler/`."""
     weights = load_file(out / "weights-0.safetensors") | load_file(out / "weights-1.safetensors")
     for network in NETWORKS:
         shutil.copytree(model / network, checkpoint / network, ignore=shutil.ignore_patterns("*.safetensors"))

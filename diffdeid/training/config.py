@@ -51,7 +51,7 @@ class TrainConfig(JsonConfig):
     init_from: str | None = None  # checkpoint, or run folder, whose averaged weights to start from (128 px before 256 px)
     resolution: int = 128  # pixels
     max_samples: int = 500_000  # the learning rate ends its decay here …
-    max_minutes: float | None = None  # … or here, whichever comes first
+    max_minutes: float | None = None  # … or here, loading and compiling included, whichever comes first
     seed: int = 0
 
     # Networks

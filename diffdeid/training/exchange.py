@@ -24,7 +24,7 @@ from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.data import EXCHANGED, FaceStore
 from diffdeid.training.maps import shown
 
-CHUNK = 64  # faces a process does at a time
+CHUNK = 16  # faces a process does at a time
 
 
 def exchange_people(
@@ -41,9 +41,12 @@ def exchange_people(
     store = FaceStore(folder)
     names, _ = store.split(validation_names)
     photos = [name for name in names if not (name.endswith(EXCHANGED) or "texture" in store.open(name).keys())]  # noqa: SIM118
+    if len(photos) < 2:
+        raise ValueError(f"`{folder}` holds {len(photos)} photos for training; people can be exchanged among two at least.")
     missing = sorted(set(photos) - {name.removesuffix(EXCHANGED) for name in names if name.endswith(EXCHANGED)})
     draws = (np.random.default_rng((seed, zlib.crc32(name.encode()))) for name in missing)
-    pairs = [(name, photos[rng.integers(len(photos))]) for name, rng in zip(missing, draws, strict=True)]
+    place = {name: row for row, name in enumerate(photos)}
+    pairs = [(name, photos[place[name] - rng.integers(1, len(photos))]) for name, rng in zip(missing, draws, strict=True)]
     chunks = [pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
     with ProcessPoolExecutor(initializer=single_threaded) as pool:
         list(pool.map(partial(_exchange, store, model), chunks))

@@ -19,6 +19,7 @@ import math
 import shutil
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -95,12 +96,13 @@ class TrainState:
         return config.learning_rate * warmup * decay
 
 
-def train(config: TrainConfig | str | Path) -> Path:
-    """Train, or go on with the run in `config.output`; returns its last checkpoint.
+def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None] | None = None) -> Path:
+    """Train, or go on with the run in `config.output`; returns its last checkpoint. `on_checkpoint` is shown every one at once.
 
     The random numbers of a step depend on the seed and the step only, so an interrupted run ends with the weights of an
     uninterrupted one (given `max_samples` and not `max_minutes`, and the same number of processes).
     """
+    started = time.monotonic()
     if not isinstance(config, TrainConfig):
         config = TrainConfig.from_file(config)
     accelerator = Accelerator(mixed_precision=config.mixed_precision, cpu=not torch.cuda.is_available())
@@ -152,7 +154,7 @@ def train(config: TrainConfig | str | Path) -> Path:
         denoiser.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
     )
     if config.compile:
-        for network in filter(None, (denoiser, perceptual, recogniser, reconstructor)):
+        for network in filter(None, (denoiser, perceptual, recogniser)):  # the reconstructor takes a minute and gains little
             network.compile()
     model, optimizer = accelerator.prepare(denoiser, optimizer)
 
@@ -176,7 +178,7 @@ def train(config: TrainConfig | str | Path) -> Path:
     generator = torch.Generator(device)
     model.train()
     totals: dict[str, Tensor] = {}
-    started = logged = time.monotonic()
+    logged = time.monotonic()
     minutes_before, logged_step = state.minutes, state.step
     next_preview, next_checkpoint = 0.0, state.minutes + config.checkpoint_minutes
     while state.progress(config) < 1:
@@ -231,6 +233,8 @@ def train(config: TrainConfig | str | Path) -> Path:
         if is_last or state.minutes >= next_checkpoint:
             networks = {"unet": averaged.model.unet, "texture_encoder": averaged.model.texture_encoder}
             save_checkpoint(output, accelerator, networks | {"scheduler": scheduler}, state.samples, config.keep_checkpoints)
+            if on_checkpoint is not None and accelerator.is_main_process:
+                on_checkpoint(max(output.glob("checkpoint-*")))
             next_checkpoint = state.minutes + config.checkpoint_minutes
         totals, logged_step, logged = {}, state.step, time.monotonic()
 

@@ -4,10 +4,15 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from diffusers import DDIMScheduler
 from safetensors.numpy import save_file
 
+from diffdeid.models.texture_encoder import TextureEncoderModel
+from diffdeid.models.unet import DiffDeIDUNet2DModel
 from diffdeid.training.data import MAPS, FaceStore
 from diffdeid.training.prepare import prepare
+from tests.tiny import tiny_texture_encoder, tiny_unet
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "weights/diffdeid"
@@ -57,3 +62,22 @@ def test_what_is_unpacked_is_what_was_packed(lease, tmp_path):
         np.testing.assert_array_equal(face["coefficients"], expected["coefficients"])
         np.testing.assert_allclose(face["identity"], expected["identity"], atol=1e-3)
         np.testing.assert_allclose(face["chip"], expected["chip"], atol=0.1)
+
+
+def test_what_the_last_checkpoint_leaves_is_merged_into_a_checkpoint(lease, tmp_path):
+    run, out = tmp_path / "run", tmp_path / "out"
+    out.mkdir()
+    for samples in (1, 2):
+        checkpoint, unet = run / f"checkpoint-{samples}", tiny_unet()
+        torch.nn.init.constant_(unet.video_embedding, samples)
+        for name, part in {"unet": unet, "texture_encoder": tiny_texture_encoder(), "scheduler": DDIMScheduler()}.items():
+            part.save_pretrained(checkpoint / name)
+        (run / "log.jsonl").write_text(f"{samples}\n")
+        (run / f"samples-{samples}.png").touch()
+        lease.leave(out, checkpoint)
+    assert (out / "log.jsonl").read_text() == "2\n"
+    lease.merge(out, tmp_path / "merged", checkpoint)
+    merged = DiffDeIDUNet2DModel.from_pretrained(tmp_path / "merged", subfolder="unet")
+    for name, value in unet.state_dict().items():
+        assert torch.equal(merged.state_dict()[name], value.half().to(merged.dtype)), name
+    TextureEncoderModel.from_pretrained(tmp_path / "merged", subfolder="texture_encoder")

@@ -14,8 +14,9 @@ from diffdeid.models.unet import DiffDeIDUNet2DModel
 from diffdeid.training import loop
 from diffdeid.training.averaging import AveragedModel
 from diffdeid.training.config import TrainConfig
-from diffdeid.training.data import FaceStore, ValidationFaces, network_inputs
-from diffdeid.training.loop import SCHEDULER, Denoiser, spread_timesteps, train, training_losses
+from diffdeid.training.data import EXCHANGED, FaceStore, ValidationFaces, network_inputs
+from diffdeid.training.loop import SCHEDULER, Denoiser, hiding_timesteps, spread_timesteps, train, training_losses
+from diffdeid.training.perceptual import mobilenet_v2
 from tests.tiny import tiny_texture_encoder, tiny_unet
 from tests.training.conftest import invented_face
 
@@ -55,12 +56,44 @@ def test_stills_and_frames_train_together_with_every_loss(settings, store):
     for index in range(4):
         texture = {"texture": invented_face(index + 10)["image"]}
         save_file(invented_face(index) | texture, store / f"frame {index}.safetensors", metadata={"set": "clips"})
-    config = TrainConfig(**settings | {"identity_weight": 0.2, "model": str(WEIGHTS), "keep_mouth": 0.5})
+        save_file(invented_face(index), store / f"face {index}{EXCHANGED}.safetensors", metadata={"set": "exchanged"})
+    weights_of_losses = {"identity_weight": 0.2, "geometry_weight": 0.1}
+    config = TrainConfig(**settings | weights_of_losses | {"model": str(WEIGHTS), "keep_mouth": 0.5})
     train(config)
     last = log(config)[-1]
-    assert last["loss"] == pytest.approx(last["denoising"] + 0.1 * last["reconstruction"] + 0.2 * last["identity"], rel=0.01)
+    parts = {"denoising": 1, "reconstruction": 0.1, "identity": 0.2, "geometry": 0.1}
+    assert last["loss"] == pytest.approx(sum(weight * last[name] for name, weight in parts.items()), rel=0.01)
+    assert all(last[name] > 0 for name in parts)
     trained = weights(max(Path(config.output).glob("checkpoint-*")))
     assert trained["unet.video_embedding"].any()
+
+
+def test_no_loss_says_how_an_exchanged_face_should_look(settings):
+    config, scheduler = TrainConfig(**settings), DDIMScheduler(**SCHEDULER)
+    faces = ValidationFaces(FaceStore(config.data), ["face 0"])
+    batch = network_inputs(default_collate([faces[0]]), config.resolution)
+    perceptual, model = mobilenet_v2().eval(), Denoiser(tiny_unet(), tiny_texture_encoder())
+    seen = {}
+    for exchanged in (False, True):
+        batch["exchanged"] = torch.tensor([exchanged])
+        noise, timesteps = torch.zeros_like(batch["image"]), torch.tensor([300])
+        losses = training_losses(model, scheduler, batch, timesteps, noise, config, perceptual)
+        seen[exchanged] = {name: losses[name].item() for name in ("denoising", "reconstruction", "perceptual")}
+    assert seen[True]["reconstruction"] == seen[True]["perceptual"] == 0 < min(seen[False].values())
+    assert 0 < seen[True]["denoising"] < seen[False]["denoising"] / 4  # outside the face
+
+
+def test_exchanged_faces_are_hidden_by_noise():
+    scheduler = DDIMScheduler(**SCHEDULER)
+    hiding = hiding_timesteps(scheduler, torch.arange(1000))
+    assert hiding.min() == 875 and hiding.max() == 999
+    assert (scheduler.alphas_cumprod[hiding] < 1e-3).all()
+
+
+def test_every_checkpoint_is_shown_at_once(settings):
+    shown = []
+    last = train(TrainConfig(**settings), lambda checkpoint: shown.append((checkpoint.name, (checkpoint / "unet").is_dir())))
+    assert shown == [("checkpoint-000000004", True), (last.name, True)]
 
 
 def test_timesteps_of_all_processes_together_are_spread_evenly():

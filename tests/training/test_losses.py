@@ -4,8 +4,10 @@ from diffusers import DDIMScheduler
 
 from diffdeid.geometry.align import sample
 from diffdeid.models.face_recognition import FaceRecognitionModel
+from diffdeid.models.face_reconstructor import FaceReconstructorModel
 from diffdeid.training.losses import (
     denoising_loss,
+    geometry_loss,
     identity_loss,
     perceptual_loss,
     pixel_weight,
@@ -105,3 +107,22 @@ def test_dropped_identities_do_not_count():
     recogniser = tiny_recogniser()
     batch = {"chip": torch.tensor([[[1.0, 0, 0], [0, 1, 0]]]), "identity": torch.zeros(1, 16)}
     assert identity_loss(recogniser, torch.rand(1, 3, 150, 150), batch) == 0
+
+
+def test_the_geometry_loss_pulls_a_face_to_the_pose_and_expression_of_a_picture():
+    torch.manual_seed(0)
+    reconstructor = FaceReconstructorModel(sample_size=32, embedding_size=8, hidden_sizes=(8, 16), depths=(1, 1))
+    torch.nn.init.normal_(reconstructor.head.weight)
+    reconstructor.mean.fill_(0.5)
+    reconstructor.eval().requires_grad_(False)
+    image, composite = torch.rand(2, 2, 3, 32, 32) * 2 - 1
+    composite.requires_grad_()
+    assert geometry_loss(reconstructor, image, image) < 0.01
+    before = geometry_loss(reconstructor, composite, image)
+    (gradient,) = torch.autograd.grad(before, composite)
+    assert geometry_loss(reconstructor, composite - 0.01 * gradient / gradient.abs().max(), image) < before
+
+    with torch.no_grad():  # identity, albedo, light, place and gaze may differ
+        reconstructor.head.weight[80:144] = 0
+        reconstructor.head.weight[251:254] = 0
+    assert geometry_loss(reconstructor, composite, image) < 0.01
