@@ -1,73 +1,244 @@
-"""The Gradio app: one photo in, its de-identified copy out."""
+"""The Gradio app: photos, a video or a handful of files in, their de-identified copies out, and a look inside.
+
+What a handler writes lies in a folder that goes when the handler ends. Gradio serves a copy of its own, which `delete_cache`
+removes, as it does the uploads, minutes later.
+"""
 
 import logging
+import re
+import tempfile
+import traceback
+import zipfile
+from collections.abc import Iterator
+from contextlib import contextmanager
 from functools import partial
+from pathlib import Path
 
 import gradio as gr
+import numpy as np
 import torch
-from PIL import Image
 
-from diffdeid import DiffDeIDPipeline, NoFaceFoundError
+from diffdeid import DiffDeIDError, DiffDeIDPipeline, DiffDeIDVideoPipeline, serving, write_image
+from diffdeid.visualization import stages
+
+try:  # on a ZeroGPU Space a GPU is lent to the functions that ask for it
+    from spaces import GPU as lent_gpu
+except ImportError:
+
+    def lent_gpu(duration=None):
+        return lambda function: function
+
 
 MODEL = "weights/diffdeid"
-MAX_MEGAPIXELS = 25
+MAX_FILES, CANDIDATES = 20, 4
+CACHE = (60, 300)  # seconds between Gradio's rounds of deletion, and the age at which a file goes
 ABOUT = """# DiffDeID
-Gives every face in a photo to somebody who does not exist, and keeps expression, pose, gaze and surroundings.
-The result is **de-identified, not anonymous**: body, clothes, place and context stay, and no method is certain.
-Uploads and results are deleted from this server within twenty minutes; nothing is logged or kept."""
+Gives every face to somebody who does not exist, and keeps expression, pose, gaze and surroundings.
+The result is **de-identified, not anonymous**: body, clothes, place and context stay, and no method is certain. Look at it before
+you publish it. Uploads and results are deleted from this server a few minutes later; nothing is logged."""
+INSIDE = "What the network is shown of the largest face, and what it paints. **This shows the source face: do not publish it.**"
+WORK = {"analyse": "Looking for faces", "render": "Painting"}
 
 logger = logging.getLogger(__name__)
 
 
-def anonymize(
-    pipe: DiffDeIDPipeline, image: Image.Image | None, level: int, keep_mouth: bool, keep_attributes: bool, seed: int | None
-):
-    """De-identify one photo; returns the result and a sentence about its faces. Errors are written for the page."""
-    if image is None:
-        raise gr.Error("Choose a photo first.")
-    if image.width * image.height > MAX_MEGAPIXELS * 1e6:
-        raise gr.Error(f"The photo has more than {MAX_MEGAPIXELS} megapixels. Scale it down first.")
-    generator = None if seed is None else torch.Generator().manual_seed(int(seed))
+@contextmanager
+def errors_in_words() -> Iterator[None]:
+    """What goes wrong, for the page: without paths of this server. Surprises are logged, but not what they say of the file."""
     try:
-        options = {"keep_mouth": keep_mouth, "keep_attributes": keep_attributes}
-        output = pipe(image, level=int(level), generator=generator, **options)
-    except NoFaceFoundError as error:
-        raise gr.Error("No face found, so nothing was changed.") from error
+        yield
+    except (gr.Error, GeneratorExit):
+        raise
+    except DiffDeIDError as error:
+        raise gr.Error(re.sub(r"`[^`]*[/\\]([^`/\\]+)`", r"`\1`", str(error))) from None
     except Exception as error:
-        logger.exception("de-identification failed")
-        raise gr.Error("The photo could not be processed.") from error
-    covered = sum(report.method != "diffusion" for report in output.faces[0])
-    report = f"{len(output.faces[0])} face(s) found"
-    return output.images[0], report + (f", {covered} covered because no new face fitted." if covered else ".")
+        logger.error("%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
+        raise gr.Error("This could not be processed.") from None
+
+
+def given(value, what: str):
+    """`value`, or a request for it."""
+    if not value:
+        raise gr.Error(f"Choose {what} first.")
+    return value
+
+
+def show_faces(pipe: DiffDeIDPipeline, photo: str | None):
+    """The photo with its faces numbered, and the choice among them; nobody is chosen for any yet."""
+    if photo is None:
+        return gr.update(visible=False), gr.update(value=None, visible=False), gr.update(value=1), {}
+    with errors_in_words():
+        picture = serving.load_photo(photo)
+        faces = serving.find_faces(pipe, picture)
+    small = serving.preview(picture.image)
+    scale = small.width / picture.image.width
+    boxes = [(tuple(int(side) for side in face.box * scale), f"Face {number}") for number, face in enumerate(faces, 1)]
+    numbers, several = list(range(1, len(faces) + 1)), len(faces) > 1
+    choice = gr.update(choices=[(f"Face {number}", number) for number in numbers], value=numbers, visible=several)
+    return gr.update(value=(small, boxes), visible=several), choice, gr.update(maximum=max(2, len(faces)), value=1), {}
+
+
+@lent_gpu(duration=60)
+def anonymize(pipe, photo, faces, chosen, level, steps, keep_mouth, keep_attributes, seed):
+    """De-identify all faces of a photo, or those whose numbers are given (largest first), as the people chosen for them.
+
+    Gives before and after, the file, and what happened in words.
+    """
+    with errors_in_words(), tempfile.TemporaryDirectory() as folder:
+        picture = serving.load_photo(given(photo, "a photo"))
+        found = dict(enumerate(serving.find_faces(pipe, picture), 1))
+        wanted = {number: face for number, face in found.items() if not faces or number in faces}
+        asked = serving.options(level, steps, keep_mouth, keep_attributes, seed)
+        image, reports = serving.replace_faces(pipe, picture, wanted, chosen or {}, **asked)
+        target = Path(folder, serving.name_of_result(photo))
+        write_image(target, image, picture.alpha, picture.icc_profile)
+        report = "\n\n".join(serving.in_words(number, reports.get(number)) for number in found)
+        yield (serving.preview(picture.image), serving.preview(image)), str(target), report
+
+
+@lent_gpu(duration=60)
+def show_candidates(pipe, photo, number, level, steps, keep_mouth, keep_attributes, seed):
+    """New people for one face: their pictures, and (number, identities) to choose from."""
+    with errors_in_words():
+        picture = serving.load_photo(given(photo, "a photo"))
+        faces = serving.find_faces(pipe, picture)
+        number = min(int(number), len(faces))
+        if not serving.can_be_rendered(faces[number - 1]):
+            raise gr.Error(f"Face {number} can only be covered.")
+        asked = serving.options(level, steps, keep_mouth, keep_attributes, seed)
+        people = serving.sample_people(pipe, picture, faces[number - 1], CANDIDATES, **asked)
+        if not people:
+            raise gr.Error("Nobody of those sampled is far enough from this face. Try again, or another level.")
+    pictures, identities = zip(*people, strict=True)
+    return gr.update(value=list(pictures), visible=True), (number, identities)
+
+
+def choose(chosen: dict, candidates: tuple, event: gr.SelectData) -> dict:
+    """`chosen` with the candidate that was clicked."""
+    number, identities = candidates
+    return chosen | {number: identities[event.index]}
+
+
+@lent_gpu(duration=600)
+def anonymize_video(pipe, video, level, steps, keep_mouth, keep_attributes, seed):
+    """De-identify a video, without its sound. Gives it to look at, as a file, and what happened in words."""
+    with errors_in_words(), tempfile.TemporaryDirectory() as folder:
+        serving.check_video(given(video, "a video"))
+        target = Path(folder, f"{Path(video).stem}_anonymized.mp4")
+        asked = serving.options(level, steps, keep_mouth, keep_attributes, seed)
+        for update in serving.follow_video(pipe, video, target, **asked):
+            if isinstance(update, serving.Progress):
+                text = f"{WORK[update.stage]}: {update.done} of about {update.total} frames, {update.seconds_left:.0f} s left."
+                yield None, None, text
+            else:
+                lines = [serving.in_words(person.number, person) for person in update.people] + update.notes
+                yield str(target), str(target), "\n\n".join(lines)
+
+
+@lent_gpu(duration=300)
+def anonymize_files(pipe, files, level, steps, keep_mouth, keep_attributes, seed):
+    """De-identify several photos. Gives a zip file of those that could be, and what happened in words."""
+    if len(given(files, "some photos")) > MAX_FILES:
+        raise gr.Error(f"These are {len(files)} files, and {MAX_FILES} are the limit here. The command line takes folders.")
+    lines = []
+    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(Path(folder, "anonymized.zip"), "w") as archive:
+        for number, path in enumerate(files, 1):
+            try:
+                for _, result, report in anonymize(pipe, path, None, None, level, steps, keep_mouth, keep_attributes, seed):
+                    archive.write(result, f"{number:02}_{Path(result).name}")
+                    lines.append(f"### {Path(path).name}\n{report}")
+            except gr.Error as error:
+                lines.append(f"### {Path(path).name}\nNot in the zip file. {error.message}")
+            yield None, "\n\n".join(lines)
+        archive.close()
+        yield archive.filename if archive.namelist() else None, "\n\n".join(lines)
+
+
+@lent_gpu(duration=60)
+def explain(pipe, photo, level, steps, keep_mouth, keep_attributes, seed):
+    """The stages of the largest face that can be rendered: pictures with captions."""
+    with errors_in_words():
+        picture = serving.load_photo(given(photo, "a photo"))
+        faces = [face for face in serving.find_faces(pipe, picture) if serving.can_be_rendered(face)]
+        if not faces:
+            raise gr.Error("The landmarks of no face could be placed.")
+        asked = serving.options(level, steps, keep_mouth, keep_attributes, seed)
+        panels = stages(pipe, np.asarray(picture.image), faces[0], **asked)
+        return [(panel, text) for text, panel in panels.items()]
+
+
+def settings() -> list[gr.components.Component]:
+    """The inputs that all tabs have, in the order of `serving.options`."""
+    level = gr.Slider(1, 10, value=7, step=1, label="Distance of the new identity from the old one")
+    with gr.Accordion("More", open=False):
+        steps = gr.Slider(1, 50, value=8, step=1, label="Denoising steps")
+        keep_mouth = gr.Checkbox(False, label="Keep the pixels of the mouth (gives more away)")
+        keep_attributes = gr.Checkbox(False, label="Keep about the same sex, age and descent (gives much more away)")
+        seed = gr.Number(None, label="Seed (empty: new people each time)", precision=0)
+    return [level, steps, keep_mouth, keep_attributes, seed]
+
+
+def results() -> list[gr.components.Component]:
+    """Where a file and a report come out."""
+    return [gr.File(label="Result, without metadata"), gr.Markdown(label="Report")]
 
 
 def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
-    with gr.Blocks(title="DiffDeID", analytics_enabled=False, delete_cache=(600, 600)) as demo:
+    """The page around a pipeline."""
+    alone, inner = {"concurrency_limit": 1, "concurrency_id": "network"}, {"api_visibility": "private"}
+    with gr.Blocks(title="DiffDeID", analytics_enabled=False, delete_cache=CACHE) as demo:
         gr.Markdown(ABOUT)
         with gr.Tab("Photo"), gr.Row():
             with gr.Column():
-                image = gr.Image(label="Photo", type="pil", image_mode="RGB", sources=["upload", "clipboard"])
-                level = gr.Slider(1, 10, value=7, step=1, label="Distance of the new identity from the old one")
-                with gr.Accordion("More", open=False):
-                    keep_mouth = gr.Checkbox(False, label="Keep the pixels of the mouth")
-                    keep_attributes = gr.Checkbox(False, label="Keep about the same sex, age and descent")
-                    seed = gr.Number(None, label="Seed (empty: a new face each time)", precision=0)
+                photo = gr.Image(label="Photo", type="filepath", sources=["upload", "webcam", "clipboard"])
+                photo.preprocess = lambda file: file and file.path  # not decoded: our limits come first, and we read more
+                drawn = gr.AnnotatedImage(label="Faces", visible=False)
+                wanted = gr.CheckboxGroup(label="Faces to replace (none ticked: all)", visible=False)
                 button = gr.Button("De-identify", variant="primary")
+                inputs = settings()
+                with gr.Accordion("Choose the new person", open=False):
+                    number = gr.Slider(1, serving.MAX_FACES, value=1, step=1, label="Face")
+                    more = gr.Button("Show candidates")
+                    gallery = gr.Gallery(label="Click one to take it", columns=CANDIDATES, allow_preview=False, visible=False)
             with gr.Column():
-                result = gr.Image(label="De-identified", format="png", interactive=False)
-                report = gr.Markdown()
-        handler = partial(anonymize, pipe)
-        button.click(
-            handler,
-            [image, level, keep_mouth, keep_attributes, seed],
-            [result, report],
-            api_name="anonymize",
-            concurrency_limit=1,
-        )
+                outputs = [gr.ImageSlider(label="Before and after", format="webp", interactive=False), *results()]
+        chosen, candidates = gr.State({}), gr.State((0, ()))
+        photo.change(partial(show_faces, pipe), photo, [drawn, wanted, number, chosen], api_name="faces")
+        run = partial(anonymize, pipe), [photo, wanted, chosen, *inputs], outputs
+        button.click(*run, api_name="anonymize", **alone)
+        more.click(partial(show_candidates, pipe), [photo, number, *inputs], [gallery, candidates], **inner, **alone)
+        gallery.select(choose, [chosen, candidates], chosen, **inner).then(*run, **inner, **alone)
+
+        with gr.Tab("Video"), gr.Row():
+            with gr.Column():
+                video = gr.Video(label="Video", sources=["upload", "webcam"])
+                with gr.Row():
+                    button, stop = gr.Button("De-identify", variant="primary"), gr.Button("Stop")
+                inputs = [video, *settings()]
+            with gr.Column():
+                outputs = [gr.Video(label="De-identified, without sound", interactive=False), *results()]
+        run = partial(anonymize_video, DiffDeIDVideoPipeline.sharing(pipe)), inputs, outputs
+        stop.click(None, cancels=button.click(*run, api_name="anonymize_video", **alone))
+
+        with gr.Tab("Batch"), gr.Row():
+            with gr.Column():
+                files = gr.File(label="Photos", file_count="multiple", type="filepath")
+                button = gr.Button("De-identify", variant="primary")
+                inputs = [files, *settings()]
+            with gr.Column():
+                outputs = results()
+        button.click(partial(anonymize_files, pipe), inputs, outputs, api_name="anonymize_files", **alone)
+
+        with gr.Tab("How it works"):
+            gr.Markdown(INSIDE)
+            button = gr.Button("Look at the photo of the first tab", variant="primary")
+            gallery = gr.Gallery(label="Stages", columns=4, object_fit="contain", height="auto", format="png")
+            inputs = [photo, *settings()]
+        button.click(partial(explain, pipe), inputs, gallery, api_name="explain", **alone)
     return demo
 
 
 if __name__ == "__main__":
     pipeline = DiffDeIDPipeline.from_pretrained(MODEL, use_safetensors=True)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    build_demo(pipeline).queue(max_size=20).launch(run_history=False, max_file_size="20mb", show_error=False)
+    build_demo(pipeline).queue(max_size=20).launch(run_history=False, max_file_size="100mb", show_error=False)

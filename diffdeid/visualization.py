@@ -21,7 +21,7 @@ from diffdeid.imaging import check_writable, read_image, write_image, write_whol
 from diffdeid.models.conditioning import exchange_identity
 from diffdeid.models.morphable_model import MorphableModel, MorphableModelOutput
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
-from diffdeid.structures import MorphableCoefficients
+from diffdeid.structures import Face, MorphableCoefficients
 
 MESH_WRITERS = {".obj": write_obj, ".ply": write_ply}
 GREY, WHITE = 0.6, 1.0
@@ -144,3 +144,41 @@ def _from_the_side(model: MorphableModel, coefficients: MorphableCoefficients, s
     light = vertices.new_tensor(STUDIO_LIGHT).repeat_interleave(3).expand(len(vertices), 27)
     picture = render(to_camera(vertices, turn), torch.full_like(vertices, GREY), light, model.triangles, size)
     return torch.where(picture.mask[..., None], picture.image.clamp(0, 1), WHITE)
+
+
+@torch.no_grad()
+def stages(
+    pipe: DiffDeIDPipeline,
+    picture: np.ndarray,
+    face: Face,
+    level: int = 7,
+    num_inference_steps: int = 8,
+    keep_mouth: bool = False,
+    keep_attributes: bool = False,
+    generator: torch.Generator | None = None,
+) -> dict[str, np.ndarray]:
+    """What becomes of one face that has landmarks and irises, step by step: captions and `(S, S, 3)` uint8 pictures.
+
+    The arguments are those of `DiffDeIDPipeline`; one attempt is made, whatever the filter says of it. **Most of these pictures
+    show the source.**
+    """
+    if generator is None:
+        generator = torch.Generator()
+        generator.seed()
+    source = pipe.reconstruct(picture, [face], keep_mouth)
+    identity = pipe.sample_identity(source.identity, level, keep_attributes, generator)
+    _, conditions = pipe.prepare_conditioning(source.coefficients, identity[1], source.masks, keep_mouth)
+    texture = pipe.encode_texture(source.images, source.masks)
+    chosen = (level, generator, keep_mouth, keep_attributes, num_inference_steps, identity)
+    attempt = pipe.deidentify(source, texture, *chosen)
+    maps = {
+        "1 · The face, aligned": source.images,
+        "2 · What is left of it: hair, light, background (I_m)": source.images * (1 - source.masks),
+        "3 · The new head in the old pose, expression and light (I'_3d)": conditions[:, 1:4],
+        "4 · Its normals": conditions[:, 4:7],
+        "5 · Its feature lines": conditions[:, 7:8].expand(-1, 3, -1, -1),
+        "6 · Where its eyes look": conditions[:, 8:9].expand(-1, 3, -1, -1),
+    }
+    verdict = attempt.problem or f"distance {attempt.identity_distance:.2f}"
+    panels = {text: ((one[0].permute(1, 2, 0) + 1) * 127.5).round().byte().cpu().numpy() for text, one in maps.items()}
+    return panels | {f"7 · Painted, and compared with the old one: {verdict}": attempt.result}

@@ -18,11 +18,16 @@ def _no_network(monkeypatch, request):
     if "hub" in request.keywords:
         return
 
-    def refuse(self, address, *_):
-        raise AssertionError(f"a test tried to connect to {address}")
+    def at_home_only(connect):
+        def checked(self, address, *rest):
+            if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in ("127.0.0.1", "localhost", "::1"):
+                raise AssertionError(f"a test tried to connect to {address}")
+            return connect(self, address, *rest)
 
-    monkeypatch.setattr(socket.socket, "connect", refuse)
-    monkeypatch.setattr(socket.socket, "connect_ex", refuse)
+        return checked
+
+    for name in ("connect", "connect_ex"):
+        monkeypatch.setattr(socket.socket, name, at_home_only(getattr(socket.socket, name)))
 
 
 @pytest.fixture(scope="session")

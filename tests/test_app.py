@@ -1,28 +1,219 @@
+"""The page, through its own server, as a browser or a program uses it; and what it leaves behind."""
+
+import tempfile
+import time
+import zipfile
+from pathlib import Path
+
 import gradio as gr
+import numpy as np
 import pytest
+from gradio_client import Client, handle_file
 from PIL import Image
 
-from app import MAX_MEGAPIXELS, anonymize, build_demo
+import app
+from diffdeid import VideoReader, VideoWriter, serving
+from diffdeid.video import Frame
+
+OPTIONS = {"level": 7, "steps": 1, "keep_mouth": False, "keep_attributes": False, "seed": 0}
 
 
-def test_a_photo_gives_a_photo_and_a_report(pipeline, astronaut):
-    image = Image.open(astronaut)
-    result, report = anonymize(pipeline, image, 7, True, True, 0)
-    assert result.size == image.size and result != image and report.startswith("1 face(s)")
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Where Gradio and `tempfile` put things while this module runs."""
+    with pytest.MonkeyPatch.context() as patch:
+        folders = tmp_path_factory.mktemp("gradio"), tmp_path_factory.mktemp("temporary")
+        patch.setenv("GRADIO_TEMP_DIR", str(folders[0]))
+        patch.setattr(tempfile, "tempdir", str(folders[1]))
+        patch.setattr(app, "CACHE", (1, 1))
+        yield folders
+
+
+@pytest.fixture(scope="module")
+def client(pipeline, folders, tmp_path_factory):
+    demo = app.build_demo(pipeline)
+    _, address, _ = demo.queue().launch(prevent_thread_lock=True, quiet=True, show_error=False, max_file_size="100mb")
+    yield Client(address, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
+    demo.close()
+
+
+@pytest.fixture(scope="module")
+def clip(astronaut, tmp_path_factory) -> Path:
+    """Six frames of the demo photo, shrunk."""
+    path = tmp_path_factory.mktemp("clips") / "talk.mp4"
+    picture = np.asarray(Image.open(astronaut).resize((256, 256)))
+    with VideoWriter(path, 25) as writer:
+        for number in range(6):
+            writer.write(Frame(picture, number / writer.rate))
+    return path
+
+
+@pytest.fixture
+def two(astronaut, tmp_path) -> Path:
+    """A photo with a large and a small face."""
+    picture = Image.new("RGB", (900, 512), "white")
+    person = Image.open(astronaut)
+    picture.paste(person)
+    picture.paste(person.resize((340, 340)), (540, 100))
+    picture.save(tmp_path / "two.png")
+    return tmp_path / "two.png"
+
+
+def only(generator):
+    """The last of what a handler gives, while its files are there."""
+    *_, last = generator
+    return last
+
+
+def contents(folders) -> list[Path]:
+    """The files in folders that hold anything."""
+    return [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
+
+
+def test_programs_find_endpoints_with_named_parameters(client):
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    parameters = {name: [one["parameter_name"] for one in entry["parameters"]] for name, entry in endpoints.items()}
+    assert parameters == {
+        "/faces": ["photo"],
+        "/anonymize": ["photo", "faces", *OPTIONS],
+        "/anonymize_video": ["video", *OPTIONS],
+        "/anonymize_files": ["files", *OPTIONS],
+        "/explain": ["photo", *OPTIONS],
+    }
+
+
+def test_a_photo_comes_back_with_another_face(client, astronaut):
+    _, file, report = client.predict(photo=handle_file(astronaut), **OPTIONS, api_name="/anonymize")
+    before, after = (np.asarray(Image.open(path)) for path in (astronaut, file))
+    assert Path(file).name == "astronaut_anonymized.png" and set(Image.open(file).info) == {"icc_profile"}
+    assert before.shape == after.shape
+    changed = (before != after).any(-1)
+    assert 0.02 < changed.mean() < 0.3 and not changed[300:].any()
+    assert report.startswith("**Face 1** is somebody else")
+    _, again, _ = client.predict(photo=handle_file(astronaut), **OPTIONS, api_name="/anonymize")
+    assert (np.asarray(Image.open(again)) == after).all()
+
+
+def test_a_program_can_choose_among_the_faces(client, two):
+    assert client.predict(photo=handle_file(two), api_name="/faces")[1]["value"] == [1, 2]
+    _, file, report = client.predict(photo=handle_file(two), faces=[2], **OPTIONS, api_name="/anonymize")
+    assert report.startswith("**Face 1** was left as it was") and Path(file).name == "two_anonymized.png"
+
+
+def test_a_video_comes_back_with_another_face(client, clip):
+    _, file, report = client.predict(video=handle_file(clip), **OPTIONS, api_name="/anonymize_video")
+    before, after = ([frame.picture for frame in VideoReader(path)] for path in (clip, file))
+    assert len(after) == len(before) == 6 and "**Face 1** is somebody else" in report
+    assert all(np.abs(new.astype(int) - old)[30:100, 90:160].mean() > 5 for new, old in zip(after, before, strict=True))
+
+
+def test_a_batch_gives_what_could_be_done_and_says_what_could_not(client, astronaut, tmp_path):
+    Image.new("RGB", (64, 64)).save(tmp_path / "nobody.png")
+    (tmp_path / "broken.jpg").write_bytes(b"\xff\xd8\xff\xe0 no picture")
+    files = [handle_file(path) for path in (astronaut, tmp_path / "nobody.png", tmp_path / "broken.jpg")]
+    archive, report = client.predict(files=files, **OPTIONS, api_name="/anonymize_files")
+    with zipfile.ZipFile(archive) as opened:
+        assert opened.namelist() == ["01_astronaut_anonymized.png"] and opened.testzip() is None
+    parts = report.split("### ")[1:]
+    assert [part.split("\n")[0] for part in parts] == ["astronaut.png", "nobody.png", "broken.jpg"]
+    assert "somebody else" in parts[0] and "No face" in parts[1] and "broken.jpg" in parts[2]
+
+
+def test_the_stages_are_shown(client, astronaut):
+    stages = client.predict(photo=handle_file(astronaut), **OPTIONS, api_name="/explain")
+    assert [stage["caption"][0] for stage in stages] == list("1234567")
+    pictures = [np.asarray(Image.open(stage["image"])).astype(int) for stage in stages]
+    assert len({picture.tobytes() for picture in pictures}) == 7
+    erased = (pictures[1] == 128).all(-1)
+    assert erased.mean() > 0.1 and (pictures[0] == pictures[1])[~erased].all()
 
 
 @pytest.mark.parametrize(
-    ("image", "message"),
+    ("content", "message"),
     [
-        (None, "Choose"),
-        (Image.new("RGB", (64, 64)), "No face"),
-        (Image.new("RGB", (MAX_MEGAPIXELS * 1000 + 1, 1000)), "megapixels"),
+        (None, "Choose a photo first"),
+        (b"no picture", "photo.png"),
+        (b"", "empty"),
+        ((64, 64), "No face"),
+        ((5001, 5000), "megapixels"),
     ],
 )
-def test_what_cannot_be_done_is_said(pipeline, image, message):
-    with pytest.raises(gr.Error, match=message):
-        anonymize(pipeline, image, 7, True, True, None)
+def test_what_cannot_be_done_is_said_without_paths(client, tmp_path, folders, content, message):
+    path = tmp_path / "photo.png"
+    if isinstance(content, tuple):
+        Image.new("L", content).save(path)
+    elif content is not None:
+        path.write_bytes(content)
+    with pytest.raises(Exception, match=message) as caught:
+        client.predict(photo=None if content is None else handle_file(path), **OPTIONS, api_name="/anonymize")
+    assert str(folders[0]) not in str(caught.value)
 
 
-def test_the_page_can_be_built(pipeline):
-    assert build_demo(pipeline).delete_cache == (600, 600)
+def test_surprises_are_logged_without_what_they_say(pipeline, astronaut, monkeypatch, caplog):
+    def fail(*_):
+        raise RuntimeError(name)
+
+    name = "Jane " + "Doe"
+
+    monkeypatch.setattr(app.serving, "find_faces", fail)
+    with pytest.raises(gr.Error, match="could not be processed"):
+        only(app.anonymize(pipeline, str(astronaut), None, None, **OPTIONS))
+    assert "RuntimeError" in caplog.text and "find_faces" in caplog.text and name not in caplog.text
+
+
+def test_only_the_wanted_faces_change_and_the_page_says_so(pipeline, two):
+    drawn, choice, number, chosen = app.show_faces(pipeline, str(two))
+    assert [label for _, label in drawn["value"][1]] == ["Face 1", "Face 2"] and choice["value"] == [1, 2]
+    assert number["maximum"] == 2 and chosen == {}
+    (before, after), _, report = only(app.anonymize(pipeline, str(two), [2], {}, **OPTIONS))
+    changed = (np.asarray(before) != np.asarray(after)).any(-1)
+    assert changed[:, 540:].any() and not changed[:, :540].any()
+    assert report.split("\n\n")[0] == "**Face 1** was left as it was, as you chose."
+    _, _, report = only(app.anonymize(pipeline, str(two), [], {}, **OPTIONS))
+    assert "as you chose" not in report
+
+
+def test_a_candidate_that_was_clicked_is_taken(pipeline, astronaut):
+    gallery, candidates = app.show_candidates(pipeline, str(astronaut), 1, **OPTIONS)
+    assert len(gallery["value"]) == len(candidates[1]) >= 2
+    click = gr.SelectData(None, {"index": 1, "value": None})
+    chosen = app.choose({}, candidates, click)
+    assert chosen[1] is candidates[1][1]
+    asked = OPTIONS | {"seed": 5}
+    (_, after), _, _ = only(app.anonymize(pipeline, str(astronaut), None, chosen, **asked))
+    (_, other), _, _ = only(app.anonymize(pipeline, str(astronaut), None, {}, **asked))
+    face = pipeline.detect_faces(np.asarray(Image.open(astronaut)))[0]
+    shown, taken, sampled = (
+        np.asarray(picture, float)
+        for picture in (gallery["value"][1], *(pipeline.crop(np.asarray(one), face).image for one in (after, other)))
+    )
+    assert np.abs(taken - shown).mean() < 0.6 * np.abs(sampled - shown).mean()
+
+
+def test_a_video_that_nobody_waits_for_stops(pipeline, clip, tmp_path):
+    from diffdeid import DiffDeIDVideoPipeline
+
+    pipe, target = DiffDeIDVideoPipeline.sharing(pipeline), tmp_path / "out.mp4"
+    updates = serving.follow_video(pipe, clip, target, **serving.options(**OPTIONS))
+    first = next(updates)
+    assert first.stage == "analyse" and first.done == 1 and first.total >= 6
+    updates.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize(("limit", "value", "message"), [("MAX_FRAMES", 5, "longer than 0 seconds"), ("MAX_SIDE", 200, "larger")])
+def test_videos_beyond_the_limits_are_refused(clip, monkeypatch, limit, value, message):
+    serving.check_video(clip)
+    monkeypatch.setattr(serving, limit, value)
+    with pytest.raises(serving.VideoError, match=message):
+        serving.check_video(clip)
+
+
+def test_ten_requests_leave_no_picture(client, folders, astronaut):
+    for _ in range(10):
+        client.predict(photo=handle_file(astronaut), **OPTIONS, api_name="/anonymize")
+    assert contents(folders)  # the last results at least
+    deadline = time.monotonic() + 20
+    while (left := contents(folders)) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert left == []

@@ -1,0 +1,163 @@
+"""What a page for the public does with the pipelines: limits first, one face at a time, progress, words. No web framework."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from PIL import Image
+
+from diffdeid.errors import DiffDeIDError, ImageError, NoFaceFoundError, VideoError
+from diffdeid.imaging import Picture, read_image
+from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
+from diffdeid.pipelines.pipeline_output import DiffDeIDVideoPipelineOutput, FaceReport, PersonReport
+from diffdeid.pipelines.pipeline_video import DiffDeIDVideoPipeline
+from diffdeid.structures import Face
+from diffdeid.video import VideoReader
+
+MAX_MEGAPIXELS, MAX_FACES, MAX_FRAMES, MAX_SIDE = 25, 40, 750, 1920  # a page's; pipelines have none of these
+PREVIEW = 1280  # pixels of the longer side
+SHOWABLE = (".jpg", ".jpeg", ".png", ".webp")
+Identity = tuple[torch.Tensor, torch.Tensor]  # z' (1, 128), α' (1, 80)
+
+
+class Progress(NamedTuple):
+    """How far a video is: "analyse" or "render", frames done and expected, and seconds until this stage ends."""
+
+    stage: str
+    done: int
+    total: int
+    seconds_left: float
+
+
+def options(level: int, steps: int, keep_mouth: bool, keep_attributes: bool, seed: float | None) -> dict[str, Any]:
+    """Arguments of a pipeline from what somebody chose; without a seed, fresh randomness."""
+    generator = torch.Generator()
+    generator.seed() if seed is None else generator.manual_seed(int(seed))
+    kept = {"keep_mouth": keep_mouth, "keep_attributes": keep_attributes}
+    return {"level": int(level), "num_inference_steps": int(steps), "generator": generator} | kept
+
+
+def load_photo(path: str | Path) -> Picture:
+    """A photo of at most `MAX_MEGAPIXELS`, which are counted before they are decoded."""
+    try:
+        with Image.open(path) as header:
+            pixels = header.width * header.height
+    except Exception:  # no picture, or one that needs a decoder of ours: the reader says which
+        pixels = 0
+    picture = None if pixels > MAX_MEGAPIXELS * 1e6 else read_image(path)
+    if picture is None or picture.image.width * picture.image.height > MAX_MEGAPIXELS * 1e6:
+        raise ImageError(f"The photo has more than {MAX_MEGAPIXELS} megapixels. Scale it down first.")
+    return picture
+
+
+def find_faces(pipe: DiffDeIDPipeline, picture: Picture) -> list[Face]:
+    """The faces of a photo, largest first; at most `MAX_FACES`."""
+    faces = pipe.detect_faces(np.asarray(picture.image))
+    if not faces:
+        raise NoFaceFoundError("No face was found, so nothing was changed.")
+    if len(faces) > MAX_FACES:
+        raise DiffDeIDError(f"The photo shows {len(faces)} faces, and {MAX_FACES} are the limit here. The command line has none.")
+    return faces
+
+
+def can_be_rendered(face: Face) -> bool:
+    """Whether the face can be more than covered."""
+    return face.landmarks is not None and face.iris is not None
+
+
+def replace_faces(
+    pipe: DiffDeIDPipeline, picture: Picture, faces: dict[int, Face], chosen: dict[int, Identity], **options: Any
+) -> tuple[Image.Image, dict[int, FaceReport]]:
+    """De-identify numbered faces one after the other, some of them as somebody `chosen`; the picture, and a report for each."""
+    image, reports = picture.image, {}
+    for number, face in faces.items():
+        output = pipe(image, faces=[face], identity=chosen.get(number), **options)
+        image, reports[number] = output.images[0], output.faces[0][0]
+    return image, reports
+
+
+def sample_people(
+    pipe: DiffDeIDPipeline, picture: Picture, face: Face, count: int, level: int, keep_attributes: bool, **options: Any
+) -> list[tuple[np.ndarray, Identity]]:
+    """Of `count` sampled people those who may replace a face: crops `(S, S, 3)` that show them, and their identities."""
+    people = []
+    source = pipe.reconstruct(np.asarray(picture.image), [face])
+    for _ in range(count):
+        identity = pipe.sample_identity(source.identity, level, keep_attributes, options["generator"])
+        output = pipe(picture.image, faces=[face], identity=identity, **options)
+        if output.faces[0][0].method == "diffusion":
+            people.append((pipe.crop(np.asarray(output.images[0]), face).image, identity))
+    return people
+
+
+def preview(image: Image.Image) -> Image.Image:
+    """No larger than a page shows it."""
+    small = image.copy()
+    small.thumbnail((PREVIEW, PREVIEW))
+    return small
+
+
+def name_of_result(photo: str | Path) -> str:
+    """In the format of the photo where pages can show it, else as PNG."""
+    suffix = Path(photo).suffix.lower()
+    return f"{Path(photo).stem}_anonymized{suffix if suffix in SHOWABLE else '.png'}"
+
+
+def check_video(path: str | Path) -> None:
+    """Complain about a video that is too long or too large for a page."""
+    reader = VideoReader(path)
+    if reader.num_frames > MAX_FRAMES:
+        seconds = MAX_FRAMES / float(reader.rate)
+        raise VideoError(f"The video is longer than {seconds:.0f} seconds. Cut it, or use the command line, which has no limit.")
+    if max(next(iter(reader)).picture.shape) > MAX_SIDE:
+        raise VideoError(f"The video is larger than {MAX_SIDE} pixels. Scale it down, or use the command line.")
+
+
+def follow_video(
+    pipe: DiffDeIDVideoPipeline, video: str | Path, target: Path, **options: Any
+) -> Iterator[Progress | DiffDeIDVideoPipelineOutput]:
+    """De-identify a video in a thread: says how far it is, then gives the output. Closing the iterator stops the work."""
+    news: queue.Queue = queue.Queue()
+    stopped, started = threading.Event(), {}
+
+    def tell(stage: str, done: int, total: int) -> None:
+        if stopped.is_set():
+            raise InterruptedError("Nobody waits for this video any more.")
+        elapsed = time.monotonic() - started.setdefault(stage, time.monotonic())
+        total = max(total, done)
+        news.put(Progress(stage, done, total, elapsed / max(done, 1) * (total - done)))
+
+    def work() -> None:
+        try:
+            news.put(pipe(video, target, callback_on_frame=tell, **options))
+        except BaseException as error:
+            news.put(error)
+
+    thread = threading.Thread(target=work)
+    thread.start()
+    try:
+        while isinstance(update := news.get(), Progress):
+            yield update
+        if isinstance(update, BaseException):
+            raise update
+        yield update
+    finally:
+        stopped.set()
+        thread.join()
+
+
+def in_words(number: int, report: FaceReport | PersonReport | None) -> str:
+    """A sentence about a face, or a person of a video; no report: it was to stay."""
+    if report is None:
+        return f"**Face {number}** was left as it was, as you chose."
+    if report.method != "diffusion":
+        return f"**Face {number}** is covered: {report.reason}."
+    attempts = f", at the attempt number {report.attempts}" if report.attempts > 1 else ""
+    return f"**Face {number}** is somebody else, at a distance of {report.identity_distance:.2f} from before{attempts}."
