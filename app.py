@@ -50,7 +50,7 @@ def errors_in_words() -> Iterator[None]:
     except (gr.Error, GeneratorExit):
         raise
     except DiffDeIDError as error:
-        raise gr.Error(re.sub(r"`[^`]*[/\\]([^`/\\]+)`", r"`\1`", str(error))) from None
+        raise gr.Error(re.sub(r"([`'])[^`']*[/\\]([^`'/\\]+)\1", r"`\2`", str(error))) from None
     except Exception as error:
         logger.error("%s\n%s", type(error).__name__, "".join(traceback.format_tb(error.__traceback__)))
         raise gr.Error("This could not be processed.") from None
@@ -60,6 +60,8 @@ def given(value, what: str):
     """`value`, or a request for it."""
     if not value:
         raise gr.Error(f"Choose {what} first.")
+    if isinstance(value, str) and not Path(value).exists():
+        raise gr.Error("The upload was deleted, as all are after some minutes. Upload it again.")
     return value
 
 

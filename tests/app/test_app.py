@@ -1,6 +1,5 @@
 """The page, through its own server, as a browser or a program uses it; and what it leaves behind."""
 
-import tempfile
 import time
 import zipfile
 from pathlib import Path
@@ -12,40 +11,15 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 import app
-from diffdeid import VideoReader, VideoWriter, serving
-from diffdeid.video import Frame
+from diffdeid import VideoReader, serving
 
 OPTIONS = {"level": 7, "steps": 1, "keep_mouth": False, "keep_attributes": False, "seed": 0}
 
 
 @pytest.fixture(scope="module")
-def folders(tmp_path_factory):
-    """Where Gradio and `tempfile` put things while this module runs."""
-    with pytest.MonkeyPatch.context() as patch:
-        folders = tmp_path_factory.mktemp("gradio"), tmp_path_factory.mktemp("temporary")
-        patch.setenv("GRADIO_TEMP_DIR", str(folders[0]))
-        patch.setattr(tempfile, "tempdir", str(folders[1]))
-        patch.setattr(app, "CACHE", (1, 1))
-        yield folders
-
-
-@pytest.fixture(scope="module")
-def client(pipeline, folders, tmp_path_factory):
-    demo = app.build_demo(pipeline)
-    _, address, _ = demo.queue().launch(prevent_thread_lock=True, quiet=True, show_error=False, max_file_size="100mb")
-    yield Client(address, verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
-    demo.close()
-
-
-@pytest.fixture(scope="module")
-def clip(astronaut, tmp_path_factory) -> Path:
-    """Six frames of the demo photo, shrunk."""
-    path = tmp_path_factory.mktemp("clips") / "talk.mp4"
-    picture = np.asarray(Image.open(astronaut).resize((256, 256)))
-    with VideoWriter(path, 25) as writer:
-        for number in range(6):
-            writer.write(Frame(picture, number / writer.rate))
-    return path
+def client(serve, tmp_path_factory) -> Client:
+    """Of a server that deletes files once they are three seconds old."""
+    return Client(serve((1, 3)), verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
 
 
 @pytest.fixture
@@ -199,6 +173,17 @@ def test_a_video_that_nobody_waits_for_stops(pipeline, clip, tmp_path):
     assert first.stage == "analyse" and first.done == 1 and first.total >= 6
     updates.close()
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_deleted_upload_is_said_to_be_one(pipeline):
+    with pytest.raises(gr.Error, match="Upload it again"):
+        only(app.anonymize(pipeline, "/gone/photo.png", None, {}, **OPTIONS))
+
+
+def test_messages_name_files_without_their_folders():
+    with pytest.raises(gr.Error) as caught, app.errors_in_words():
+        raise serving.VideoError("`/tmp/a b/c.mp4` is broken: [Errno 2] '/tmp/a b/c.mp4'. It's `--start`.")
+    assert caught.value.message == "`c.mp4` is broken: [Errno 2] `c.mp4`. It's `--start`."
 
 
 @pytest.mark.parametrize(("limit", "value", "message"), [("MAX_FRAMES", 5, "longer than 0 seconds"), ("MAX_SIDE", 200, "larger")])

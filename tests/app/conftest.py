@@ -1,0 +1,50 @@
+"""A server with the page, and a clip to send to it."""
+
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import app
+from diffdeid import VideoWriter
+from diffdeid.video import Frame
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Where Gradio and `tempfile` put things while these tests run."""
+    with pytest.MonkeyPatch.context() as patch:
+        folders = tmp_path_factory.mktemp("gradio"), tmp_path_factory.mktemp("temporary")
+        patch.setenv("GRADIO_TEMP_DIR", str(folders[0]))
+        patch.setattr(tempfile, "tempdir", str(folders[1]))
+        yield folders
+
+
+@pytest.fixture(scope="module")
+def serve(pipeline, folders):
+    """`f(cache)`: the address of a server whose files are deleted as `cache` says."""
+    demos = []
+
+    def serve(cache: tuple[int, int]) -> str:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(app, "CACHE", cache)
+            demos.append(app.build_demo(pipeline).queue())
+        launched = demos[-1].launch(prevent_thread_lock=True, quiet=True, show_error=False, max_file_size="100mb")
+        return launched[1]
+
+    yield serve
+    for demo in demos:
+        demo.close()
+
+
+@pytest.fixture(scope="package")
+def clip(astronaut, tmp_path_factory) -> Path:
+    """Six frames of the demo photo, shrunk."""
+    path = tmp_path_factory.mktemp("clips") / "talk.mp4"
+    picture = np.asarray(Image.open(astronaut).resize((256, 256)))
+    with VideoWriter(path, 25) as writer:
+        for number in range(6):
+            writer.write(Frame(picture, number / writer.rate))
+    return path

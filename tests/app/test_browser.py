@@ -1,0 +1,134 @@
+"""The page in Chromium, where it is installed: `make test-browser`. Screenshots go to `demo/browser/`, to be looked at."""
+
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+import app
+from diffdeid import VideoReader
+
+webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
+from selenium.webdriver.chrome.service import Service  # noqa: E402
+from selenium.webdriver.common.by import By  # noqa: E402
+from selenium.webdriver.support.ui import WebDriverWait  # noqa: E402
+
+SCREENSHOTS = Path(__file__).parents[2] / "demo" / "browser"
+BROWSER, DRIVER = shutil.which("chromium"), shutil.which("chromedriver")
+pytestmark = pytest.mark.skipif(not (BROWSER and DRIVER), reason="Chromium and its driver are not installed")
+
+
+class Page:
+    """The page as somebody uses it."""
+
+    def __init__(self, driver, address: str, downloads: Path):
+        self.driver, self.downloads = driver, downloads
+        driver.get(address)
+        self.wait(lambda: self.button("De-identify"))
+
+    def wait(self, condition, seconds: float = 60):
+        """What `condition` gives once it gives something."""
+        return WebDriverWait(self.driver, seconds, ignored_exceptions=[Exception]).until(lambda _: condition())
+
+    def shown(self, css: str) -> list:
+        return [element for element in self.driver.find_elements(By.CSS_SELECTOR, css) if element.is_displayed()]
+
+    def button(self, text: str):
+        return next(element for element in self.shown("button") if element.text == text)
+
+    def upload(self, path: Path):
+        """Into the first empty upload of the tab that is open."""
+        panel = next(
+            element for element in self.driver.find_elements(By.CSS_SELECTOR, "[role=tabpanel]") if element.is_displayed()
+        )
+        panel.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(path))
+
+    def download(self, name: str) -> Path:
+        """Click on a result and wait for its file."""
+        self.wait(lambda: [link for link in self.shown("a[download]") if name in link.get_attribute("href")])[0].click()
+        self.wait(lambda: (self.downloads / name).is_file())
+        return self.downloads / name
+
+    def screenshot(self, name: str):
+        SCREENSHOTS.mkdir(parents=True, exist_ok=True)
+        self.driver.save_screenshot(str(SCREENSHOTS / f"{name}.png"))
+
+    def complaints(self) -> list[str]:
+        """Errors of the page; fonts and icons from elsewhere are not to be had here."""
+        return [
+            entry["message"] for entry in self.driver.get_log("browser")
+            if entry["level"] == "SEVERE" and "net::ERR_" not in entry["message"] and "favicon" not in entry["message"]
+        ]  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def address(serve) -> str:
+    return serve(app.CACHE)
+
+
+@pytest.fixture
+def open_page(address, tmp_path):
+    """`f(width, dark)`: the page in a window of its own."""
+    drivers = []
+
+    def open_page(width: int = 1280, dark: bool = False) -> Page:
+        options = webdriver.ChromeOptions()
+        options.binary_location = BROWSER
+        options.add_experimental_option("prefs", {"download.default_directory": str(tmp_path)})
+        options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
+        for argument in ("--headless=new", "--no-sandbox", "--disable-dev-shm-usage", f"--window-size={max(width, 500)},1100"):
+            options.add_argument(argument)
+        drivers.append(webdriver.Chrome(options=options, service=Service(DRIVER)))
+        screen = {"width": width, "height": 1100, "deviceScaleFactor": 1, "mobile": width < 600}
+        drivers[-1].execute_cdp_cmd("Emulation.setDeviceMetricsOverride", screen)
+        return Page(drivers[-1], f"{address}?__theme={'dark' if dark else 'light'}", tmp_path)
+
+    yield open_page
+    for driver in drivers:
+        driver.quit()
+
+
+def test_a_photo_is_uploaded_replaced_and_downloaded(open_page, astronaut):
+    page = open_page()
+    page.upload(astronaut)
+    page.button("De-identify").click()
+    result = page.download("astronaut_anonymized.png")
+    before, after = (np.asarray(Image.open(path)) for path in (astronaut, result))
+    changed = (before != after).any(-1)
+    assert 0.02 < changed.mean() < 0.3
+    page.wait(lambda: any("somebody else" in element.text for element in page.shown(".prose")))
+    page.screenshot("photo-light")
+
+    page.shown("button.label-wrap")[1].click()
+    page.wait(lambda: page.button("Show candidates")).click()
+    candidates = page.wait(lambda: page.shown("button.thumbnail-item, button.gallery-item"))
+    assert len(candidates) >= 2
+    page.screenshot("candidates")
+    assert page.complaints() == []
+
+
+def test_a_video_is_uploaded_replaced_and_downloaded(open_page, clip):
+    page = open_page(dark=True)
+    page.button("Video").click()
+    page.wait(lambda: page.button("Stop"))
+    page.upload(clip)
+    page.wait(lambda: page.shown("video"))
+    page.button("De-identify").click()
+    result = page.download("talk_anonymized.mp4")
+    before, after = ([frame.picture.astype(int) for frame in VideoReader(path)] for path in (clip, result))
+    assert len(after) == len(before)
+    assert all(np.abs(new - old)[30:100, 90:160].mean() > 5 for new, old in zip(after, before, strict=True))
+    page.screenshot("video-dark")
+    assert page.complaints() == []
+
+
+def test_the_page_fits_a_phone(open_page, astronaut):
+    page = open_page(width=390)
+    page.upload(astronaut)
+    page.button("De-identify").click()
+    page.wait(lambda: [link for link in page.shown("a[download]") if "astronaut_anonymized" in link.get_attribute("href")])
+    assert page.driver.execute_script("return document.documentElement.scrollWidth") <= 390
+    page.screenshot("phone")
+    assert page.complaints() == []
