@@ -3,7 +3,7 @@ PYTHON ?= python3
 PHOTO ?= tests/assets/astronaut.png
 BIN := .venv/bin
 
-.PHONY: demo test report
+.PHONY: demo test test-browser report
 
 demo: .venv/.installed
 	$(BIN)/diffdeid anonymize "$(PHOTO)" -o demo/after.png --seed 0 --overwrite
@@ -13,6 +13,11 @@ test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/python -m pytest
+
+# Screenshots go to demo/browser/.
+test-browser: .venv/.installed
+	command -v chromium chromedriver || apt-get install -y chromium chromium-driver
+	$(BIN)/python -m pytest tests/app/test_browser.py
 
 # DATA holds london/, val/ and video/val/ (scripts/make_report.py).
 report: .venv/.installed

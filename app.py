@@ -176,7 +176,7 @@ def settings() -> list[gr.components.Component]:
         steps = gr.Slider(1, 50, value=8, step=1, label="Denoising steps")
         keep_mouth = gr.Checkbox(False, label="Keep the pixels of the mouth (gives more away)")
         keep_attributes = gr.Checkbox(False, label="Keep about the same sex, age and descent (gives much more away)")
-        seed = gr.Number(None, label="Seed (empty: new people each time)", precision=0)
+        seed = gr.Number(-1, label="Seed (-1: new people each time)", precision=0)
     return [level, steps, keep_mouth, keep_attributes, seed]
 
 
@@ -203,7 +203,7 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
                     more = gr.Button("Show candidates")
                     gallery = gr.Gallery(label="Click one to take it", columns=CANDIDATES, allow_preview=False, visible=False)
             with gr.Column():
-                outputs = [gr.ImageSlider(label="Before and after", format="webp", interactive=False), *results()]
+                outputs = [gr.ImageSlider(label="Before and after", format="jpeg", interactive=False), *results()]
         chosen, candidates = gr.State({}), gr.State((0, ()))
         photo.change(partial(show_faces, pipe), photo, [drawn, wanted, number, chosen], api_name="faces")
         run = partial(anonymize, pipe), [photo, wanted, chosen, *inputs], outputs

@@ -37,9 +37,9 @@ class Progress(NamedTuple):
 
 
 def options(level: int, steps: int, keep_mouth: bool, keep_attributes: bool, seed: float | None) -> dict[str, Any]:
-    """Arguments of a pipeline from what somebody chose; without a seed, fresh randomness."""
+    """Arguments of a pipeline from what somebody chose; without a seed, or with a negative one, fresh randomness."""
     generator = torch.Generator()
-    generator.seed() if seed is None else generator.manual_seed(int(seed))
+    generator.seed() if seed is None or seed < 0 else generator.manual_seed(int(seed))
     kept = {"keep_mouth": keep_mouth, "keep_attributes": keep_attributes}
     return {"level": int(level), "num_inference_steps": int(steps), "generator": generator} | kept
 

@@ -68,6 +68,11 @@ def test_a_photo_comes_back_with_another_face(client, astronaut):
     assert (np.asarray(Image.open(again)) == after).all()
 
 
+def test_options_may_be_left_out(client, astronaut):
+    _, file, report = client.predict(photo=handle_file(astronaut), api_name="/anonymize")
+    assert Path(file).is_file() and "somebody else" in report
+
+
 def test_a_program_can_choose_among_the_faces(client, two):
     assert client.predict(photo=handle_file(two), api_name="/faces")[1]["value"] == [1, 2]
     _, file, report = client.predict(photo=handle_file(two), faces=[2], **OPTIONS, api_name="/anonymize")
