@@ -4,6 +4,11 @@ What a handler writes lies in a folder that goes when the handler ends. Gradio s
 removes, as it does the uploads, minutes later.
 """
 
+try:  # first of all: on a ZeroGPU Space it lends a GPU to functions, which must not be touched before
+    from spaces import GPU
+except ImportError:
+    GPU = None
+
 import logging
 import re
 import tempfile
@@ -21,14 +26,6 @@ import torch
 from diffdeid import DiffDeIDError, DiffDeIDPipeline, DiffDeIDVideoPipeline, serving, write_image
 from diffdeid.visualization import stages
 
-try:  # on a ZeroGPU Space a GPU is lent to the functions that ask for it
-    from spaces import GPU as lent_gpu
-except ImportError:
-
-    def lent_gpu(duration=None):
-        return lambda function: function
-
-
 MODEL = "weights/diffdeid"
 MAX_FILES, CANDIDATES = 20, 4
 CACHE = (60, 300)  # seconds between Gradio's rounds of deletion, and the age at which a file goes
@@ -40,6 +37,12 @@ INSIDE = "What the network is shown of the largest face, and what it paints. **T
 WORK = {"analyse": "Looking for faces", "render": "Painting"}
 
 logger = logging.getLogger(__name__)
+
+
+def lent(function, pipe: DiffDeIDPipeline, duration):
+    """A handler with its pipeline, which on a ZeroGPU Space has a GPU for `duration` seconds, or what that says of its inputs."""
+    handler = partial(function, pipe)
+    return handler if GPU is None else GPU(duration=duration)(handler)
 
 
 @contextmanager
@@ -80,7 +83,6 @@ def show_faces(pipe: DiffDeIDPipeline, photo: str | None):
     return gr.update(value=(small, boxes), visible=several), choice, gr.update(maximum=max(2, len(faces)), value=1), {}
 
 
-@lent_gpu(duration=60)
 def anonymize(pipe, photo, faces, chosen, level, steps, keep_mouth, keep_attributes, seed):
     """De-identify all faces of a photo, or those whose numbers are given (largest first), as the people chosen for them.
 
@@ -98,7 +100,6 @@ def anonymize(pipe, photo, faces, chosen, level, steps, keep_mouth, keep_attribu
         yield (serving.preview(picture.image), serving.preview(image)), str(target), report
 
 
-@lent_gpu(duration=60)
 def show_candidates(pipe, photo, number, level, steps, keep_mouth, keep_attributes, seed):
     """New people for one face: their pictures, and (number, identities) to choose from."""
     with errors_in_words():
@@ -121,7 +122,6 @@ def choose(chosen: dict, candidates: tuple, event: gr.SelectData) -> dict:
     return chosen | {number: identities[event.index]}
 
 
-@lent_gpu(duration=600)
 def anonymize_video(pipe, video, level, steps, keep_mouth, keep_attributes, seed):
     """De-identify a video, without its sound. Gives it to look at, as a file, and what happened in words."""
     with errors_in_words(), tempfile.TemporaryDirectory() as folder:
@@ -137,7 +137,6 @@ def anonymize_video(pipe, video, level, steps, keep_mouth, keep_attributes, seed
                 yield str(target), str(target), "\n\n".join(lines)
 
 
-@lent_gpu(duration=300)
 def anonymize_files(pipe, files, level, steps, keep_mouth, keep_attributes, seed):
     """De-identify several photos. Gives a zip file of those that could be, and what happened in words."""
     if len(given(files, "some photos")) > MAX_FILES:
@@ -156,7 +155,6 @@ def anonymize_files(pipe, files, level, steps, keep_mouth, keep_attributes, seed
         yield archive.filename if archive.namelist() else None, "\n\n".join(lines)
 
 
-@lent_gpu(duration=60)
 def explain(pipe, photo, level, steps, keep_mouth, keep_attributes, seed):
     """The stages of the largest face that can be rendered: pictures with captions."""
     with errors_in_words():
@@ -206,9 +204,9 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
                 outputs = [gr.ImageSlider(label="Before and after", format="jpeg", interactive=False), *results()]
         chosen, candidates = gr.State({}), gr.State((0, ()))
         photo.change(partial(show_faces, pipe), photo, [drawn, wanted, number, chosen], api_name="faces")
-        run = partial(anonymize, pipe), [photo, wanted, chosen, *inputs], outputs
+        run = lent(anonymize, pipe, 60), [photo, wanted, chosen, *inputs], outputs
         button.click(*run, api_name="anonymize", **alone)
-        more.click(partial(show_candidates, pipe), [photo, number, *inputs], [gallery, candidates], **inner, **alone)
+        more.click(lent(show_candidates, pipe, 60), [photo, number, *inputs], [gallery, candidates], **inner, **alone)
         gallery.select(choose, [chosen, candidates], chosen, **inner).then(*run, **inner, **alone)
 
         with gr.Tab("Video"), gr.Row():
@@ -219,7 +217,7 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
                 inputs = [video, *settings()]
             with gr.Column():
                 outputs = [gr.Video(label="De-identified, without sound", interactive=False), *results()]
-        run = partial(anonymize_video, DiffDeIDVideoPipeline.sharing(pipe)), inputs, outputs
+        run = lent(anonymize_video, DiffDeIDVideoPipeline.sharing(pipe), serving.seconds_for_video), inputs, outputs
         stop.click(None, cancels=button.click(*run, api_name="anonymize_video", **alone))
 
         with gr.Tab("Batch"), gr.Row():
@@ -229,14 +227,14 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
                 inputs = [files, *settings()]
             with gr.Column():
                 outputs = results()
-        button.click(partial(anonymize_files, pipe), inputs, outputs, api_name="anonymize_files", **alone)
+        button.click(lent(anonymize_files, pipe, 300), inputs, outputs, api_name="anonymize_files", **alone)
 
         with gr.Tab("How it works"):
             gr.Markdown(INSIDE)
             button = gr.Button("Look at the photo of the first tab", variant="primary")
             gallery = gr.Gallery(label="Stages", columns=4, object_fit="contain", height="auto", format="png")
             inputs = [photo, *settings()]
-        button.click(partial(explain, pipe), inputs, gallery, api_name="explain", **alone)
+        button.click(lent(explain, pipe, 60), inputs, gallery, api_name="explain", **alone)
     return demo
 
 

@@ -274,6 +274,19 @@ def evaluate(
         typer.echo(run.publish(evaluations, report, as_json))
 
 
+@app.command()
+def doctor(device: Device = "auto", model: Model = DEFAULT_MODEL) -> None:
+    """Check versions, devices and weights, and time one face. Exits with 1 if something is wrong."""
+    from diffdeid.doctor import examine
+
+    healthy = True
+    for good, finding in examine(model, lambda: _load(model, device, "float32", "network")):
+        typer.echo(f"{'ok ' if good else 'BAD'} {finding}")
+        healthy &= good
+    if not healthy:
+        raise typer.Exit(1)
+
+
 @data.command()
 def prepare(
     folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Photos or face crops.")],

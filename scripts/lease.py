@@ -19,7 +19,6 @@ import json
 import logging
 import random
 import shutil
-from concurrent.futures import ProcessPoolExecutor
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -38,7 +37,7 @@ from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.config import TrainConfig
 from diffdeid.training.data import FaceStore
-from diffdeid.training.exchange import exchange_people, single_threaded
+from diffdeid.training.exchange import exchange_people, pool_of_cores
 from diffdeid.training.loop import train
 from diffdeid.training.maps import FULL, regions, shown
 
@@ -100,7 +99,7 @@ def unpack(parts: list[Path], out: Path, validation_names: Path, model: Path):
     """Write the faces of parts into a store, on all cores, and exchange people in it."""
     out.mkdir(parents=True, exist_ok=True)
     shares = [(part, share, SHARES) for part in parts for share in range(SHARES)]
-    with ProcessPoolExecutor(initializer=single_threaded) as pool:
+    with pool_of_cores() as pool:
         list(pool.map(partial(unpack_share, out, model), *zip(*shares, strict=True)))
     exchange_people(out, validation_names, model)
 

@@ -7,6 +7,7 @@ say what is wrong with one.
 
 from __future__ import annotations
 
+import multiprocessing
 import zlib
 from concurrent.futures import ProcessPoolExecutor
 from functools import partial
@@ -48,7 +49,7 @@ def exchange_people(
     place = {name: row for row, name in enumerate(photos)}
     pairs = [(name, photos[place[name] - rng.integers(1, len(photos))]) for name, rng in zip(missing, draws, strict=True)]
     chunks = [pairs[start : start + CHUNK] for start in range(0, len(pairs), CHUNK)]
-    with ProcessPoolExecutor(initializer=single_threaded) as pool:
+    with pool_of_cores() as pool:
         list(pool.map(partial(_exchange, store, model), chunks))
 
 
@@ -71,7 +72,13 @@ def exchange_person(store: FaceStore, name: str, other: str, morphable_model: Mo
     write_whole(store.folder / f"{name}{EXCHANGED}.safetensors", save(face, {"set": "exchanged"}))
 
 
-def single_threaded():
-    """For processes that share the cores."""
+def pool_of_cores() -> ProcessPoolExecutor:
+    """A process of one thread a core. They descend from a process without threads: a fork of one with threads can hang."""
+    context = multiprocessing.get_context("forkserver")
+    context.set_forkserver_preload([__name__])
+    return ProcessPoolExecutor(mp_context=context, initializer=_single_threaded)
+
+
+def _single_threaded():
     torch.set_num_threads(1)
     cv2.setNumThreads(1)

@@ -1,5 +1,9 @@
 """The page, through its own server, as a browser or a program uses it; and what it leaves behind."""
 
+import os
+import socket
+import subprocess
+import sys
 import time
 import zipfile
 from pathlib import Path
@@ -207,3 +211,28 @@ def test_ten_requests_leave_no_picture(client, folders, astronaut):
     while (left := contents(folders)) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert left == []
+
+
+def test_a_gpu_is_asked_for_where_one_is_lent(pipeline, clip, monkeypatch):
+    asked = []
+    monkeypatch.setattr(app, "GPU", lambda duration: asked.append(duration) or (lambda handler: handler))
+    app.build_demo(pipeline)
+    fixed = [duration for duration in asked if not callable(duration)]
+    (of_video,) = set(asked) - set(fixed)
+    assert fixed == [60, 60, 300, 60] and of_video(str(clip), 7, 8) == 60 and of_video(None) == 60
+
+
+def test_the_app_of_a_fresh_process_answers(astronaut, tmp_path):
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(tmp_path)}
+    root = Path(app.__file__).parent
+    with subprocess.Popen([sys.executable, "app.py"], cwd=root, env=environment, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            assert any("Running on" in line for line in process.stdout)
+            client = Client(f"http://127.0.0.1:{port}", verbose=False, download_files=tmp_path / "downloads")
+            _, file, _ = client.predict(photo=handle_file(astronaut), steps=1, api_name="/anonymize")
+            assert Path(file).is_file()
+        finally:
+            process.terminate()

@@ -1,0 +1,3 @@
+"""For `DiffusionPipeline.from_pretrained(…, custom_pipeline="pipeline", trust_remote_code=True)`: names our class."""
+
+from diffdeid.pipelines.pipeline_lds import LDSPipeline  # noqa: F401

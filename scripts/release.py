@@ -1,0 +1,110 @@
+"""Build what is published: a folder for the Hub, checked by loading it again.
+
+    python scripts/release.py diffdeid out/diffdeid            # also diffdeid_lds, diffdeid_video
+    python scripts/release.py diffdeid out/diffdeid --push ORG/diffdeid
+
+The folder has the weights (safetensors), configs, licences, the card and the one-line `pipeline.py` of `pipelines/<name>/`. It is
+loaded again in a fresh process, by our class and by diffusers' generic one, and must give what the weights here give, to
+the last bit. Only then is anything uploaded, and tagged `v<version>`.
+"""
+
+import argparse
+import hashlib
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+import numpy as np
+import torch
+from diffusers import DiffusionPipeline
+from huggingface_hub import HfApi
+from PIL import Image
+
+from diffdeid import DiffDeIDPipeline, DiffDeIDVideoPipeline, LDSPipeline, __version__
+
+ROOT = Path(__file__).parents[1]
+PHOTO = ROOT / "tests/assets/astronaut.png"
+CLASSES = {"diffdeid": DiffDeIDPipeline, "diffdeid_lds": LDSPipeline, "diffdeid_video": DiffDeIDVideoPipeline}
+
+
+def load(name: str, folder: Path) -> DiffusionPipeline:
+    """A pipeline from its own folder, or from the weights here, which have all parts of all."""
+    if name == "diffdeid_lds" and (folder / "unet").is_dir():
+        return DiffDeIDPipeline.from_pretrained(folder, use_safetensors=True).identity_sampler
+    return CLASSES[name].from_pretrained(folder, use_safetensors=True)
+
+
+def load_by_diffusers(folder: Path) -> DiffusionPipeline:
+    """A pipeline by diffusers' own class, which runs the folder's `pipeline.py`."""
+    return DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(folder), trust_remote_code=True, use_safetensors=True)
+
+
+def golden(pipe: DiffusionPipeline) -> str:
+    """A digest of what a pipeline makes of the demo photo, or, the LDS, of nothing, from one seed."""
+    pipe.set_progress_bar_config(disable=True)
+    torch.set_num_threads(1)
+    generator = torch.Generator().manual_seed(0)
+    photo = np.asarray(Image.open(PHOTO).convert("RGB"))
+    match pipe:
+        case LDSPipeline():
+            made = pipe(num_identities=4, generator=generator).identity.numpy()
+        case DiffDeIDVideoPipeline():
+            made = next(pipe.stream([photo], generator=generator, num_inference_steps=2))
+        case _:
+            made = pipe(photo, generator=generator, num_inference_steps=2, output_type="np").images[0]
+    return hashlib.sha256(made.tobytes()).hexdigest()
+
+
+def build(name: str, model: Path, out: Path):
+    """Write the folder, which appears complete and checked or not at all."""
+    if out.exists():
+        raise SystemExit(f"`{out}` exists. Choose a new folder.")
+    pipe = load(name, model)
+    expected = golden(pipe)
+    for part in pipe.components.values():
+        if isinstance(part, torch.nn.Module):
+            part.half()  # as the weights here are stored, so nothing is lost
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+        folder = Path(temporary, out.name)
+        pipe.save_pretrained(folder, safe_serialization=True)
+        for file in ("README.md", "pipeline.py"):
+            shutil.copy(ROOT / "pipelines" / name / file, folder)
+        for licences in (model / "LICENSES.md", *model.glob("*/LICENSES.md")):
+            if (target := folder / licences.relative_to(model)).parent.is_dir():
+                shutil.copy(licences, target)
+        for how in ("class", "diffusers"):  # each in a fresh process, as a user's
+            command = [sys.executable, __file__, name, str(folder), "--golden", how]
+            made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout.split()[-1]
+            if made != expected:
+                raise SystemExit(f"Loaded by its {how}, the folder of `{name}` does not give what the weights of `{model}` give.")
+        folder.rename(out)
+    print(f"{out}: {sum(file.stat().st_size for file in out.rglob('*')) / 2**20:.0f} MiB, loaded again, golden {expected[:16]}")
+
+
+def push(out: Path, repository: str):
+    """Upload the folder and tag it with our version."""
+    api, tag = HfApi(), f"v{__version__}"
+    api.create_repo(repository, exist_ok=True)
+    api.upload_folder(repo_id=repository, folder_path=out, commit_message=f"DiffDeID {__version__}", delete_patterns="*")
+    api.create_tag(repository, tag=tag)
+    print(f"{repository} is {tag}")
+
+
+if __name__ == "__main__":
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("name", choices=CLASSES)
+    parser.add_argument("out", type=Path)
+    parser.add_argument("--model", type=Path, default=ROOT / "weights" / "diffdeid")
+    parser.add_argument("--push", metavar="ORG/NAME")
+    parser.add_argument("--golden", choices=("class", "diffusers"), help=argparse.SUPPRESS)
+    arguments = parser.parse_args()
+    if arguments.golden:
+        by_class = arguments.golden == "class"
+        print(golden(load(arguments.name, arguments.out) if by_class else load_by_diffusers(arguments.out)))
+    else:
+        build(arguments.name, arguments.model, arguments.out)
+        if arguments.push:
+            push(arguments.out, arguments.push)
