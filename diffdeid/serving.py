@@ -145,7 +145,7 @@ def follow_video(
         except BaseException as error:
             news.put(error)
 
-    thread = threading.Thread(target=work)
+    thread = threading.Thread(target=work, name=f"de-identify {video}")
     thread.start()
     try:
         while isinstance(update := news.get(), Progress):

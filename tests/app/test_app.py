@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -15,7 +16,8 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 import app
-from diffdeid import VideoReader, serving
+from diffdeid import VideoReader, VideoWriter, serving
+from diffdeid.video import Frame
 
 OPTIONS = {"level": 7, "steps": 1, "keep_mouth": False, "keep_attributes": False, "seed": 0}
 
@@ -46,6 +48,13 @@ def only(generator):
 def contents(folders) -> list[Path]:
     """The files in folders that hold anything."""
     return [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
+
+
+def wait_for(condition, seconds: float = 20):
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
 
 
 def test_programs_find_endpoints_with_named_parameters(client):
@@ -195,6 +204,19 @@ def test_messages_name_files_without_their_folders():
     assert caught.value.message == "`c.mp4` is broken: [Errno 2] `c.mp4`. It's `--start`."
 
 
+def test_stop_ends_the_work(client, clip, tmp_path):
+    path = tmp_path / "long.mp4"
+    with VideoWriter(path, 25) as writer:
+        for number, frame in enumerate(50 * list(VideoReader(clip))):
+            writer.write(Frame(frame.picture, number / writer.rate))
+    job = client.submit(video=handle_file(path), **OPTIONS, api_name="/anonymize_video")
+    working = lambda: [thread for thread in threading.enumerate() if thread.name.startswith("de-identify")]  # noqa: E731
+    wait_for(lambda: working() and job.outputs())
+    job.cancel()
+    wait_for(lambda: not working())
+    assert "somebody else" not in str(job.outputs())
+
+
 @pytest.mark.parametrize(("limit", "value", "message"), [("MAX_FRAMES", 5, "longer than 0 seconds"), ("MAX_SIDE", 200, "larger")])
 def test_videos_beyond_the_limits_are_refused(clip, monkeypatch, limit, value, message):
     serving.check_video(clip)
@@ -207,10 +229,7 @@ def test_ten_requests_leave_no_picture(client, folders, astronaut):
     for _ in range(10):
         client.predict(photo=handle_file(astronaut), **OPTIONS, api_name="/anonymize")
     assert contents(folders)  # the last results at least
-    deadline = time.monotonic() + 20
-    while (left := contents(folders)) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert left == []
+    wait_for(lambda: not contents(folders))
 
 
 def test_a_gpu_is_asked_for_where_one_is_lent(pipeline, clip, monkeypatch):
