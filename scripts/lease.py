@@ -51,11 +51,8 @@ def pack(sources: list[tuple[Path, Path]], out: Path, part_bytes: int):
     out.mkdir(parents=True, exist_ok=True)
     entries: list[dict] = []
     size = parts = 0
-    faces = [
-        (folder, store, name)
-        for folder, store in ((folder, FaceStore(store)) for folder, store in sources)
-        for name in store.names
-    ]
+    stores = [(folder, FaceStore(store)) for folder, store in sources]
+    faces = [(folder, store, name) for folder, store in stores for name in store.names]
     random.Random(0).shuffle(faces)  # people are exchanged with those of the same part and of parts before
     for folder, store, name in faces:
         entry = read(folder, store, name)

@@ -37,11 +37,12 @@ DISTANCE_LEVELS = 4  # grey levels of a stored mask per pixel of distance to the
 
 
 class FaceStore:
-    """Read access to the faces of a folder by name."""
+    """Read access to the faces of a folder by name. `names` are those that were photographed, which leaves out exchanged ones."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
-        self.names = sorted(path.stem for path in self.folder.glob("*.safetensors"))
+        stems = (path.stem for path in self.folder.glob("*.safetensors"))
+        self.names = sorted(stem for stem in stems if not stem.endswith(EXCHANGED))
         if not self.names:
             raise FileNotFoundError(f"`{folder}` holds no prepared faces (*.safetensors). Run `diffdeid data prepare` first.")
 
@@ -77,16 +78,17 @@ class FaceStore:
         return stacked
 
     def split(self, validation_names: str | Path | None) -> tuple[list[str], list[str]]:
-        """Names for training and for validation: those listed in a file, or every 32nd by the hash of its name.
-
-        Exchanged faces are for training alone.
-        """
+        """Names for training and for validation: those listed in a file, or every 32nd by the hash of its name."""
         if validation_names is None:
             held_out = {name for name in self.names if zlib.crc32(name.encode()) % 32 == 0}
         else:
             held_out = set(Path(validation_names).read_text().splitlines())
-        training = [name for name in self.names if name.removesuffix(EXCHANGED) not in held_out]
-        return training, [name for name in self.names if name in held_out and not name.endswith(EXCHANGED)]
+        return [name for name in self.names if name not in held_out], [name for name in self.names if name in held_out]
+
+    def exchanged(self, names: list[str]) -> list[str]:
+        """The names under which those of these faces that are here as another person's, too, can be read."""
+        others = {path.stem for path in self.folder.glob(f"*{EXCHANGED}.safetensors")}
+        return [name + EXCHANGED for name in names if name + EXCHANGED in others]
 
 
 class TrainingFaces(Dataset):

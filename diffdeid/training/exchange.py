@@ -41,10 +41,11 @@ def exchange_people(
     """
     store = FaceStore(folder)
     names, _ = store.split(validation_names)
-    photos = [name for name in names if not (name.endswith(EXCHANGED) or "texture" in store.open(name).keys())]  # noqa: SIM118
+    photos = [name for name in names if "texture" not in store.open(name).keys()]  # noqa: SIM118  no mapping
     if len(photos) < 2:
         raise ValueError(f"`{folder}` holds {len(photos)} photos for training; people can be exchanged among two at least.")
-    missing = sorted(set(photos) - {name.removesuffix(EXCHANGED) for name in names if name.endswith(EXCHANGED)})
+    done = set(store.exchanged(photos))
+    missing = [name for name in photos if name + EXCHANGED not in done]
     draws = (np.random.default_rng((seed, zlib.crc32(name.encode()))) for name in missing)
     place = {name: row for row, name in enumerate(photos)}
     pairs = [(name, photos[place[name] - rng.integers(1, len(photos))]) for name, rng in zip(missing, draws, strict=True)]

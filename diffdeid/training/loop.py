@@ -117,16 +117,17 @@ def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None
     # 1. data
     store = FaceStore(config.data)
     train_names, held_out = store.split(config.validation_names)
+    drawn_names = train_names + store.exchanged(train_names)
     faces = TrainingFaces(
         store,
-        train_names,
+        drawn_names,
         config.set_weights,
         config.keep_mouth,
         config.identity_dropout,
         config.seed,
         not config.faces_on_device,
     )
-    on_device = store.stack(train_names, device) if config.faces_on_device else None
+    on_device = store.stack(drawn_names, device) if config.faces_on_device else None
     validation, seen = (
         _fixed_batches(store, names, config, device) if accelerator.is_main_process else [] for names in (held_out, train_names)
     )

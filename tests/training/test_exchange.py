@@ -36,8 +36,17 @@ def people(tmp_path) -> Path:
 
 
 def test_photos_for_training_are_exchanged_and_nothing_else(people, tmp_path):
-    training, validation = FaceStore(people).split(tmp_path / "held_out.txt")
-    assert training == ["a", f"a{EXCHANGED}", "b", f"b{EXCHANGED}", "frame"] and validation == ["held out"]
+    store = FaceStore(people)
+    training, validation = store.split(tmp_path / "held_out.txt")
+    assert training == ["a", "b", "frame"] and validation == ["held out"]
+    assert store.exchanged(training) == [f"a{EXCHANGED}", f"b{EXCHANGED}"] and store.exchanged(validation) == []
+
+
+def test_whoever_reads_a_store_finds_photographed_faces_alone(people, tmp_path):
+    """The sampler must not learn one person's z_id with another one's α, nor a part carry what is made again."""
+    store = FaceStore(people)
+    assert len(list(people.glob("*.safetensors"))) == 6 and store.names == ["a", "b", "frame", "held out"]
+    assert all(not name.endswith(EXCHANGED) for names in store.split(None) for name in names)
 
 
 def test_an_exchanged_face_shows_the_same_picture_but_another_shape_and_identity(people):

@@ -58,7 +58,8 @@ def test_stills_and_frames_train_together_with_every_loss(settings, store):
         save_file(invented_face(index) | texture, store / f"frame {index}.safetensors", metadata={"set": "clips"})
         save_file(invented_face(index), store / f"face {index}{EXCHANGED}.safetensors", metadata={"set": "exchanged"})
     weights_of_losses = {"identity_weight": 0.2, "geometry_weight": 0.1}
-    config = TrainConfig(**settings | weights_of_losses | {"model": str(WEIGHTS), "keep_mouth": 0.5})
+    few_samples = {"set_weights": {"clips": 4.0}}  # … of which some must be frames
+    config = TrainConfig(**settings | weights_of_losses | few_samples | {"model": str(WEIGHTS), "keep_mouth": 0.5})
     train(config)
     last = log(config)[-1]
     parts = {"denoising": 1, "reconstruction": 0.1, "identity": 0.2, "geometry": 0.1}
