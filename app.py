@@ -68,13 +68,18 @@ def given(value, what: str):
     return value
 
 
+def opened(pipe: DiffDeIDPipeline, photo: str | None):
+    """An uploaded photo and its faces, largest first."""
+    picture = serving.load_photo(given(photo, "a photo"))
+    return picture, serving.find_faces(pipe, picture)
+
+
 def show_faces(pipe: DiffDeIDPipeline, photo: str | None):
     """The photo with its faces numbered, and the choice among them; nobody is chosen for any yet."""
     if photo is None:
         return gr.update(visible=False), gr.update(value=None, visible=False), gr.update(value=1), {}
     with errors_in_words():
-        picture = serving.load_photo(photo)
-        faces = serving.find_faces(pipe, picture)
+        picture, faces = opened(pipe, photo)
     small = serving.preview(picture.image)
     scale = small.width / picture.image.width
     boxes = [(tuple(int(side) for side in face.box * scale), f"Face {number}") for number, face in enumerate(faces, 1)]
@@ -89,8 +94,8 @@ def anonymize(pipe, photo, faces, chosen, level, steps, keep_mouth, keep_attribu
     Gives before and after, the file, and what happened in words.
     """
     with errors_in_words(), tempfile.TemporaryDirectory() as folder:
-        picture = serving.load_photo(given(photo, "a photo"))
-        found = dict(enumerate(serving.find_faces(pipe, picture), 1))
+        picture, found = opened(pipe, photo)
+        found = dict(enumerate(found, 1))
         wanted = {number: face for number, face in found.items() if not faces or number in faces}
         asked = serving.options(level, steps, keep_mouth, keep_attributes, seed)
         image, reports = serving.replace_faces(pipe, picture, wanted, chosen or {}, **asked)
@@ -103,8 +108,7 @@ def anonymize(pipe, photo, faces, chosen, level, steps, keep_mouth, keep_attribu
 def show_candidates(pipe, photo, number, level, steps, keep_mouth, keep_attributes, seed):
     """New people for one face: their pictures, and (number, identities) to choose from."""
     with errors_in_words():
-        picture = serving.load_photo(given(photo, "a photo"))
-        faces = serving.find_faces(pipe, picture)
+        picture, faces = opened(pipe, photo)
         number = min(int(number), len(faces))
         if not serving.can_be_rendered(faces[number - 1]):
             raise gr.Error(f"Face {number} can only be covered.")
@@ -158,8 +162,8 @@ def anonymize_files(pipe, files, level, steps, keep_mouth, keep_attributes, seed
 def explain(pipe, photo, level, steps, keep_mouth, keep_attributes, seed):
     """The stages of the largest face that can be rendered: pictures with captions."""
     with errors_in_words():
-        picture = serving.load_photo(given(photo, "a photo"))
-        faces = [face for face in serving.find_faces(pipe, picture) if serving.can_be_rendered(face)]
+        picture, faces = opened(pipe, photo)
+        faces = [face for face in faces if serving.can_be_rendered(face)]
         if not faces:
             raise gr.Error("The landmarks of no face could be placed.")
         asked = serving.options(level, steps, keep_mouth, keep_attributes, seed)
@@ -203,6 +207,7 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
             with gr.Column():
                 outputs = [gr.ImageSlider(label="Before and after", format="jpeg", interactive=False), *results()]
         chosen, candidates = gr.State({}), gr.State((0, ()))
+        photo.change(None, None, wanted, js="() => []", **inner)  # at once: ticks of the photo before must not spare a face
         photo.change(partial(show_faces, pipe), photo, [drawn, wanted, number, chosen], api_name="faces")
         run = lent(anonymize, pipe, 60), [photo, wanted, chosen, *inputs], outputs
         button.click(*run, api_name="anonymize", **alone)

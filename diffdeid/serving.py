@@ -135,6 +135,8 @@ def follow_video(
     def tell(stage: str, done: int, total: int) -> None:
         if stopped.is_set():
             raise InterruptedError("Nobody waits for this video any more.")
+        if done > MAX_FRAMES:  # a file need not say how long it is
+            raise VideoError(f"The video has more than {MAX_FRAMES} frames. Cut it, or use the command line, which has no limit.")
         elapsed = time.monotonic() - started.setdefault(stage, time.monotonic())
         total = max(total, done)
         news.put(Progress(stage, done, total, elapsed / max(done, 1) * (total - done)))

@@ -151,20 +151,17 @@ def stages(
     pipe: DiffDeIDPipeline,
     picture: np.ndarray,
     face: Face,
-    level: int = 7,
-    num_inference_steps: int = 8,
-    keep_mouth: bool = False,
-    keep_attributes: bool = False,
-    generator: torch.Generator | None = None,
+    level: int,
+    num_inference_steps: int,
+    keep_mouth: bool,
+    keep_attributes: bool,
+    generator: torch.Generator,
 ) -> dict[str, np.ndarray]:
     """What becomes of one face that has landmarks and irises, step by step: captions and `(S, S, 3)` uint8 pictures.
 
     The arguments are those of `DiffDeIDPipeline`; one attempt is made, whatever the filter says of it. **Most of these pictures
     show the source.**
     """
-    if generator is None:
-        generator = torch.Generator()
-        generator.seed()
     source = pipe.reconstruct(picture, [face], keep_mouth)
     identity = pipe.sample_identity(source.identity, level, keep_attributes, generator)
     _, conditions = pipe.prepare_conditioning(source.coefficients, identity[1], source.masks, keep_mouth)

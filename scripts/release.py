@@ -77,7 +77,7 @@ def build(name: str, model: Path, out: Path):
                 shutil.copy(licences, target)
         for how in ("class", "diffusers"):  # each in a fresh process, as a user's
             command = [sys.executable, __file__, name, str(folder), "--golden", how]
-            made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True, cwd=ROOT).stdout.split()[-1]
+            made = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True).stdout.split()[-1]
             if made != expected:
                 raise SystemExit(f"Loaded by its {how}, the folder of `{name}` does not give what the weights of `{model}` give.")
         folder.rename(out)

@@ -16,7 +16,7 @@ from gradio_client import Client, handle_file
 from PIL import Image
 
 import app
-from diffdeid import VideoReader, VideoWriter, serving
+from diffdeid import DiffDeIDVideoPipeline, VideoReader, VideoWriter, serving
 from diffdeid.video import Frame
 
 OPTIONS = {"level": 7, "steps": 1, "keep_mouth": False, "keep_attributes": False, "seed": 0}
@@ -183,8 +183,6 @@ def test_a_candidate_that_was_clicked_is_taken(pipeline, astronaut):
 
 
 def test_a_video_that_nobody_waits_for_stops(pipeline, clip, tmp_path):
-    from diffdeid import DiffDeIDVideoPipeline
-
     pipe, target = DiffDeIDVideoPipeline.sharing(pipeline), tmp_path / "out.mp4"
     updates = serving.follow_video(pipe, clip, target, **serving.options(**OPTIONS))
     first = next(updates)
@@ -202,6 +200,14 @@ def test_messages_name_files_without_their_folders():
     with pytest.raises(gr.Error) as caught, app.errors_in_words():
         raise serving.VideoError("`/tmp/a b/c.mp4` is broken: [Errno 2] '/tmp/a b/c.mp4'. It's `--start`.")
     assert caught.value.message == "`c.mp4` is broken: [Errno 2] `c.mp4`. It's `--start`."
+
+
+def test_a_video_that_hides_its_length_is_refused_once_it_is_too_long(pipeline, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(serving, "MAX_FRAMES", 3)
+    pipe, target = DiffDeIDVideoPipeline.sharing(pipeline), tmp_path / "out.mp4"
+    with pytest.raises(serving.VideoError, match="more than 3 frames"):
+        list(serving.follow_video(pipe, clip, target, **serving.options(**OPTIONS)))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_stop_ends_the_work(client, clip, tmp_path):

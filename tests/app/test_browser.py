@@ -109,6 +109,26 @@ def test_a_photo_is_uploaded_replaced_and_downloaded(open_page, astronaut):
     assert page.complaints() == []
 
 
+def test_ticks_of_one_photo_spare_no_face_of_the_next(open_page, astronaut, tmp_path):
+    two, others = tmp_path / "two.png", tmp_path / "others.png"
+    person = Image.open(astronaut)
+    for path, small in ((two, (540, 100)), (others, (520, 120))):
+        picture = Image.new("RGB", (900, 512), "white")
+        picture.paste(person)
+        picture.paste(person.resize((340, 340)), small)
+        picture.save(path)
+    page = open_page()
+    page.upload(two)
+    boxes = page.wait(lambda: page.shown("input[type=checkbox]")[:2])
+    boxes[0].click()
+    page.shown("button[aria-label='Remove Image']")[0].click()
+    page.wait(lambda: page.driver.find_elements(By.CSS_SELECTOR, "input[type=file]"))
+    page.upload(others)
+    page.button("De-identify").click()  # before the faces are known
+    page.wait(lambda: any("Face 2" in element.text for element in page.shown(".prose")))
+    assert not any("as you chose" in element.text for element in page.shown(".prose"))
+
+
 def test_a_video_is_uploaded_replaced_and_downloaded(open_page, clip):
     page = open_page(dark=True)
     page.button("Video").click()
