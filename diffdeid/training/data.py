@@ -59,11 +59,11 @@ class FaceStore:
         """
         with self.open(name) as file:
             stored = set(file.keys())
-            maps = [file.get_tensor(key if key in stored else "image") for key in MAPS]
+            maps = [torch.from_numpy(file.get_tensor(key if key in stored else "image")) for key in MAPS]
             face = {key: file.get_tensor(key) for key in ("coefficients", "identity")}
             landmarks = file.get_tensor("landmarks")  # in the crop proper
         chip = chip_matrix(landmarks + MARGIN * len(maps[0])).astype(np.float32)
-        maps = np.concatenate([plane.transpose(2, 0, 1) for plane in maps])
+        maps = torch.cat([plane.permute(2, 0, 1) for plane in maps]).numpy()  # NumPy takes five times as long
         flags = {"video": np.bool_("texture" in stored), "exchanged": np.bool_(name.endswith(EXCHANGED))}
         return face | {"maps": maps, "chip": chip} | flags
 
