@@ -30,7 +30,7 @@ class FaceRecognitionOutput(BaseOutput):
     """
 
     descriptor: Tensor
-    embedding: Tensor
+    embedding: Tensor | None = None  # never; accelerate's hooks make outputs of a dict, which diffusers takes as the first alone
 
 
 class ResidualBlock(nn.Module):

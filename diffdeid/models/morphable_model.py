@@ -30,8 +30,8 @@ class MorphableModelOutput(BaseOutput):
     """
 
     vertices: Tensor
-    albedo: Tensor
-    landmarks: Tensor
+    albedo: Tensor | None = None  # never; accelerate's hooks make outputs of a dict, which diffusers takes as the first alone
+    landmarks: Tensor | None = None
 
 
 class MorphableModel(StrictModelMixin, ConfigMixin):

@@ -10,6 +10,7 @@ from typing import NamedTuple
 
 from diffusers import ConfigMixin, ModelMixin  # noqa: F401  diffusers looks for `ModelMixin` in this module
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention import AttentionMixin
 from torch import Tensor, nn
 
 from diffdeid.models.modeling_utils import StrictModelMixin
@@ -28,7 +29,7 @@ class TextureEncoderOutput(NamedTuple):
     values: list[Tensor]
 
 
-class TextureEncoderModel(StrictModelMixin, ConfigMixin):
+class TextureEncoderModel(StrictModelMixin, ConfigMixin, AttentionMixin):
     r"""Encodes the masked picture into keys and values for `DiffDeIDUNet2DModel`.
 
     Same structure as the U-Net's encoder, without a condition vector.

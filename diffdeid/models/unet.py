@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin  # noqa: F401  diffusers looks for `ModelMixin` in this module
 from diffusers.configuration_utils import register_to_config
+from diffusers.models.attention import AttentionMixin
 from diffusers.models.embeddings import Timesteps
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch import Tensor, nn
@@ -32,7 +33,7 @@ from diffdeid.models.unet_blocks import (
 )
 
 
-class DiffDeIDUNet2DModel(StrictModelMixin, ConfigMixin):
+class DiffDeIDUNet2DModel(StrictModelMixin, ConfigMixin, AttentionMixin):
     r"""Denoises a face crop given the geometry, identity and surroundings of the face.
 
     What is predicted (x0, noise or velocity) is the scheduler's `prediction_type`; the shipped weights predict x0.

@@ -11,6 +11,8 @@ from typing import Literal
 
 import torch
 import torch.nn.functional as F
+from diffusers.models.attention import AttentionModuleMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch import Tensor, nn
 
 
@@ -43,12 +45,6 @@ def to_tokens(hidden_states: Tensor) -> Tensor:
 def to_map(tokens: Tensor, size: torch.Size) -> Tensor:
     """The inverse of `to_tokens`; `size` is `(height, width)`."""
     return tokens.transpose(1, 2).unflatten(2, size)
-
-
-def multi_head_attention(query: Tensor, key: Tensor, value: Tensor, head_dim: int) -> Tensor:
-    """softmax(QKᵀ / √head_dim) V over tokens, in heads of `head_dim` channels."""
-    query, key, value = (tokens.unflatten(2, (-1, head_dim)).transpose(1, 2) for tokens in (query, key, value))
-    return F.scaled_dot_product_attention(query, key, value).transpose(1, 2).flatten(2)
 
 
 class AdaptiveNorm(nn.Module):
@@ -88,23 +84,47 @@ class ResidualBlock(nn.Module):
         return self.shortcut(hidden_states) + residual
 
 
-class SelfAttention(nn.Module):
+class AttentionProcessor:
+    """softmax(QKᵀ / √d) V, by the backend that diffusers' `set_attention_backend` chose (torch's own unless told otherwise)."""
+
+    _attention_backend = None  # diffusers sets it
+    _parallel_config = None
+
+    def __call__(self, attention: Attention, query: Tensor, key: Tensor, value: Tensor) -> Tensor:
+        """Tokens `(batch, n, channels)` and twice `(batch, m, channels)` -> `(batch, n, channels)`, in heads of `head_dim`."""
+        heads = (tokens.unflatten(2, (-1, attention.head_dim)) for tokens in (query, key, value))
+        return dispatch_attention_fn(*heads, backend=self._attention_backend, parallel_config=self._parallel_config).flatten(2)
+
+
+class Attention(nn.Module, AttentionModuleMixin):
+    """What the attentions here share: a processor that can be exchanged, as everywhere in diffusers."""
+
+    _default_processor_cls = AttentionProcessor
+    _available_processors = [AttentionProcessor]
+    _supports_qkv_fusion = False  # projections that can be one are one
+
+    def __init__(self, head_dim: int):
+        super().__init__()
+        self.head_dim = head_dim
+        self.set_processor(AttentionProcessor())
+
+
+class SelfAttention(Attention):
     """Attention of a feature map to itself, added to it; the output projection starts at zero."""
 
     def __init__(self, channels: int, num_groups: int, head_dim: int):
-        super().__init__()
-        self.head_dim = head_dim
+        super().__init__(head_dim)
         self.norm = nn.GroupNorm(num_groups, channels)
         self.to_query_key_value = nn.Linear(channels, 3 * channels)
         self.to_out = zero_init(nn.Linear(channels, channels))
 
     def forward(self, hidden_states: Tensor) -> Tensor:
         query, key, value = self.to_query_key_value(to_tokens(self.norm(hidden_states))).chunk(3, dim=2)
-        attended = self.to_out(multi_head_attention(query, key, value, self.head_dim))
+        attended = self.to_out(self.processor(self, query, key, value))
         return hidden_states + to_map(attended, hidden_states.shape[2:])
 
 
-class TextureAttention(nn.Module):
+class TextureAttention(Attention):
     """F̂ = τ · softmax(QKᵀ) V + F, eq. (6).
 
     Q comes from the U-Net's features F_n; K and V come from `TextureEncoderModel`. τ is one number per channel (the paper: one
@@ -113,15 +133,15 @@ class TextureAttention(nn.Module):
     """
 
     def __init__(self, channels: int, num_groups: int, head_dim: int, residual: Literal["noise", "texture"] = "noise"):
-        super().__init__()
-        self.head_dim, self.residual = head_dim, residual
+        super().__init__(head_dim)
+        self.residual = residual
         self.norm = nn.GroupNorm(num_groups, channels)
         self.to_query = nn.Linear(channels, channels)
         self.tau = nn.Parameter(torch.zeros(channels))
 
     def forward(self, hidden_states: Tensor, key: Tensor, value: Tensor) -> Tensor:
         query = self.to_query(to_tokens(self.norm(hidden_states)))
-        attended = self.tau.to(hidden_states.dtype) * multi_head_attention(query, key, value, self.head_dim)
+        attended = self.tau.to(hidden_states.dtype) * self.processor(self, query, key, value)
         if self.residual == "texture":
             return to_map(value + attended, hidden_states.shape[2:])
         return hidden_states + to_map(attended, hidden_states.shape[2:])

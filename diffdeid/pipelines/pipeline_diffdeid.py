@@ -116,8 +116,8 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         crop_factor (`float`): side of the crop in FFHQ squares.
     """
 
-    model_cpu_offload_seq = "reconstructor->face_recognition->morphable_model->texture_encoder->unet"
-    _exclude_from_cpu_offload = ["face_analyser", "lds"]
+    model_cpu_offload_seq = "reconstructor->face_recognition->texture_encoder->unet"
+    _exclude_from_cpu_offload = ["face_analyser", "morphable_model", "lds"]  # small, and used outside `forward`
     _optional_components = ["face_analyser", "reconstructor", "lds", "lds_scheduler"]
     _callback_tensor_inputs = ["latents"]
     max_attempts = 4
@@ -173,9 +173,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         sampler.set_progress_bar_config(disable=True)
         return sampler
 
-    def check_inputs(
-        self, level, num_images_per_prompt, fallback, reconstruction, faces, coefficients, identity, num_pictures, callback_inputs
-    ):
+    def check_inputs(self, level, num_images_per_prompt, fallback, reconstruction, output_type="pil", callback_inputs=()):
         """Raise for arguments that make no sense."""
         if not 1 <= level <= 10:
             raise ValueError(f"`level` must be between 1 and 10, got {level}.")
@@ -183,9 +181,9 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             raise ValueError(f"`num_images_per_prompt` must be at least 1, got {num_images_per_prompt}.")
         if fallback not in ("solid", "mosaic", "blur"):
             raise ValueError(f"`fallback` must be 'solid', 'mosaic' or 'blur', got {fallback!r}.")
+        if output_type not in ("pil", "np", "pt"):
+            raise ValueError(f"`output_type` must be 'pil', 'np' or 'pt', got {output_type!r}.")
         self._check_reconstruction(reconstruction)
-        if num_pictures > 1 and not (faces is coefficients is identity is None):
-            raise ValueError(f"`faces`, `coefficients` and `identity` describe one picture, got {num_pictures} pictures.")
         unknown = set(callback_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
@@ -290,7 +288,8 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
     def encode_texture(self, images: Tensor, masks: Tensor) -> TextureEncoderOutput:
         """K and V of the masked pictures I_m: images `(B, 3, S, S)`, masks `(B, 1, S, S)`. Once a picture, used in every step."""
         masked = torch.cat([images * (1 - masks), 2 * masks - 1], dim=1)
-        return self.texture_encoder(masked.to(self.texture_encoder.dtype))
+        keys, values = self.texture_encoder(masked.to(self.texture_encoder.dtype))
+        return TextureEncoderOutput(*([level.to(self.unet.dtype) for level in part] for part in (keys, values)))
 
     def prepare_conditioning(
         self, coefficients: MorphableCoefficients, shape: Tensor, masks: Tensor, keep_mouth: bool
@@ -414,11 +413,13 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             fallback: how faces that cannot be de-identified are covered. Only "solid" protects.
             min_face: faces whose box is narrower or lower than this many pixels are covered.
             reconstruction: "fit" finds ρ by least squares on landmarks and pixels, "network" by the `reconstructor`.
-            faces: known faces of the one picture; a box is enough.
+            faces: known faces of the picture; a box is enough. For a list of pictures, here and in the next two, a list with an
+                entry for each.
             coefficients: `(F, 261)` known coefficients of those of its faces that have landmarks.
             identity: z' `(F, 128)` and α' `(F, 80)` for them, instead of sampled ones.
             generator: randomness, one or one per picture; fresh when `None`.
-            output_type: "pil", "np" (`(H, W, 3)` uint8) or "pt" (`(3, H, W)` in [0, 1]).
+            output_type: "pil", "np" (a list of uint8 `(H, W, 3)`) or "pt" (`(B, 3, H, W)` in [0, 1], or a list of `(3, H, W)`
+                where sizes differ).
             return_dict: `False` gives the tuple `(images, faces)`.
             callback_on_step_end: called as `f(pipe, step, timestep, {"latents": …})`, as in diffusers.
             callback_on_step_end_tensor_inputs: what it gets.
@@ -427,28 +428,24 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             NoFaceFoundError: a picture without a face.
         """
         # 0. check inputs
-        images = image if isinstance(image, list) else [image]
-        self.check_inputs(
-            level,
-            num_images_per_prompt,
-            fallback,
-            reconstruction,
-            faces,
-            coefficients,
-            identity,
-            len(images),
-            callback_on_step_end_tensor_inputs,
-        )
+        self.check_inputs(level, num_images_per_prompt, fallback, reconstruction, output_type, callback_on_step_end_tensor_inputs)
         self._guidance_scale = guidance_scale
         if generator is None:
             generator = torch.Generator()
             generator.seed()
+        images = image if isinstance(image, list) else [image]
         generators = generator if isinstance(generator, list) else [generator] * len(images)
         if len(generators) != len(images):
             raise ValueError(f"`generator` must be one or one per picture, got {len(generators)} for {len(images)} pictures.")
+        known = zip(
+            _of_each(image, "faces", faces),
+            _of_each(image, "coefficients", coefficients),
+            _of_each(image, "identity", identity),
+            strict=True,
+        )
 
         results, reports = [], []
-        for one_image, generator in zip(images, generators, strict=True):
+        for one_image, generator, (faces, coefficients, identity) in zip(images, generators, known, strict=True):
             picture = to_uint8_array(one_image)
 
             # 1. detect faces
@@ -461,8 +458,8 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             # 2. reconstruct, and encode the texture
             source = None
             if placed:
-                known = [found[index] for index in placed]
-                source = self.reconstruct(picture, known, keep_mouth, reconstruction, coefficients)
+                usable = [found[index] for index in placed]
+                source = self.reconstruct(picture, usable, keep_mouth, reconstruction, coefficients)
             singles = {index: source.one(row) for row, index in enumerate(placed)}
             textures = {index: self.encode_texture(single.images, single.masks) for index, single in singles.items()}
 
@@ -495,6 +492,8 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             results = [Image.fromarray(result) for result in results]
         elif output_type == "pt":
             results = [torch.from_numpy(result).permute(2, 0, 1).float() / 255 for result in results]
+            if len({result.shape for result in results}) == 1:
+                results = torch.stack(results)
         return DiffDeIDPipelineOutput(images=results, faces=reports) if return_dict else (results, reports)
 
     def deidentify(
@@ -539,3 +538,14 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         if face.landmarks is None or face.iris is None:
             return "its landmarks could not be placed"
         return None
+
+
+def _of_each(image, name: str, value) -> list:
+    """What is known of each picture: `value` itself for one, its entries for a list of pictures."""
+    if not isinstance(image, list):
+        return [value]
+    if value is None:
+        return [None] * len(image)
+    if not isinstance(value, list) or len(value) != len(image) or isinstance(value[0], Face):
+        raise ValueError(f"`{name}` must be a list with an entry for each of the {len(image)} pictures of the list `image`.")
+    return value

@@ -105,7 +105,7 @@ class DiffDeIDPipelineOutput(BaseOutput):
         faces: one list of `FaceReport` per output picture.
     """
 
-    images: list[Image.Image] | list[np.ndarray] | list[torch.Tensor]
+    images: list[Image.Image] | list[np.ndarray] | list[torch.Tensor] | torch.Tensor
     faces: list[list[FaceReport]]
 
 

@@ -133,7 +133,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         generator: torch.Generator | None = None,
     ) -> Rendering:
         """Check options (those of `__call__`) and begin a video of `rate` frames a second."""
-        self.check_inputs(level, 1, fallback, reconstruction, None, None, None, 1, ())
+        self.check_inputs(level, 1, fallback, reconstruction)
         if on_miss not in ("interpolate", "cover", "error"):
             raise ValueError(f"`on_miss` must be 'interpolate', 'cover' or 'error', got {on_miss!r}.")
         if self.face_analyser is None:
@@ -221,6 +221,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
                 rendering.tracker.forget(waiting[0][0] if waiting else number)
         while waiting:
             yield from self.render(rendering, [waiting.popleft() for _ in range(min(BATCH, len(waiting)))])
+        self.maybe_free_model_hooks()
 
     @torch.no_grad()
     def __call__(

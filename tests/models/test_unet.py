@@ -51,6 +51,30 @@ def test_the_texture_can_replace_the_noise_features_as_the_paper_writes():
     assert not torch.equal(unet(**arguments).sample, unet(**other).sample)
 
 
+class PlainAttention:
+    """softmax(QKᵀ / √d) V as the formula has it."""
+
+    _attention_backend = None
+
+    def __call__(self, attention, query, key, value):
+        query, key, value = (x.unflatten(2, (-1, attention.head_dim)).transpose(1, 2) for x in (query, key, value))
+        weights = (query @ key.transpose(2, 3) / attention.head_dim**0.5).softmax(3)
+        return (weights @ value).transpose(1, 2).flatten(2)
+
+
+@torch.no_grad()
+def test_attention_processors_and_backends_can_be_exchanged():
+    unet, arguments = perturb(tiny_unet()), inputs()
+    expected = unet(**arguments).sample
+    unet.set_attention_backend("_native_math")
+    torch.testing.assert_close(unet(**arguments).sample, expected)
+    unet.reset_attention_backend()
+    unet.set_attn_processor(PlainAttention())
+    assert {type(processor) for processor in unet.attn_processors.values()} == {PlainAttention}
+    torch.testing.assert_close(unet(**arguments).sample, expected)
+    assert tiny_texture_encoder().attn_processors
+
+
 @torch.no_grad()
 @pytest.mark.parametrize("name", ["sample", "spatial_conditions", "identity", "coefficients", "timestep", "video"])
 def test_every_input_matters(name):

@@ -221,14 +221,16 @@ def test_known_coefficients_replace_the_fit(run, tiny, photo, faces):
         ({"level": 11}, "level"),
         ({"num_images_per_prompt": 0}, "num_images_per_prompt"),
         ({"fallback": "nothing"}, "fallback"),
+        ({"output_type": "latent"}, "output_type"),
         ({"callback_on_step_end_tensor_inputs": ["secrets"]}, "callback"),
     ],
 )
 def test_wrong_arguments_are_refused(tiny, photo, faces, options, word):
     with pytest.raises(ValueError, match=word):
         tiny(photo, faces=faces, **options)
-    with pytest.raises(ValueError, match="one picture"):
-        tiny([photo, photo], faces=faces)
+    for known in (faces, [faces], {"faces": faces}):
+        with pytest.raises(ValueError, match="each of the 2 pictures"):
+            tiny([photo, photo], faces=known)
     with pytest.raises(ValueError, match="generator"):
         tiny([photo, photo], generator=[torch.Generator()])
 
