@@ -85,9 +85,11 @@ def build(name: str, model: Path, out: Path):
 
 
 def push(out: Path, repository: str):
-    """Upload the folder and tag it with our version."""
+    """Upload the folder and tag it with our version, of which there is one release."""
     api, tag = HfApi(), f"v{__version__}"
     api.create_repo(repository, exist_ok=True)
+    if any(released.name == tag for released in api.list_repo_refs(repository).tags):
+        raise SystemExit(f"`{repository}` has {tag} already. Raise `__version__`.")
     api.upload_folder(repo_id=repository, folder_path=out, commit_message=f"DiffDeID {__version__}", delete_patterns="*")
     api.create_tag(repository, tag=tag)
     print(f"{repository} is {tag}")

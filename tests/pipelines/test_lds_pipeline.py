@@ -1,13 +1,9 @@
-import fnmatch
-import shutil
-
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from diffdeid.errors import ConfigurationError, DiffDeIDError
 from diffdeid.models.lds import LDSOutput
-from diffdeid.pipelines import loading
 from diffdeid.pipelines.pipeline_lds import LDSPipeline, select_level
 from tests.tiny import perturb, tiny_lds, tiny_lds_pipeline, tiny_unet
 
@@ -93,30 +89,6 @@ def test_pipeline_survives_saving(pipeline, tmp_path):
     loaded.set_progress_bar_config(disable=True)
     expected = pipeline(generator=seeded(), **STEPS).identity
     torch.testing.assert_close(loaded(generator=seeded(), **STEPS).identity, expected)
-
-
-@pytest.mark.parametrize("variant", [None, "fp16"])
-def test_the_hub_delivers_data_only(pipeline, tmp_path, monkeypatch, variant):
-    repository, cache = tmp_path / "repository", tmp_path / "cache"
-    pipeline.save_pretrained(repository, variant=variant)
-    (repository / "lds" / "lds.py").write_text("raise SystemExit")
-    (repository / "lds" / "diffusion_pytorch_model.bin").write_bytes(b"pickle")
-    (repository / "lds" / "diffusion_pytorch_model.other.safetensors").write_bytes(b"")
-
-    def snapshot_download(repo_id, allow_patterns, **kwargs):
-        def refused(folder, names):
-            wanted = {name for name in names if any(fnmatch.fnmatch(name, pattern) for pattern in allow_patterns)}
-            return [name for name in names if "." in name and name not in wanted]
-
-        shutil.copytree(repository, cache, ignore=refused)
-        return str(cache)
-
-    monkeypatch.setattr(loading, "snapshot_download", snapshot_download)
-    loaded = LDSPipeline.from_pretrained("somebody/lds", variant=variant)
-    assert isinstance(loaded, LDSPipeline)
-    files = {path.name for path in cache.rglob("*")}
-    assert not files & {"lds.py", "diffusion_pytorch_model.bin"}
-    assert ("diffusion_pytorch_model.other.safetensors" in files) == (variant is None)
 
 
 def test_wrong_components_are_refused():

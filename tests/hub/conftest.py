@@ -1,0 +1,52 @@
+"""A Hub for each test, and users: processes of their own that know it, and reach nothing else."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.conftest import ROOT
+from tests.hub.server import Hub, running
+from tests.tiny import tiny_lds_pipeline
+
+HOME_ALONE = "from tests.loopback import stay_home; stay_home()\n"
+
+
+@pytest.fixture
+def hub() -> Iterator[Hub]:
+    with running() as hub:
+        yield hub
+
+
+@pytest.fixture
+def user(hub: Hub, tmp_path: Path) -> Callable[..., str]:
+    """Runs Python code, or a script with arguments, as a user; returns what it prints."""
+
+    def run(code: str = "", *script: str, offline: bool = False, token: str | None = None, fails: bool = False) -> str:
+        environment = os.environ | {
+            "HF_ENDPOINT": hub.url,
+            "HF_HOME": str(tmp_path / "home"),
+            "HF_HUB_OFFLINE": str(int(offline)),
+            "HF_HUB_DISABLE_XET": "1",  # the Hub's other way of moving files, which is not spoken here
+            "PYTHONPATH": str(ROOT),
+        }
+        environment.pop("HF_TOKEN", None)
+        if token:
+            environment["HF_TOKEN"] = token
+        command = [sys.executable, *(script or ("-c", HOME_ALONE + code))]
+        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        assert (done.returncode != 0) == fails, done.stdout + done.stderr
+        return (done.stderr if fails else done.stdout).strip()
+
+    return run
+
+
+@pytest.fixture(scope="session")
+def lds_folder(tmp_path_factory) -> Path:
+    """A tiny `LDSPipeline` as it is published."""
+    folder = tmp_path_factory.mktemp("lds")
+    tiny_lds_pipeline().save_pretrained(folder)
+    return folder
