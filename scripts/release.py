@@ -26,6 +26,7 @@ from diffdeid import DiffDeIDPipeline, DiffDeIDVideoPipeline, LDSPipeline, __ver
 
 ROOT = Path(__file__).parents[1]
 PHOTO = ROOT / "tests/assets/astronaut.png"
+TAG = f"v{__version__}"
 CLASSES = {"diffdeid": DiffDeIDPipeline, "diffdeid_lds": LDSPipeline, "diffdeid_video": DiffDeIDVideoPipeline}
 
 
@@ -84,15 +85,19 @@ def build(name: str, model: Path, out: Path):
     print(f"{out}: {sum(file.stat().st_size for file in out.rglob('*')) / 2**20:.0f} MiB, loaded again, golden {expected[:16]}")
 
 
+def open_repository(repository: str):
+    """Make sure that it exists and has no release of our version yet."""
+    HfApi().create_repo(repository, exist_ok=True)
+    if any(released.name == TAG for released in HfApi().list_repo_refs(repository).tags):
+        raise SystemExit(f"`{repository}` has {TAG} already. Raise `__version__`.")
+
+
 def push(out: Path, repository: str):
-    """Upload the folder and tag it with our version, of which there is one release."""
-    api, tag = HfApi(), f"v{__version__}"
-    api.create_repo(repository, exist_ok=True)
-    if any(released.name == tag for released in api.list_repo_refs(repository).tags):
-        raise SystemExit(f"`{repository}` has {tag} already. Raise `__version__`.")
-    api.upload_folder(repo_id=repository, folder_path=out, commit_message=f"DiffDeID {__version__}", delete_patterns="*")
-    api.create_tag(repository, tag=tag)
-    print(f"{repository} is {tag}")
+    """Upload the folder, and tag it with our version."""
+    message = f"DiffDeID {__version__}"
+    HfApi().upload_folder(repo_id=repository, folder_path=out, commit_message=message, delete_patterns="*")
+    HfApi().create_tag(repository, tag=TAG)
+    print(f"{repository} is {TAG}")
 
 
 if __name__ == "__main__":
@@ -107,6 +112,8 @@ if __name__ == "__main__":
         by_class = arguments.golden == "class"
         print(golden(load(arguments.name, arguments.out) if by_class else load_by_diffusers(arguments.out)))
     else:
+        if arguments.push:
+            open_repository(arguments.push)
         build(arguments.name, arguments.model, arguments.out)
         if arguments.push:
             push(arguments.out, arguments.push)

@@ -10,6 +10,7 @@ from safetensors.torch import load, save
 
 from diffdeid import LDSPipeline, __version__
 from tests.conftest import ROOT
+from tests.hub.server import read_folder
 from tests.tiny import tiny_lds_pipeline
 
 LDS = "lds/diffusion_pytorch_model.safetensors"
@@ -157,16 +158,20 @@ for one in (pipe, again):
     assert "401" in user(code, fails=True)
 
 
-def test_a_release_is_published_once_with_its_tag_and_nothing_else(hub, user, tmp_path):
+def test_a_release_is_built_checked_and_published_once(hub, user, tmp_path):
     hub.add("org/lds", tmp_path / "nothing", **{"old.txt": b"", "README.md": b"old"})
-    release = ("scripts/release.py", "diffdeid_lds", str(tmp_path / "one"), "--push", "org/lds")
-    user("", *release, token=hub.token)
-    repository = hub.repositories["org/lds"]
-    files = repository.commits[repository.tags[f"v{__version__}"]]
-    assert set(files) == {
-        path.relative_to(tmp_path / "one").as_posix() for path in (tmp_path / "one").rglob("*") if path.is_file()
-    }
+    built, shipped = tmp_path / "lds", ROOT / "weights/diffdeid/lds"
+    release = "scripts/release.py", "diffdeid_lds"
+    user("", *release, str(built), "--push", "org/lds", token=hub.token)
+    assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["lds"]
+
+    files = hub.repositories["org/lds"].commits[hub.repositories["org/lds"].tags[f"v{__version__}"]]
+    assert files == read_folder(built) and set(files) == {
+        "LICENSES.md", "README.md", "pipeline.py", "model_index.json", "scheduler/scheduler_config.json", "lds/config.json", LDS,
+    }  # fmt: skip
     assert b"LDSPipeline" in files["README.md"] and json.loads(files["model_index.json"])["_class_name"] == "LDSPipeline"
+    assert len(files[LDS]) == pytest.approx((shipped / "diffusion_pytorch_model.safetensors").stat().st_size, rel=0.01)
+
     code = f"""
 import torch
 from diffdeid import LDSPipeline
@@ -174,10 +179,8 @@ torch.set_num_threads(1)
 pipe = LDSPipeline.from_pretrained("org/lds", revision="v{__version__}", use_safetensors=True)
 print(pipe(generator=torch.Generator().manual_seed(0)).identity[0, :4].tolist())
 """
-    local = LDSPipeline.from_pretrained(tmp_path / "one")
-    expected = local(generator=torch.Generator().manual_seed(0)).identity[0, :4].tolist()
+    expected = LDSPipeline.from_pretrained(built)(generator=torch.Generator().manual_seed(0)).identity[0, :4].tolist()
     assert json.loads(user(code).splitlines()[-1]) == pytest.approx(expected, abs=1e-5)
 
-    before = dict(repository.branches)
-    assert "already" in user("", *(*release[:2], str(tmp_path / "two"), *release[3:]), token=hub.token, fails=True)
-    assert repository.branches == before
+    assert "has v" in user("", *release, str(tmp_path / "again"), "--push", "org/lds", token=hub.token, fails=True)
+    assert not (tmp_path / "again").exists() and len(hub.repositories["org/lds"].commits) == 2
