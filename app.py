@@ -34,6 +34,7 @@ Gives every face to somebody who does not exist, and keeps expression, pose, gaz
 The result is **de-identified, not anonymous**: body, clothes, place and context stay, and no method is certain. Look at it before
 you publish it. Uploads and results are deleted from this server a few minutes later; nothing is logged."""
 INSIDE = "What the network is shown of the largest face, and what it paints. **This shows the source face: do not publish it.**"
+CSS = ".caption-label {white-space: normal !important} .grid-wrap {max-height: none !important}"  # all of the captions and stages
 WORK = {"analyse": "Looking for faces", "render": "Painting"}
 
 logger = logging.getLogger(__name__)
@@ -246,4 +247,4 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
 if __name__ == "__main__":
     pipeline = DiffDeIDPipeline.from_pretrained(MODEL, use_safetensors=True)
     pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
-    build_demo(pipeline).queue(max_size=20).launch(run_history=False, max_file_size="100mb", show_error=False)
+    build_demo(pipeline).queue(max_size=20).launch(css=CSS, run_history=False, max_file_size="100mb", show_error=False)

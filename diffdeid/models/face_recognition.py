@@ -79,11 +79,12 @@ class FaceRecognitionModel(StrictModelMixin, ConfigMixin):
         self.descriptor = nn.Linear(channels, embedding_dim, bias=False)
         self.register_buffer("mean", torch.zeros(embedding_dim))  # mean descriptor over many people
 
-    def forward(self, chips: Tensor) -> FaceRecognitionOutput:
+    def forward(self, chips: Tensor, return_dict: bool = True) -> FaceRecognitionOutput | tuple[Tensor, Tensor]:
         """Embed faces.
 
         Args:
             chips: `(B, 3, 150, 150)` RGB in [-1, 1], aligned by `geometry.align.chip_matrix`.
+            return_dict: `False` gives the tuple `(descriptor, embedding)`.
         """
         # dlib: (0…255 minus the mean colour) / 256
         colour = chips.new_tensor([122.782, 117.001, 104.298]).view(3, 1, 1)
@@ -92,4 +93,5 @@ class FaceRecognitionModel(StrictModelMixin, ConfigMixin):
         for block in self.blocks:
             x = block(x)
         descriptor = self.descriptor(x.mean(dim=(2, 3)))
-        return FaceRecognitionOutput(descriptor, F.normalize(descriptor - self.mean, dim=-1))
+        output = FaceRecognitionOutput(descriptor, F.normalize(descriptor - self.mean, dim=-1))
+        return output if return_dict else output.to_tuple()

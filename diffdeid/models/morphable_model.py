@@ -81,10 +81,12 @@ class MorphableModel(StrictModelMixin, ConfigMixin):
         """Interpolate vertex values `(..., V, 3)` at the landmarks, `(..., 468, 3)`."""
         return (values[..., self.landmark_corners, :] * self.landmark_weights.to(values.dtype)[..., None]).sum(-2)
 
-    def forward(self, identity: Tensor, expression: Tensor, albedo: Tensor | None = None) -> MorphableModelOutput:
+    def forward(
+        self, identity: Tensor, expression: Tensor, albedo: Tensor | None = None, return_dict: bool = True
+    ) -> MorphableModelOutput | tuple[Tensor, Tensor, Tensor]:
         """Build heads from α `(B, 80)`, β `(B, 64)` and δ `(B, 80)` (the mean skin if `None`).
 
-        Slots beyond a basis are ignored.
+        Slots beyond a basis are ignored. Without `return_dict` gives the tuple `(vertices, albedo, landmarks)`.
         """
         vertices = (
             self.mean.float()
@@ -95,4 +97,5 @@ class MorphableModel(StrictModelMixin, ConfigMixin):
         if albedo is not None:
             basis = self.albedo_basis.float()
             skin = skin + torch.einsum("bk,kvc->bvc", albedo[:, : len(basis)].float(), basis)
-        return MorphableModelOutput(vertices, skin, self.at_landmarks(vertices))
+        output = MorphableModelOutput(vertices, skin, self.at_landmarks(vertices))
+        return output if return_dict else output.to_tuple()

@@ -105,7 +105,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
     Parameters:
         unet (`DiffDeIDUNet2DModel`): denoiser ε_θ(Z_t ⊕ I'_3d, E_t(I_m), C).
         texture_encoder (`TextureEncoderModel`): E_t.
-        scheduler (`DDIMScheduler` or another of diffusers).
+        scheduler (`DDIMScheduler` or another of diffusers): takes the noise out.
         morphable_model (`MorphableModel`): ρ -> head.
         face_recognition (`FaceRecognitionModel`): z_id, and the judge of every result.
         face_analyser (`FaceAnalyserModel`, *optional*): finds faces; without it pass `faces` with landmarks and irises.
@@ -122,6 +122,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
     _callback_tensor_inputs = ["latents"]
     max_attempts = 4
     num_sampled_identities = 40  # of which the level chooses one
+    _guidance_scale, _num_timesteps = 1.0, 0  # until `__call__` says otherwise: stages work without it
 
     def __init__(
         self,

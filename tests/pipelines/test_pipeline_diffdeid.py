@@ -204,6 +204,15 @@ def test_the_callback_sees_and_may_change_every_step(run):
     assert seen == [(0, 999), (1, 499)]
 
 
+@torch.no_grad()
+def test_stages_work_before_the_pipeline_was_called(photo, faces):
+    pipe = tiny_pipeline()
+    source = pipe.reconstruct(photo, faces)
+    texture = pipe.encode_texture(source.images, source.masks)
+    attempt = pipe.deidentify(source, texture, 7, torch.Generator().manual_seed(0), False, False, 1)
+    assert attempt.problem is None and pipe.guidance_scale == 1 and pipe.num_timesteps == 1
+
+
 def test_guidance_changes_the_result(run):
     assert (run(guidance_scale=3.0)[0] != run()[0]).any()
 

@@ -1,0 +1,16 @@
+"""diffusers' own test suite, which no package holds: `DIFFUSERS_TESTS_DIR` names the `tests` folder of a checkout.
+
+    DIFFUSERS_TESTS_DIR=…/diffusers/tests python -m pytest tests/conformance
+
+It imports relatively, so that it can go by another name beside our own `tests`. Without the variable all of this is skipped.
+"""
+
+import os
+import sys
+from importlib.util import module_from_spec, spec_from_file_location
+from pathlib import Path
+
+if folder := os.environ.get("DIFFUSERS_TESTS_DIR"):
+    spec = spec_from_file_location("diffusers_tests", Path(folder, "__init__.py"), submodule_search_locations=[folder])
+    sys.modules["diffusers_tests"] = module_from_spec(spec)
+    spec.loader.exec_module(sys.modules["diffusers_tests"])
