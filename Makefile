@@ -3,7 +3,7 @@ PYTHON ?= python3
 PHOTO ?= tests/assets/astronaut.png
 BIN := .venv/bin
 
-.PHONY: demo test test-browser report
+.PHONY: demo docs report test test-browser
 
 demo: .venv/.installed
 	$(BIN)/diffdeid anonymize "$(PHOTO)" -o demo/after.png --seed 0 --overwrite
@@ -18,6 +18,10 @@ test: .venv/.installed
 test-browser: .venv/.installed
 	command -v chromium chromedriver || apt-get install -y chromium chromium-driver
 	$(BIN)/python -m pytest tests/app/test_browser.py
+
+# The site loads nothing from elsewhere; only its search needs a server, as `mkdocs serve`.
+docs: .venv/.installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict
 
 # DATA holds london/, val/ and video/val/ (scripts/make_report.py).
 report: .venv/.installed

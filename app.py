@@ -28,7 +28,7 @@ from diffdeid.visualization import stages
 
 MODEL = "weights/diffdeid"
 MAX_FILES, CANDIDATES = 20, 4
-CACHE = (60, 300)  # seconds between Gradio's rounds of deletion, and the age at which a file goes
+CACHE = (60, 600)  # seconds between Gradio's rounds of deletion, and the age at which a file goes
 ABOUT = """# DiffDeID
 Gives every face to somebody who does not exist, and keeps expression, pose, gaze and surroundings.
 The result is **de-identified, not anonymous**: body, clothes, place and context stay, and no method is certain. Look at it before
@@ -86,7 +86,7 @@ def show_faces(pipe: DiffDeIDPipeline, photo: str | None):
     boxes = [(tuple(int(side) for side in face.box * scale), f"Face {number}") for number, face in enumerate(faces, 1)]
     numbers, several = list(range(1, len(faces) + 1)), len(faces) > 1
     choice = gr.update(choices=[(f"Face {number}", number) for number in numbers], value=numbers, visible=several)
-    return gr.update(value=(small, boxes), visible=several), choice, gr.update(maximum=max(2, len(faces)), value=1), {}
+    return gr.update(value=(small, boxes), visible=True), choice, gr.update(maximum=max(2, len(faces)), value=1), {}
 
 
 def anonymize(pipe, photo, faces, chosen, level, steps, keep_mouth, keep_attributes, seed):

@@ -38,7 +38,7 @@ Reconstruction = Annotated[
     Literal["fit", "network"], typer.Option(help="How the 3D head is found: least squares, or the reconstructor network.")
 ]
 VIDEOS = "Videos"  # a panel of the help
-Config = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSON file, see the README.")]
+Config = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSON file, see docs/training.md.")]
 
 
 def _refuse_existing(folder: Path) -> Path:

@@ -165,6 +165,7 @@ def in_words(number: int, report: FaceReport | PersonReport | None) -> str:
     if report is None:
         return f"**Face {number}** was left as it was, as you chose."
     if report.method != "diffusion":
-        return f"**Face {number}** is covered: {report.reason}."
+        tried = f", after {report.attempts} attempts" if report.attempts else ""
+        return f"**Face {number}** is covered ({report.method}){tried}: {report.reason}."
     attempts = f", at the attempt number {report.attempts}" if report.attempts > 1 else ""
     return f"**Face {number}** is somebody else, at a distance of {report.identity_distance:.2f} from before{attempts}."

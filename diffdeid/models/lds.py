@@ -50,12 +50,12 @@ class LDSBlock(nn.Module):
 class LDSModel(StrictModelMixin, ConfigMixin):
     r"""Predicts the noise in a standardised joint identity vector x = ([z ; α] - mean) / std.
 
-    Parameters:
-        identity_dim (`int`, defaults to 128): numbers in the identity embedding z_id.
-        shape_dim (`int`, defaults to 80): numbers in the head shape α, standard deviations.
-        hidden_dim (`int`, defaults to 512): width of the network.
-        num_layers (`int`, defaults to 4): residual blocks.
-        attribute_names (`tuple[str, ...]`, defaults to none): what of a person can be asked for: sex, age, descent.
+    Args:
+        identity_dim: numbers in the identity embedding z_id.
+        shape_dim: numbers in the head shape α, standard deviations.
+        hidden_dim: width of the network.
+        num_layers: residual blocks.
+        attribute_names: what of a person can be asked for: sex, age, descent.
 
     Buffers:
         mean, std: `(identity_dim + shape_dim,)`, statistics of the training faces in the units of z and α. They travel with

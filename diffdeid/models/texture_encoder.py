@@ -34,16 +34,15 @@ class TextureEncoderModel(StrictModelMixin, ConfigMixin, AttentionMixin):
 
     Same structure as the U-Net's encoder, without a condition vector.
 
-    Parameters:
-        in_channels (`int`, defaults to 4): masked picture (3) and mask (1).
-        patch_size (`int`, defaults to 4): side in pixels of the patch that becomes one position of the finest level.
-        block_out_channels (`tuple[int, ...]`, defaults to `(48, 96, 224)`): channels per level, finest first; each further
-            level halves the resolution.
-        layers_per_block (`int`, defaults to 1): residual blocks per level.
-        attention_head_dim (`int`, defaults to 32): channels per head of the self-attention at the deepest level.
-        norm_num_groups (`int`, defaults to 16): groups of the normalisation.
-        texture_channels (`tuple[int, ...]`, defaults to `(96, 224)`): channels of keys and values at the deepest levels,
-            finest first: the `block_out_channels` of the U-Net's last `num_texture_levels` levels.
+    Args:
+        in_channels: masked picture (3) and mask (1).
+        patch_size: side in pixels of the patch that becomes one position of the finest level.
+        block_out_channels: channels per level, finest first; each further level halves the resolution.
+        layers_per_block: residual blocks per level.
+        attention_head_dim: channels per head of the self-attention at the deepest level.
+        norm_num_groups: groups of the normalisation.
+        texture_channels: channels of keys and values at the deepest levels, finest first: the `block_out_channels` of the
+            U-Net's last `num_texture_levels` levels.
     """
 
     @register_to_config

@@ -38,25 +38,23 @@ class DiffDeIDUNet2DModel(StrictModelMixin, ConfigMixin, AttentionMixin):
 
     What is predicted (x0, noise or velocity) is the scheduler's `prediction_type`; the shipped weights predict x0.
 
-    Parameters:
-        sample_size (`int`, defaults to 256): side in pixels of the crop the weights were trained for. Other multiples of 16
-            run too.
-        in_channels (`int`, defaults to 3): channels of the noisy picture.
-        condition_channels (`int`, defaults to 9): channels of the spatial conditions (docs/conventions.md).
-        out_channels (`int`, defaults to 3): channels of the prediction.
-        patch_size (`int`, defaults to 4): side in pixels of the patch that becomes one position of the finest level.
-        block_out_channels (`tuple[int, ...]`, defaults to `(48, 96, 224)`): channels per level, finest first; each further
-            level halves the resolution: 64×64, 32×32, 16×16 for 256 pixels.
-        layers_per_block (`int`, defaults to 1): residual blocks per encoder level; decoder levels have one more.
-        head_channels (`int`, defaults to 8): channels at full resolution before the last convolution.
-        attention_head_dim (`int`, defaults to 32): channels per head of all attention.
-        norm_num_groups (`int`, defaults to 16): groups of the normalisation.
-        identity_dim (`int`, defaults to 128): numbers in the identity embedding z_id.
-        coefficient_dim (`int`, defaults to 261): numbers in the coefficients ρ.
-        condition_dim (`int`, defaults to 384): width of the condition vector C.
-        num_texture_levels (`int`, defaults to 2): deepest levels that attend to the texture encoder.
-        texture_residual (`"noise"` or `"texture"`, defaults to `"noise"`): what the texture attention adds to, see
-            `TextureAttention`.
+    Args:
+        sample_size: side in pixels of the crop the weights were trained for. Other multiples of 16 run too.
+        in_channels: channels of the noisy picture.
+        condition_channels: channels of the spatial conditions (docs/conventions.md).
+        out_channels: channels of the prediction.
+        patch_size: side in pixels of the patch that becomes one position of the finest level.
+        block_out_channels: channels per level, finest first; each further level halves the resolution: 64×64, 32×32, 16×16 for
+            256 pixels.
+        layers_per_block: residual blocks per encoder level; decoder levels have one more.
+        head_channels: channels at full resolution before the last convolution.
+        attention_head_dim: channels per head of all attention.
+        norm_num_groups: groups of the normalisation.
+        identity_dim: numbers in the identity embedding z_id.
+        coefficient_dim: numbers in the coefficients ρ.
+        condition_dim: width of the condition vector C.
+        num_texture_levels: deepest levels that attend to the texture encoder.
+        texture_residual: what the texture attention adds to, see `TextureAttention`.
     """
 
     @register_to_config

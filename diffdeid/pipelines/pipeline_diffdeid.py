@@ -102,18 +102,18 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
     Every result is checked: found again, finite, and farther from the source than `identity_limit`. A face that fails
     `max_attempts` times, or that cannot be reconstructed, is covered.
 
-    Parameters:
-        unet (`DiffDeIDUNet2DModel`): denoiser ε_θ(Z_t ⊕ I'_3d, E_t(I_m), C).
-        texture_encoder (`TextureEncoderModel`): E_t.
-        scheduler (`DDIMScheduler` or another of diffusers): takes the noise out.
-        morphable_model (`MorphableModel`): ρ -> head.
-        face_recognition (`FaceRecognitionModel`): z_id, and the judge of every result.
-        face_analyser (`FaceAnalyserModel`, *optional*): finds faces; without it pass `faces` with landmarks and irises.
-        reconstructor (`FaceReconstructorModel`, *optional*): ρ by a network, for `reconstruction="network"`.
-        lds (`LDSModel`, *optional*), lds_scheduler (`DDIMScheduler`, *optional*): sample identities, unless `identity` is passed.
-        identity_limit (`float`): smallest accepted 1 - cosine between source and result. The released value lets one in a
-            thousand pairs of different people pass for the same person.
-        crop_factor (`float`): side of the crop in FFHQ squares.
+    Args:
+        unet: denoiser ε_θ(Z_t ⊕ I'_3d, E_t(I_m), C).
+        texture_encoder: E_t.
+        scheduler: takes the noise out.
+        morphable_model: ρ -> head.
+        face_recognition: z_id, and the judge of every result.
+        face_analyser: finds faces; without it pass `faces` with landmarks and irises.
+        reconstructor: ρ by a network, for `reconstruction="network"`.
+        lds, lds_scheduler: sample identities, unless `identity` is passed.
+        identity_limit: smallest accepted 1 - cosine between source and result. The released value lets one in a thousand pairs
+            of different people pass for the same person.
+        crop_factor: side of the crop in FFHQ squares.
     """
 
     model_cpu_offload_seq = "reconstructor->face_recognition->texture_encoder->unet"

@@ -40,9 +40,9 @@ def select_level(identities: Tensor, source: Tensor, level: int) -> int:
 class LDSPipeline(SafeHubMixin, DiffusionPipeline):
     r"""Samples identities: a recogniser embedding z' and the head shape α' that goes with it.
 
-    Parameters:
-        lds (`LDSModel`): denoiser of standardised vectors [z ; α].
-        scheduler (`DDIMScheduler` or another): must not clip samples, which are standardised vectors and not pictures.
+    Args:
+        lds: denoiser of standardised vectors [z ; α].
+        scheduler: must not clip samples, which are standardised vectors and not pictures.
     """
 
     model_cpu_offload_seq = "lds"
