@@ -58,8 +58,8 @@ def golden(pipe: DiffusionPipeline) -> str:
     return hashlib.sha256(made.tobytes()).hexdigest()
 
 
-def build(name: str, model: Path, out: Path):
-    """Write the folder, which appears complete and checked or not at all."""
+def build(name: str, model: Path, out: Path, repository: str | None = None):
+    """Write the folder, which appears complete and checked or not at all; its card says where it will be, if that is known."""
     if out.exists():
         raise SystemExit(f"`{out}` exists. Choose a new folder.")
     pipe = load(name, model)
@@ -71,8 +71,11 @@ def build(name: str, model: Path, out: Path):
     with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
         folder = Path(temporary, out.name)
         pipe.save_pretrained(folder, safe_serialization=True)
-        for file in ("README.md", "pipeline.py"):
-            shutil.copy(ROOT / "pipelines" / name / file, folder)
+        shutil.copy(ROOT / "pipelines" / name / "pipeline.py", folder)
+        card = (ROOT / "pipelines" / name / "README.md").read_text()
+        if repository:
+            card = card.replace(f'"ORG/{name}"', f'"{repository}", revision="{TAG}"')
+        (folder / "README.md").write_text(card)
         for licences in (model / "LICENSES.md", *model.glob("*/LICENSES.md")):
             if (target := folder / licences.relative_to(model)).parent.is_dir():
                 shutil.copy(licences, target)
@@ -114,6 +117,6 @@ if __name__ == "__main__":
     else:
         if arguments.push:
             open_repository(arguments.push)
-        build(arguments.name, arguments.model, arguments.out)
+        build(arguments.name, arguments.model, arguments.out, arguments.push)
         if arguments.push:
             push(arguments.out, arguments.push)

@@ -17,7 +17,7 @@ def test_every_pipeline_has_a_card_and_names_its_class(name):
     cls = line.split("import ")[1].split()[0]
     assert any(hasattr(module, cls) for module in (pipeline_diffdeid, pipeline_lds, pipeline_video))
     card = (ROOT / "pipelines" / name / "README.md").read_text()
-    assert card.startswith("---\nlibrary_name: diffusers\n") and cls in card
+    assert card.startswith("---\nlibrary_name: diffusers\n") and f'{cls}.from_pretrained("ORG/{name}")' in card
 
 
 def test_a_folder_is_never_overwritten(tmp_path):

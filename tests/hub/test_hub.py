@@ -169,7 +169,8 @@ def test_a_release_is_built_checked_and_published_once(hub, user, tmp_path):
     assert files == read_folder(built) and set(files) == {
         "LICENSES.md", "README.md", "pipeline.py", "model_index.json", "scheduler/scheduler_config.json", "lds/config.json", LDS,
     }  # fmt: skip
-    assert b"LDSPipeline" in files["README.md"] and json.loads(files["model_index.json"])["_class_name"] == "LDSPipeline"
+    assert f'LDSPipeline.from_pretrained("org/lds", revision="v{__version__}")' in files["README.md"].decode()
+    assert json.loads(files["model_index.json"])["_class_name"] == "LDSPipeline"
     assert len(files[LDS]) == pytest.approx((shipped / "diffusion_pytorch_model.safetensors").stat().st_size, rel=0.01)
 
     code = f"""
