@@ -21,10 +21,8 @@ from pathlib import Path
 
 import gradio as gr
 import numpy as np
-import torch
 
 from diffdeid import DiffDeIDError, DiffDeIDPipeline, DiffDeIDVideoPipeline, serving, write_image
-from diffdeid.visualization import stages
 
 MODEL = "weights/diffdeid"
 MAX_FILES, CANDIDATES = 20, 4
@@ -168,7 +166,7 @@ def explain(pipe, photo, level, steps, keep_mouth, keep_attributes, seed):
         if not faces:
             raise gr.Error("The landmarks of no face could be placed.")
         asked = serving.options(level, steps, keep_mouth, keep_attributes, seed)
-        panels = stages(pipe, np.asarray(picture.image), faces[0], **asked)
+        panels = serving.show_stages(pipe, np.asarray(picture.image), faces[0], **asked)
         return [(panel, text) for text, panel in panels.items()]
 
 
@@ -245,6 +243,5 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
 
 
 if __name__ == "__main__":
-    pipeline = DiffDeIDPipeline.from_pretrained(MODEL, use_safetensors=True)
-    pipeline.to("cuda" if torch.cuda.is_available() else "cpu")
+    pipeline = serving.load_pipeline(MODEL)
     build_demo(pipeline).queue(max_size=20).launch(css=CSS, run_history=False, max_file_size="100mb", show_error=False)

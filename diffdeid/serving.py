@@ -5,7 +5,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -20,11 +22,13 @@ from diffdeid.pipelines.pipeline_output import DiffDeIDVideoPipelineOutput, Face
 from diffdeid.pipelines.pipeline_video import DiffDeIDVideoPipeline
 from diffdeid.structures import Face
 from diffdeid.video import VideoReader
+from diffdeid.visualization import stages
 
 MAX_MEGAPIXELS, MAX_FACES, MAX_FRAMES, MAX_SIDE = 25, 40, 750, 1920  # a page's; pipelines have none of these
 PREVIEW = 1280  # pixels of the longer side
 SHOWABLE = (".jpg", ".jpeg", ".png", ".webp")
 Identity = tuple[torch.Tensor, torch.Tensor]  # z' (1, 128), α' (1, 80)
+ON_CPU = ThreadPoolExecutor(1, "networks")
 
 
 class Progress(NamedTuple):
@@ -34,6 +38,33 @@ class Progress(NamedTuple):
     done: int
     total: int
     seconds_left: float
+
+
+def in_one_thread(function: Callable) -> Callable:
+    """A function of a pipeline that works in the same thread as all others, on CPUs.
+
+    OpenMP keeps helpers for every thread that it has worked for. When they are more than cores, each of them sleeps between any
+    two layers, and a face takes half as long again.
+    """
+
+    @wraps(function)
+    def work(pipe: DiffDeIDPipeline, *args: Any, **options: Any) -> Any:
+        if pipe.device.type != "cpu":
+            return function(pipe, *args, **options)
+        return ON_CPU.submit(function, pipe, *args, **options).result()
+
+    return work
+
+
+def load_pipeline(model: str) -> DiffDeIDPipeline:
+    """The pipeline of a folder or Hub id, on the GPU if there is one, without bars on a console that nobody watches."""
+    pipe = ON_CPU.submit(DiffDeIDPipeline.from_pretrained, model, use_safetensors=True).result()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe.to("cuda") if torch.cuda.is_available() else pipe
+
+
+show_stages = in_one_thread(stages)
+run_video = in_one_thread(DiffDeIDVideoPipeline.__call__)
 
 
 def options(level: int, steps: int, keep_mouth: bool, keep_attributes: bool, seed: float | None) -> dict[str, Any]:
@@ -72,6 +103,7 @@ def can_be_rendered(face: Face) -> bool:
     return face.landmarks is not None and face.iris is not None
 
 
+@in_one_thread
 def replace_faces(
     pipe: DiffDeIDPipeline, picture: Picture, faces: dict[int, Face], chosen: dict[int, Identity], **options: Any
 ) -> tuple[Image.Image, dict[int, FaceReport]]:
@@ -83,6 +115,7 @@ def replace_faces(
     return image, reports
 
 
+@in_one_thread
 def sample_people(
     pipe: DiffDeIDPipeline, picture: Picture, face: Face, count: int, level: int, keep_attributes: bool, **options: Any
 ) -> list[tuple[np.ndarray, Identity]]:
@@ -143,7 +176,7 @@ def follow_video(
 
     def work() -> None:
         try:
-            news.put(pipe(video, target, callback_on_frame=tell, **options))
+            news.put(run_video(pipe, video, target, callback_on_frame=tell, **options))
         except BaseException as error:
             news.put(error)
 

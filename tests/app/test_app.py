@@ -155,6 +155,18 @@ def test_surprises_are_logged_without_what_they_say(pipeline, astronaut, monkeyp
     assert "RuntimeError" in caplog.text and "find_faces" in caplog.text and name not in caplog.text
 
 
+def test_networks_work_in_one_thread(pipeline, astronaut, clip):
+    threads = set()
+    hook = pipeline.unet.register_forward_hook(lambda *_: threads.add(threading.current_thread().name))
+    chosen = 7, 1, False, False, 0
+    only(app.anonymize(pipeline, astronaut, None, {}, *chosen))
+    only(app.anonymize_video(DiffDeIDVideoPipeline.sharing(pipeline), clip, *chosen))
+    app.show_candidates(pipeline, astronaut, 1, *chosen)
+    app.explain(pipeline, astronaut, *chosen)
+    hook.remove()
+    assert len(threads) == 1 and threads.pop().startswith("networks")
+
+
 def test_only_the_wanted_faces_change_and_the_page_says_so(pipeline, two):
     drawn, choice, number, chosen = app.show_faces(pipeline, str(two))
     assert [label for _, label in drawn["value"][1]] == ["Face 1", "Face 2"] and choice["value"] == [1, 2]
