@@ -195,7 +195,7 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
             with gr.Column():
                 photo = gr.Image(label="Photo", type="filepath", sources=["upload", "webcam", "clipboard"])
                 photo.preprocess = lambda file: file and file.path  # not decoded: our limits come first, and we read more
-                drawn = gr.AnnotatedImage(label="Faces", visible=False)
+                drawn = gr.AnnotatedImage(label="Faces", height=260, visible=False)
                 wanted = gr.CheckboxGroup(label="Faces to replace (none ticked: all)", visible=False)
                 button = gr.Button("De-identify", variant="primary")
                 inputs = settings()
