@@ -547,6 +547,6 @@ def _of_each(image, name: str, value) -> list:
         return [value]
     if value is None:
         return [None] * len(image)
-    if not isinstance(value, list) or len(value) != len(image) or isinstance(value[0], Face):
+    if not isinstance(value, list) or len(value) != len(image) or any(isinstance(one, Face) for one in value):
         raise ValueError(f"`{name}` must be a list with an entry for each of the {len(image)} pictures of the list `image`.")
     return value
