@@ -12,7 +12,7 @@ demo: .venv/.installed
 test: .venv/.installed
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest --numprocesses 2 --dist loadfile  # each of one thread
 
 # Screenshots go to demo/browser/.
 test-browser: .venv/.installed
