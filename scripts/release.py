@@ -72,10 +72,10 @@ def build(name: str, model: Path, out: Path, repository: str | None = None):
         folder = Path(temporary, out.name)
         pipe.save_pretrained(folder, safe_serialization=True)
         shutil.copy(ROOT / "pipelines" / name / "pipeline.py", folder)
-        card = (ROOT / "pipelines" / name / "README.md").read_text()
+        card = (ROOT / "pipelines" / name / "README.md").read_text("utf-8")
         if repository:
             card = card.replace(f'"ORG/{name}"', f'"{repository}", revision="{TAG}"')
-        (folder / "README.md").write_text(card)
+        (folder / "README.md").write_text(card, "utf-8")
         for licences in (model / "LICENSES.md", *model.glob("*/LICENSES.md")):
             if (target := folder / licences.relative_to(model)).parent.is_dir():
                 shutil.copy(licences, target)

@@ -30,7 +30,7 @@ class FaceRecognitionOutput(BaseOutput):
     """
 
     descriptor: Tensor
-    embedding: Tensor | None = None  # never; accelerate's hooks make outputs of a dict, which diffusers takes as the first alone
+    embedding: Tensor | None = None  # never `None`; accelerate's hooks build outputs from one argument, a dict
 
 
 class ResidualBlock(nn.Module):

@@ -30,7 +30,7 @@ class MorphableModelOutput(BaseOutput):
     """
 
     vertices: Tensor
-    albedo: Tensor | None = None  # never; accelerate's hooks make outputs of a dict, which diffusers takes as the first alone
+    albedo: Tensor | None = None  # never `None`; accelerate's hooks build outputs from one argument, a dict
     landmarks: Tensor | None = None
 
 

@@ -23,9 +23,9 @@ def hub() -> Iterator[Hub]:
 
 @pytest.fixture
 def user(hub: Hub, tmp_path: Path) -> Callable[..., str]:
-    """Runs Python code, or a script with arguments, as a user; returns what it prints."""
+    """Runs Python code, or a script and its arguments, as a user; returns what it prints."""
 
-    def run(code: str = "", *script: str, offline: bool = False, token: str | None = None, fails: bool = False) -> str:
+    def run(*command: str, offline: bool = False, token: str | None = None, fails: bool = False) -> str:
         environment = os.environ | {
             "HF_ENDPOINT": hub.url,
             "HF_HOME": str(tmp_path / "home"),
@@ -36,8 +36,8 @@ def user(hub: Hub, tmp_path: Path) -> Callable[..., str]:
         environment.pop("HF_TOKEN", None)
         if token:
             environment["HF_TOKEN"] = token
-        command = [sys.executable, *(script or ("-c", HOME_ALONE + code))]
-        done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True)
+        arguments = command if len(command) > 1 else ("-c", HOME_ALONE + command[0])
+        done = subprocess.run([sys.executable, *arguments], cwd=ROOT, env=environment, capture_output=True, text=True)
         assert (done.returncode != 0) == fails, done.stdout + done.stderr
         return (done.stderr if fails else done.stdout).strip()
 

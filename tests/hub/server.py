@@ -215,14 +215,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_preupload(self, repository: Repository, revision: str):
         files = json.loads(self.body)["files"]
-        modes = {True: "lfs", False: "regular"}
-        self.reply_json(
-            {
-                "files": [
-                    {"path": file["path"], "uploadMode": modes[is_large(file["path"])], "shouldIgnore": False} for file in files
-                ]
-            }
-        )
+        for file in files:
+            file |= {"uploadMode": "lfs" if is_large(file["path"]) else "regular", "shouldIgnore": False}
+        self.reply_json({"files": files})
 
     def do_batch(self, repository: Repository):
         objects = json.loads(self.body)["objects"]

@@ -16,7 +16,7 @@ from tests.tiny import tiny_lds_pipeline
 LDS = "lds/diffusion_pytorch_model.safetensors"
 
 LOAD = """
-import json, sys
+import json
 from diffdeid import LDSPipeline
 
 def attempt(name, **options):
@@ -51,7 +51,6 @@ print(output.faces[0][0].method)
     expected = pipeline(photo, num_inference_steps=2, generator=torch.Generator().manual_seed(0), output_type="np").images[0]
     assert np.abs(np.load(tmp_path / "made.npy").astype(int) - expected).max() <= 1  # another process, other addresses
 
-    hub.requests.clear()
     hub.repositories.clear()
     assert user(code, offline=True) == "diffusion" and hub.requests == []
 
@@ -167,7 +166,7 @@ def test_a_release_is_built_checked_and_published_once(hub, user, tmp_path):
     hub.add("org/lds", tmp_path / "nothing", **{"old.txt": b"", "README.md": b"old"})
     built, shipped = tmp_path / "lds", ROOT / "weights/diffdeid/lds"
     release = "scripts/release.py", "diffdeid_lds"
-    user("", *release, str(built), "--push", "org/lds", token=hub.token)
+    user(*release, str(built), "--push", "org/lds", token=hub.token)
     assert [path.name for path in tmp_path.iterdir() if path.name != "home"] == ["lds"]
 
     files = hub.repositories["org/lds"].commits[hub.repositories["org/lds"].tags[f"v{__version__}"]]
@@ -178,5 +177,5 @@ def test_a_release_is_built_checked_and_published_once(hub, user, tmp_path):
     assert json.loads(files["model_index.json"])["_class_name"] == "LDSPipeline"
     assert len(files[LDS]) == pytest.approx((shipped / "diffusion_pytorch_model.safetensors").stat().st_size, rel=0.01)
 
-    assert "has v" in user("", *release, str(tmp_path / "again"), "--push", "org/lds", token=hub.token, fails=True)
+    assert "has v" in user(*release, str(tmp_path / "again"), "--push", "org/lds", token=hub.token, fails=True)
     assert not (tmp_path / "again").exists() and len(hub.repositories["org/lds"].commits) == 2
