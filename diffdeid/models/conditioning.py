@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from diffdeid.geometry.camera import project, to_camera
-from diffdeid.geometry.eyes import eye_coordinates
+from diffdeid.geometry.eyes import eye_coordinates, iris_centres
 from diffdeid.geometry.guides import eye_map, feature_lines
 from diffdeid.geometry.renderer import render
 from diffdeid.models.morphable_model import MorphableModel
@@ -47,6 +47,13 @@ def render_conditions(model: MorphableModel, coefficients: MorphableCoefficients
     channels_last = torch.cat([picture.image.clamp(0, 1) * 2 - 1, picture.normals], dim=-1)
     maps = torch.cat([channels_last.permute(0, 3, 1, 2), torch.from_numpy(guides).to(channels_last.device) * 2 - 1], dim=1)
     return Conditioning(maps, landmarks)
+
+
+def place_marks(model: MorphableModel, coefficients: MorphableCoefficients, size: int) -> Tensor:
+    """Where ρ puts the landmarks and the centres of both irises, `(B, 470, 2)`, in pixels of crops of `size`."""
+    posed = to_camera(model(coefficients.identity, coefficients.expression).landmarks, coefficients.pose.float())
+    landmarks = project(posed, size)[..., :2]
+    return torch.cat([landmarks, iris_centres(landmarks, coefficients.gaze.float())], dim=1)
 
 
 def hide_skin_details(model: MorphableModel, coefficients: MorphableCoefficients) -> MorphableCoefficients:

@@ -21,8 +21,9 @@ from diffdeid.geometry.composite import cover, paste
 from diffdeid.geometry.eyes import gaze_from_iris
 from diffdeid.geometry.guides import face_region, mouth_region
 from diffdeid.geometry.landmarks import LIPS_OUTER
+from diffdeid.geometry.registration import displace, offsets
 from diffdeid.imaging import to_uint8_array
-from diffdeid.models.conditioning import exchange_identity, hide_skin_details, render_conditions
+from diffdeid.models.conditioning import exchange_identity, hide_skin_details, place_marks, render_conditions
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
@@ -347,6 +348,22 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
                 progress_bar.update()
         return latents
 
+    def measure_offsets(self, source: SourceFaces, generated: Tensor, coefficients: MorphableCoefficients) -> np.ndarray:
+        """How far the marks of a generated face `(1, 3, S, S)` lie from where ρ' puts them: a field `(S, S, 2)` for `displace`.
+
+        Zero where no face is seen, which is for `verify` to judge, or where there is no `face_analyser` to see one.
+        """
+        meant = place_marks(self.morphable_model, coefficients, self.size)[0].cpu().numpy()
+        landmarks, result = None, self.composite(source, generated)[2]
+        if self.face_analyser is not None:
+            landmarks, _ = self.face_analyser.find_again(result, meant[:468])
+        if landmarks is not None:  # once more, from a crop that does not depend on where they were meant to be
+            landmarks, _ = self.face_analyser.find_again(result, landmarks)
+        if landmarks is None:
+            return np.zeros((self.size, self.size, 2), np.float32)
+        irises = self.face_analyser.irises(result, landmarks)[:, 0]
+        return offsets(np.concatenate([landmarks[:, :2], irises]), meant, source.masks[0, 0].cpu().numpy())
+
     def composite(self, source: SourceFaces, generated: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """One generated face `(1, 3, S, S)` -> the patch, its opacity `(S, S)`, and the crop with the patch in it, both uint8."""
         patch = ((generated[0].float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
@@ -526,9 +543,10 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             num_inference_steps, callback_on_step_end, callback_on_step_end_tensor_inputs,
         )  # fmt: skip
 
-        # 6. composite and check
+        # 6. register, composite and check
         if not torch.isfinite(generated).all():
             return Attempt.failed(source.crops[0].image, "the network returned values that are not finite")
+        generated = displace(generated, self.measure_offsets(source, generated, coefficients))
         patch, opacity, result = self.composite(source, generated)
         return Attempt(patch, opacity, result, *self.verify(source, result))
 

@@ -23,6 +23,7 @@ from diffdeid.errors import DiffDeIDError, NoFaceFoundError
 from diffdeid.geometry.boxes import bounding_box
 from diffdeid.geometry.composite import cover, paste
 from diffdeid.geometry.eyes import gaze_from_iris
+from diffdeid.geometry.registration import displace
 from diffdeid.geometry.steadying import steady
 from diffdeid.models.fitting import fit, fit_shape_and_pose
 from diffdeid.models.texture_encoder import TextureEncoderOutput
@@ -62,6 +63,23 @@ class Person:
     noise: Tensor | None = None
 
 
+@dataclass(frozen=True)
+class Painted:
+    """What the next frame must know of a face of this one.
+
+    Attributes:
+        frame: its number.
+        face: `(S, S, 3)` float32 in [0, 1], steadied, before it was registered.
+        crop: `(S, S, 3)` uint8, the source at the same place.
+        offsets: `(S, S, 2)`, by which it was registered.
+    """
+
+    frame: int
+    face: np.ndarray
+    crop: np.ndarray
+    offsets: np.ndarray
+
+
 @dataclass
 class Rendering:
     """A video on its way: options, what was found out, and what the next frame must know of the last."""
@@ -81,7 +99,7 @@ class Rendering:
     views: dict[Track, tuple[float, SourceFaces | None]] = field(default_factory=dict)  # how good, and the best early view
     people: list[Person] = field(default_factory=list)
     owners: dict[Track, Person] = field(default_factory=dict)
-    last: dict[Track, tuple[int, np.ndarray, np.ndarray]] = field(default_factory=dict)  # frame, face, crop of the source
+    last: dict[Track, Painted] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -193,7 +211,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         for frame, face in covered:  # last, so that nothing is painted over a cover
             results[frame] = cover(results[frame], face, rendering.fallback)
         last = frames[-1][0]
-        rendering.last = {track: seen for track, seen in rendering.last.items() if seen[0] == last}
+        rendering.last = {track: seen for track, seen in rendering.last.items() if seen.frame == last}
         return [results[frame] for frame, _ in frames]
 
     @torch.no_grad()
@@ -413,8 +431,9 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         generated = self.denoise(
             latents, source.images, source.masks, conditions, z, coefficients.pack(), texture, rendering.num_inference_steps
         )
+        rows = [MorphableCoefficients.unpack(row) for row in coefficients.pack().split(1)]
         return [
-            (self._finish(rendering, appearance, source.one(row), generated[row]), source.crops[row].matrix)
+            (self._finish(rendering, appearance, source.one(row), rows[row], generated[row]), source.crops[row].matrix)
             for row, appearance in enumerate(batch)
         ]
 
@@ -427,28 +446,42 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         albedo, light = (torch.cat([getattr(part, name) for part in reference]) for name in ("albedo", "illumination"))
         if rendering.reconstruction == "network":
             followed = self.regress(images, *placed)
-        elif rendering.follow_light:
-            followed = fit(self.morphable_model, *placed, (images.permute(0, 2, 3, 1) + 1) / 2)
-        else:
-            shape = fit_shape_and_pose(self.morphable_model, placed[0], self.size)
+        else:  # with α as in the reference: an α of its own would take a part of every movement, and is exchanged
+            shape = fit_shape_and_pose(
+                self.morphable_model, placed[0], self.size, identity=torch.cat([part.identity for part in reference])
+            )
             gaze = gaze_from_iris(*placed)
+            if rendering.follow_light:
+                light = fit(self.morphable_model, *placed, (images.permute(0, 2, 3, 1) + 1) / 2).illumination
             followed = MorphableCoefficients(shape.identity, shape.expression, albedo, light, shape.pose, gaze)
         coefficients = replace(followed, albedo=albedo, illumination=followed.illumination if rendering.follow_light else light)
         masks = self.masks(landmarks, rendering.keep_mouth)
         return SourceFaces(crops, landmarks, images, masks, coefficients, self.embed(images, landmarks))
 
-    def _finish(self, rendering: Rendering, appearance: Appearance, source: SourceFaces, generated: Tensor) -> Attempt:
-        """Steady a generated face `(3, S, S)`, lay it over its crop, and check it against the frame and the person."""
+    def _finish(
+        self,
+        rendering: Rendering,
+        appearance: Appearance,
+        source: SourceFaces,
+        coefficients: MorphableCoefficients,
+        generated: Tensor,
+    ) -> Attempt:
+        """Steady and register a generated face `(3, S, S)`, lay it over its crop, check it against the frame and the person."""
         crop, frame, track = source.crops[0].image, appearance.frame, appearance.track
         if not torch.isfinite(generated).all():
             rendering.last.pop(track, None)
             return Attempt.failed(crop, "the network returned values that are not finite")
         face = ((generated.float().clamp(-1, 1) + 1) / 2).permute(1, 2, 0).cpu().numpy()
-        before, last_face, last_crop = rendering.last.get(track, (None, None, None))
-        if before == frame - 1:
-            face = steady(face, last_face, crop, last_crop)
-        rendering.last[track] = frame, face, crop
-        patch, opacity, result = self.composite(source, torch.from_numpy(face * 2 - 1).permute(2, 0, 1)[None])
+        last = rendering.last.get(track)
+        follows = last is not None and last.frame == frame - 1
+        if follows:
+            face = steady(face, last.face, crop, last.crop)
+        steadied = torch.from_numpy(face * 2 - 1).permute(2, 0, 1)[None]
+        field = self.measure_offsets(source, steadied, coefficients)
+        if follows:
+            field = (field + last.offsets) / 2  # landmarks jitter
+        rendering.last[track] = Painted(frame, face, crop, field)
+        patch, opacity, result = self.composite(source, displace(steadied, field))
         if appearance.sighting.state == "found":
             known = torch.cat([source.identity, appearance.person.embedding])
         else:

@@ -1,0 +1,72 @@
+"""Moving a generated face by a few pixels, so that what is seen of it lies where the conditions put it.
+
+A network paints a mouth half as far open as it was told and eyes that look ahead; landmarks of what it painted tell by how much.
+Marks are the 468 landmarks and the centres of the right and the left iris, `(470, 2)` in crop pixels.
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# In crop sizes:
+REACH = 6 / 256  # over which a landmark takes the face with it; about their distance from each other
+IRIS_RADIUS = 5 / 256  # an iris moves as a whole
+IRIS_REACH = 4 / 256  # over which the movement dies away around it
+FARTHEST = 12 / 256  # a landmark moves; by more it was mistaken
+IRIS_FARTHEST = 6 / 256
+EDGE = 12 / 256  # width of the zone at the border of the erased region in which the movement dies away
+
+BACKGROUND = 0.3  # weight of standing still, in landmarks
+CELLS = 32  # the movement of the landmarks is smooth and calculated on a grid
+
+
+def offsets(seen: np.ndarray, meant: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """How far from each pixel that lies which belongs there, so that `displace` brings it.
+
+    Gaussian-weighted means of the landmarks' distances (Nadaraya-Watson); what an iris lacks then is added around it.
+
+    Args:
+        seen, meant: `(470, 2)` marks, as they are and as they should be.
+        mask: `(S, S)`, 1 where the face is erased; outside it nothing moves.
+
+    Returns:
+        `(S, S, 2)` float32, x and y in pixels.
+    """
+    size = len(mask)
+    seen, meant = np.float32(seen), np.float32(meant)
+    distance = _shortened(seen - meant, FARTHEST * size)[:468]
+    line = (np.arange(CELLS, dtype=np.float32) + 0.5) * (size / CELLS)
+    grid = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 1, 2)
+    weights = np.exp(-np.square(grid - meant[:468]).sum(-1) / (2 * (REACH * size) ** 2))
+    field = weights @ distance / (weights.sum(1, keepdims=True) + BACKGROUND)
+    field = cv2.resize(field.reshape(CELLS, CELLS, 2), (size, size), interpolation=cv2.INTER_CUBIC)
+
+    pixels = np.dstack(np.indices((size, size), dtype=np.float32)[::-1]) + 0.5
+    for here, target in zip(seen[468:], meant[468:], strict=True):
+        column, row = (target - 0.5).round().astype(int).clip(0, size - 1)
+        rest = _shortened(here - target - field[row, column], IRIS_FARTHEST * size)
+        away = np.maximum(np.linalg.norm(pixels - target, axis=-1, keepdims=True) - IRIS_RADIUS * size, 0)
+        field += rest * np.exp(-np.square(away) / (2 * (IRIS_REACH * size) ** 2))
+
+    depth = cv2.distanceTransform(np.pad((mask > 0).astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    return field * np.clip(depth / (EDGE * size), 0, 1)[..., None]
+
+
+def displace(images: Tensor, field: np.ndarray) -> Tensor:
+    """Images `(B, C, S, S)` whose every pixel comes from `field` `(S, S, 2)` pixels further; cubic interpolation."""
+    size = len(field)
+    pixels = np.dstack(np.indices((size, size))[::-1]) + 0.5
+    grid = torch.from_numpy(2 * (pixels + field) / size - 1).to(images.device, torch.float32)
+    moved = F.grid_sample(
+        images.float(), grid.expand(len(images), -1, -1, -1), mode="bicubic", padding_mode="border", align_corners=False
+    )
+    return moved.to(images.dtype)
+
+
+def _shortened(vectors: np.ndarray, limit: float) -> np.ndarray:
+    lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
+    return vectors * np.minimum(1, limit / np.maximum(lengths, 1e-6))
