@@ -18,6 +18,7 @@ import torch
 from PIL import Image
 
 from diffdeid import DiffDeIDPipeline
+from diffdeid.geometry.registration import displace
 
 ROOT = Path(__file__).parents[1]
 
@@ -58,6 +59,7 @@ def main() -> None:
             "encode texture": lambda: pipe.encode_texture(source.images, source.masks),
             "render conditions": lambda: pipe.prepare_conditioning(source.coefficients, identity[1], source.masks, True),
             f"denoise, {args.steps} steps": lambda: pipe.denoise(latents, *inputs, args.steps),
+            "register": lambda: displace(generated, pipe.measure_offsets(source, generated, coefficients)),
             "composite": lambda: pipe.composite(source, generated),
             "verify": lambda: pipe.verify(source, result),
         }

@@ -57,14 +57,11 @@ def offsets(seen: np.ndarray, meant: np.ndarray, mask: np.ndarray) -> np.ndarray
 
 
 def displace(images: Tensor, field: np.ndarray) -> Tensor:
-    """Images `(B, C, S, S)` whose every pixel comes from `field` `(S, S, 2)` pixels further; cubic interpolation."""
+    """Images `(B, C, S, S)`, float32 on the CPU, whose every pixel comes from `field` `(S, S, 2)` pixels further; cubic."""
     size = len(field)
-    pixels = np.dstack(np.indices((size, size))[::-1]) + 0.5
-    grid = torch.from_numpy(2 * (pixels + field) / size - 1).to(images.device, torch.float32)
-    moved = F.grid_sample(
-        images.float(), grid.expand(len(images), -1, -1, -1), mode="bicubic", padding_mode="border", align_corners=False
-    )
-    return moved.to(images.dtype)
+    pixels = np.dstack(np.indices((size, size), dtype=np.float32)[::-1]) + 0.5
+    grid = torch.from_numpy(2 * (pixels + field) / size - 1).expand(len(images), -1, -1, -1)
+    return F.grid_sample(images.float().cpu(), grid, mode="bicubic", padding_mode="border", align_corners=False)
 
 
 def _shortened(vectors: np.ndarray, limit: float) -> np.ndarray:

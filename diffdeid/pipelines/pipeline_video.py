@@ -63,23 +63,6 @@ class Person:
     noise: Tensor | None = None
 
 
-@dataclass(frozen=True)
-class Painted:
-    """What the next frame must know of a face of this one.
-
-    Attributes:
-        frame: its number.
-        face: `(S, S, 3)` float32 in [0, 1], steadied, before it was registered.
-        crop: `(S, S, 3)` uint8, the source at the same place.
-        offsets: `(S, S, 2)`, by which it was registered.
-    """
-
-    frame: int
-    face: np.ndarray
-    crop: np.ndarray
-    offsets: np.ndarray
-
-
 @dataclass
 class Rendering:
     """A video on its way: options, what was found out, and what the next frame must know of the last."""
@@ -99,7 +82,7 @@ class Rendering:
     views: dict[Track, tuple[float, SourceFaces | None]] = field(default_factory=dict)  # how good, and the best early view
     people: list[Person] = field(default_factory=list)
     owners: dict[Track, Person] = field(default_factory=dict)
-    last: dict[Track, Painted] = field(default_factory=dict)
+    last: dict[Track, tuple[int, np.ndarray, np.ndarray]] = field(default_factory=dict)  # frame, face, crop of the source
 
 
 @dataclass(frozen=True)
@@ -211,7 +194,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         for frame, face in covered:  # last, so that nothing is painted over a cover
             results[frame] = cover(results[frame], face, rendering.fallback)
         last = frames[-1][0]
-        rendering.last = {track: seen for track, seen in rendering.last.items() if seen.frame == last}
+        rendering.last = {track: seen for track, seen in rendering.last.items() if seen[0] == last}
         return [results[frame] for frame, _ in frames]
 
     @torch.no_grad()
@@ -466,22 +449,19 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         coefficients: MorphableCoefficients,
         generated: Tensor,
     ) -> Attempt:
-        """Steady and register a generated face `(3, S, S)`, lay it over its crop, check it against the frame and the person."""
+        """Register and steady a generated face `(3, S, S)`, lay it over its crop, check it against the frame and the person."""
         crop, frame, track = source.crops[0].image, appearance.frame, appearance.track
         if not torch.isfinite(generated).all():
             rendering.last.pop(track, None)
             return Attempt.failed(crop, "the network returned values that are not finite")
-        face = ((generated.float().clamp(-1, 1) + 1) / 2).permute(1, 2, 0).cpu().numpy()
-        last = rendering.last.get(track)
-        follows = last is not None and last.frame == frame - 1
-        if follows:
-            face = steady(face, last.face, crop, last.crop)
-        steadied = torch.from_numpy(face * 2 - 1).permute(2, 0, 1)[None]
-        field = self.measure_offsets(source, steadied, coefficients)
-        if follows:
-            field = (field + last.offsets) / 2  # landmarks jitter
-        rendering.last[track] = Painted(frame, face, crop, field)
-        patch, opacity, result = self.composite(source, displace(steadied, field))
+        painted = generated[None].float().clamp(-1, 1)
+        registered = displace(painted, self.measure_offsets(source, painted, coefficients))  # before the filter: landmarks jitter
+        face = ((registered[0].clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()
+        before, last_face, last_crop = rendering.last.get(track, (None, None, None))
+        if before == frame - 1:
+            face = steady(face, last_face, crop, last_crop)
+        rendering.last[track] = frame, face, crop
+        patch, opacity, result = self.composite(source, torch.from_numpy(face * 2 - 1).permute(2, 0, 1)[None])
         if appearance.sighting.state == "found":
             known = torch.cat([source.identity, appearance.person.embedding])
         else:

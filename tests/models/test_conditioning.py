@@ -5,8 +5,9 @@ import pytest
 import torch
 
 from diffdeid.geometry.camera import project, to_camera
+from diffdeid.geometry.eyes import gaze_from_iris
 from diffdeid.geometry.landmarks import LIPS_OUTER
-from diffdeid.models.conditioning import exchange_identity, render_conditions
+from diffdeid.models.conditioning import exchange_identity, place_marks, render_conditions
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients
 
@@ -50,6 +51,14 @@ def test_landmarks_are_where_the_head_is(model, people):
     head = model(people.identity, people.expression)
     expected = project(to_camera(head.landmarks, people.pose), 64)[..., :2] + 4
     torch.testing.assert_close(conditions.landmarks, expected)
+
+
+def test_marks_are_the_landmarks_of_the_maps_and_irises_that_look_where_the_gaze_says(model, people):
+    marks = place_marks(model, people, 64)
+    landmarks = marks[:, :468]
+    torch.testing.assert_close(landmarks, render_conditions(model, people, 64).landmarks)
+    iris = marks[:, 468:, None].expand(-1, -1, 5, -1)
+    torch.testing.assert_close(gaze_from_iris(landmarks, iris), people.gaze.clamp(-0.5, 0.5), atol=1e-4, rtol=0)
 
 
 def test_the_middle_of_a_wide_picture_is_the_crop(model, people):

@@ -67,6 +67,22 @@ def test_a_large_expression_is_recognised(model):
     assert fitted.argmax(1).tolist() == expression.argmax(1).tolist()
 
 
+def test_with_a_known_identity_all_that_moves_is_expression_and_pose(model):
+    """A free α takes a part of every movement, which is lost when α is exchanged."""
+    identity, expression, pose = people()
+    identity = identity[:1].expand(4, -1)
+    landmarks = seen(model, identity, expression, pose)
+    free, held = (fit_shape_and_pose(model, landmarks, SIZE, identity=known) for known in (None, identity))
+    torch.testing.assert_close(held.identity, identity)
+
+    def moved(found) -> torch.Tensor:
+        return seen(model, torch.zeros(4, 80), found.expression, found.pose)
+
+    true = seen(model, torch.zeros(4, 80), expression, pose)  # what somebody else's face should do
+    errors = [(moved(found) - true)[..., :2].norm(dim=-1).mean() for found in (free, held)]
+    assert errors[1] < 0.6 * errors[0]
+
+
 def test_expressions_stay_in_range(model):
     identity, expression, pose = people()
     for beyond in (-expression, 3 * expression):

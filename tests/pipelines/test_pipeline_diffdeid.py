@@ -10,6 +10,8 @@ import torch
 from PIL import Image
 
 from diffdeid.errors import ConfigurationError, DiffDeIDError, NoFaceFoundError
+from diffdeid.geometry.boxes import bounding_box
+from diffdeid.models.conditioning import place_marks
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.lds import LDSModel
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
@@ -211,6 +213,31 @@ def test_stages_work_before_the_pipeline_was_called(photo, faces):
     texture = pipe.encode_texture(source.images, source.masks)
     attempt = pipe.deidentify(source, texture, 7, torch.Generator().manual_seed(0), False, False, 1)
     assert attempt.problem is None and pipe.guidance_scale == 1 and pipe.num_timesteps == 1
+
+
+@torch.no_grad()
+def test_landmarks_and_irises_of_a_result_are_nearer_to_the_conditions_than_those_that_were_painted(pipeline, photo, faces):
+    source = pipeline.reconstruct(photo, faces)
+    looking_aside = replace(source.coefficients, gaze=source.coefficients.gaze + torch.tensor([0.08, 0, 0.08, 0]))
+    source = replace(source, coefficients=looking_aside)
+    identity = pipeline.sample_identity(source.identity, 7, False, torch.Generator().manual_seed(0))
+    coefficients, maps = pipeline.prepare_conditioning(source.coefficients, identity[1], source.masks, False)
+    meant = place_marks(pipeline.morphable_model, coefficients, pipeline.size)[0].numpy()
+
+    def errors(result: np.ndarray) -> tuple[float, float]:
+        seen = pipeline.face_analyser(result, [Face(bounding_box(source.landmarks[0]))])[0]
+        marks = np.concatenate([seen.landmarks[:, :2], seen.iris[:, 0]])
+        distances = np.linalg.norm(marks - meant, axis=1)
+        return distances[:468].mean(), distances[468:].mean()
+
+    texture = pipeline.encode_texture(source.images, source.masks)
+    latents = pipeline.prepare_latents(1, torch.Generator().manual_seed(1))
+    inputs = (source.images, source.masks, maps, identity[0], coefficients.pack(), texture)
+    painted = pipeline.composite(source, pipeline.denoise(latents, *inputs, 2))[2]
+    options = (source, texture, 7, torch.Generator().manual_seed(1), False, False, 2, identity)
+    registered = pipeline.deidentify(*options).result
+    for before, after in zip(errors(painted), errors(registered), strict=True):
+        assert after < 0.75 * before
 
 
 def test_guidance_changes_the_result(run):

@@ -106,6 +106,23 @@ def test_one_person_is_one_other_person_in_every_frame(video_pipeline, portrait,
     assert all(np.abs(a[corner].astype(float) - b[corner]).mean() < 6 for a, b in zip(source, read(output.path), strict=True))
 
 
+@torch.no_grad()
+def test_a_person_has_one_shape_in_all_frames(video_pipeline, portrait):
+    """So all that moves is expression and pose, which the new face gets."""
+    frames = [shifted(portrait, number, number) for number in range(4)]
+    rendering = video_pipeline.start(rate=RATE, num_inference_steps=1, generator=torch.Generator().manual_seed(0))
+    for frame in frames:
+        video_pipeline.analyse(rendering, frame)
+    (track,) = rendering.tracker.tracks
+    person = video_pipeline._owner(rendering, track)
+    batch = [
+        pipeline_video.Appearance(number, frame, track, person, track.smoothed(number)) for number, frame in enumerate(frames)
+    ]
+    found = video_pipeline._reconstruct_batch(rendering, batch).coefficients
+    torch.testing.assert_close(found.identity, person.coefficients.identity.expand(4, -1))
+    assert found.pose.std(0).max() > 0
+
+
 def test_two_people_one_turns_away_and_comes_back(video_pipeline, portrait, stranger, tmp_path):
     away = portrait.copy()
     cv2.ellipse(away, (SIDE // 2, 80), (50, 70), 0, 0, 360, (60, 45, 40), -1)  # the back of a head
