@@ -244,4 +244,7 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
 
 if __name__ == "__main__":
     pipeline = serving.load_pipeline(MODEL)
-    build_demo(pipeline).queue(max_size=20).launch(css=CSS, run_history=False, max_file_size="100mb", show_error=False)
+    try:
+        build_demo(pipeline).queue(max_size=20).launch(css=CSS, run_history=False, max_file_size="100mb", show_error=False)
+    finally:
+        serving.CLOSING.set()

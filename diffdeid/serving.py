@@ -29,6 +29,7 @@ PREVIEW = 1280  # pixels of the longer side
 SHOWABLE = (".jpg", ".jpeg", ".png", ".webp")
 Identity = tuple[torch.Tensor, torch.Tensor]  # z' (1, 128), α' (1, 80)
 ON_CPU = ThreadPoolExecutor(1, "networks")
+CLOSING = threading.Event()  # set when the server has closed: videos on their way stop, or the process would wait for them
 
 
 class Progress(NamedTuple):
@@ -166,7 +167,7 @@ def follow_video(
     stopped, started = threading.Event(), {}
 
     def tell(stage: str, done: int, total: int) -> None:
-        if stopped.is_set():
+        if stopped.is_set() or CLOSING.is_set():
             raise InterruptedError("Nobody waits for this video any more.")
         if done > MAX_FRAMES:  # a file need not say how long it is
             raise VideoError(f"The video has more than {MAX_FRAMES} frames. Cut it, or use the command line, which has no limit.")

@@ -205,6 +205,18 @@ def test_a_video_that_nobody_waits_for_stops(pipeline, clip, tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_video_stops_when_the_server_has_closed(pipeline, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(serving, "CLOSING", threading.Event())
+    updates = serving.follow_video(
+        DiffDeIDVideoPipeline.sharing(pipeline), clip, tmp_path / "out.mp4", **serving.options(**OPTIONS)
+    )
+    next(updates)
+    serving.CLOSING.set()
+    with pytest.raises(InterruptedError):
+        list(updates)
+    assert list(tmp_path.iterdir()) == []
+
+
 def test_a_deleted_upload_is_said_to_be_one(pipeline):
     with pytest.raises(gr.Error, match="Upload it again"):
         only(app.anonymize(pipeline, "/gone/photo.png", None, {}, **OPTIONS))
