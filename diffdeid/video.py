@@ -24,7 +24,6 @@ from diffdeid.errors import VideoError
 
 VIDEO_SUFFIXES = frozenset({".avi", ".gif", ".m4v", ".mkv", ".mov", ".mp4", ".webm"})
 _CODECS = {".m4v": "libx264", ".mkv": "libx264", ".mov": "libx264", ".mp4": "libx264", ".webm": "libvpx-vp9"}  # what we write
-_ENCODER_THREADS = 4  # as many everywhere: files do not depend on the machine, and on busy ones x264's own choice is a race
 _BT709 = 1  # the number of its matrix, primaries and transfer function in H.273
 _PQ, _HLG = 16, 18
 _SDR_WHITE = 203.0  # cd/m² of a white page in HDR (BT.2408)
@@ -179,7 +178,7 @@ class VideoWriter:
         check_video_writable(self.path, overwrite)
         self.codec = codec or _CODECS[self.path.suffix.lower()]
         self.rate, self.sample_aspect_ratio, self.sound, self.origin = Fraction(rate), sample_aspect_ratio, sound, origin
-        self.options = {"crf": str(crf), "threads": str(_ENCODER_THREADS)} | ({} if preset is None else {"preset": preset})
+        self.options = {"crf": str(crf)} | ({} if preset is None else {"preset": preset})
         self._temporary = self.path.with_name(f".diffdeid-{secrets.token_hex(8)}{self.path.suffix}")
         self._stream = self._encoder = self._sound = None
         self._last, self._last_dts = Fraction(0), -(2**62)

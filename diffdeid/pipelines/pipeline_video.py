@@ -242,7 +242,8 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
     ) -> DiffDeIDVideoPipelineOutput:
         """De-identify a video file in two passes: analyse, then render.
 
-        The result is a function of the file, the arguments and the state of the generator.
+        The pictures are a function of the file, the arguments and the state of the generator; so are the bytes, but for what x264
+        makes of sides that are no multiples of 32 (its mbtree reads memory that it never wrote).
 
         Args:
             video: mp4, m4v, mov, mkv, webm, avi or gif.
