@@ -70,6 +70,11 @@ def mouth_region(landmarks: np.ndarray, size: int) -> np.ndarray:
     return _grown_hull(points[list(LIPS_OUTER)], MOUTH_MARGIN * _face_height(points), size)
 
 
+def depth_in(mask: np.ndarray) -> np.ndarray:
+    """How deep in the region of a mask `(S, S)` each pixel lies, in pixels; the border of the picture is an edge too."""
+    return cv2.distanceTransform(np.pad((mask > 0).astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+
+
 def _face_height(points: np.ndarray) -> float:
     return float(np.linalg.norm(points[10] - points[152]))
 

@@ -12,6 +12,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffdeid.geometry.guides import depth_in
+
 # In crop sizes:
 REACH = 6 / 256  # over which a landmark takes the face with it; about their distance from each other
 IRIS_RADIUS = 5 / 256  # an iris moves as a whole
@@ -45,23 +47,26 @@ def offsets(seen: np.ndarray, meant: np.ndarray, mask: np.ndarray) -> np.ndarray
     field = weights @ distance / (weights.sum(1, keepdims=True) + BACKGROUND)
     field = cv2.resize(field.reshape(CELLS, CELLS, 2), (size, size), interpolation=cv2.INTER_CUBIC)
 
-    pixels = np.dstack(np.indices((size, size), dtype=np.float32)[::-1]) + 0.5
+    pixels = _pixels(size)
     for here, target in zip(seen[468:], meant[468:], strict=True):
         column, row = (target - 0.5).round().astype(int).clip(0, size - 1)
         rest = _shortened(here - target - field[row, column], IRIS_FARTHEST * size)
         away = np.maximum(np.linalg.norm(pixels - target, axis=-1, keepdims=True) - IRIS_RADIUS * size, 0)
         field += rest * np.exp(-np.square(away) / (2 * (IRIS_REACH * size) ** 2))
 
-    depth = cv2.distanceTransform(np.pad((mask > 0).astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
-    return field * np.clip(depth / (EDGE * size), 0, 1)[..., None]
+    return field * np.clip(depth_in(mask) / (EDGE * size), 0, 1)[..., None]
 
 
 def displace(images: Tensor, field: np.ndarray) -> Tensor:
     """Images `(B, C, S, S)`, float32 on the CPU, whose every pixel comes from `field` `(S, S, 2)` pixels further; cubic."""
     size = len(field)
-    pixels = np.dstack(np.indices((size, size), dtype=np.float32)[::-1]) + 0.5
-    grid = torch.from_numpy(2 * (pixels + field) / size - 1).expand(len(images), -1, -1, -1)
+    grid = torch.from_numpy(2 * (_pixels(size) + field) / size - 1).expand(len(images), -1, -1, -1)
     return F.grid_sample(images.float().cpu(), grid, mode="bicubic", padding_mode="border", align_corners=False)
+
+
+def _pixels(size: int) -> np.ndarray:
+    """`(S, S, 2)`: where the middle of each pixel is."""
+    return np.dstack(np.indices((size, size), dtype=np.float32)[::-1]) + 0.5
 
 
 def _shortened(vectors: np.ndarray, limit: float) -> np.ndarray:

@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-import cv2
 import numpy as np
 import torch
 from diffusers import DiffusionPipeline, SchedulerMixin
@@ -19,7 +18,7 @@ from diffdeid.geometry.align import chip_matrix, ffhq_matrix, sample, warp
 from diffdeid.geometry.boxes import bounding_box
 from diffdeid.geometry.composite import cover, paste
 from diffdeid.geometry.eyes import gaze_from_iris
-from diffdeid.geometry.guides import face_region, mouth_region
+from diffdeid.geometry.guides import depth_in, face_region, mouth_region
 from diffdeid.geometry.landmarks import LIPS_OUTER
 from diffdeid.geometry.registration import displace, offsets
 from diffdeid.imaging import to_uint8_array
@@ -367,9 +366,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
     def composite(self, source: SourceFaces, generated: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """One generated face `(1, 3, S, S)` -> the patch, its opacity `(S, S)`, and the crop with the patch in it, both uint8."""
         patch = ((generated[0].float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(1, 2, 0).cpu().numpy()
-        erased = np.pad(source.masks[0, 0].byte().cpu().numpy(), 1)  # the border of the crop is an edge too
-        depth = cv2.distanceTransform(erased, cv2.DIST_L2, 5)[1:-1, 1:-1]
-        ramp = np.clip(depth / (FEATHER * self.size), 0, 1)
+        ramp = np.clip(depth_in(source.masks[0, 0].cpu().numpy()) / (FEATHER * self.size), 0, 1)
         opacity = ramp * ramp * (3 - 2 * ramp)
         crop = source.crops[0].image
         mixed = crop + opacity[..., None] * (patch.astype(np.float32) - crop)

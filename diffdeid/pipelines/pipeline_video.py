@@ -411,11 +411,12 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         keys, values = zip(*(person.texture for person in people), strict=True)
         texture = TextureEncoderOutput(*([torch.cat(level) for level in zip(*part, strict=True)] for part in (keys, values)))
         coefficients, conditions = self.prepare_conditioning(source.coefficients, shape, source.masks, rendering.keep_mouth)
+        packed = coefficients.pack()
         latents = torch.cat([person.noise for person in people])
         generated = self.denoise(
-            latents, source.images, source.masks, conditions, z, coefficients.pack(), texture, rendering.num_inference_steps
+            latents, source.images, source.masks, conditions, z, packed, texture, rendering.num_inference_steps
         )
-        rows = [MorphableCoefficients.unpack(row) for row in coefficients.pack().split(1)]
+        rows = [MorphableCoefficients.unpack(row) for row in packed.split(1)]
         return [
             (self._finish(rendering, appearance, source.one(row), rows[row], generated[row]), source.crops[row].matrix)
             for row, appearance in enumerate(batch)
