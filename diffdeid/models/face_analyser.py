@@ -32,6 +32,7 @@ GRAPHS = ("centerface", "facemesh", "iris")
 FACEMESH_SIZE, IRIS_SIZE = 192, 64
 SECOND_LOOK_SIZE, SECOND_LOOK_MARGIN = 128, 2.3  # faces are then 56 pixels large
 FACEMESH_MARGIN, IRIS_MARGIN = 1.5, 2.3  # crop side in face boxes and in eye widths, as MediaPipe was trained
+LOOKS = (-0.03, 0.03)  # by how many of its sides a crop is shifted, right and down; half of the error of one look is noise
 
 
 class FaceAnalyserModel(ModelMixin, ConfigMixin):
@@ -205,11 +206,9 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         """Landmarks `(468, 3)` in picture pixels and presence of the face in a box whose own horizontal is `right`."""
         side = FACEMESH_MARGIN * max(box[2:] - box[:2])
         matrix = square_matrix((box[:2] + box[2:]) / 2, right, side, FACEMESH_SIZE)
-        crop = warp(image, matrix, FACEMESH_SIZE, cv2.BORDER_REPLICATE)
-        points, presence = self._run("facemesh", crop[None].astype(np.float32) / 255, ["Identity_2", "Identity_1"])
-        points = points.reshape(468, 3)
-        points = np.concatenate([_transform(points[:, :2], invert(matrix)), points[:, 2:] / scale_of(matrix)], axis=1)
-        return points.astype(np.float32), float(presence.squeeze())
+        points, presence = self._look("facemesh", image, matrix, FACEMESH_SIZE, ["Identity_2", "Identity_1"])
+        points[:, 2] /= scale_of(matrix)
+        return points, presence.item()
 
     def _iris(self, image: np.ndarray, landmarks: np.ndarray, eye: int) -> np.ndarray:
         """Centre and four rim points, `(5, 2)`, of eye 0 (right) or 1 (left)."""
@@ -218,9 +217,18 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         matrix = square_matrix((first + last) / 2, last - first, side, IRIS_SIZE)
         if eye == 0:  # the graph knows left eyes
             matrix = np.array([[-1], [1]]) * matrix + [[0, 0, IRIS_SIZE], [0, 0, 0]]
-        crop = warp(image, matrix, IRIS_SIZE, cv2.BORDER_REPLICATE)
-        (points,) = self._run("iris", crop[None].astype(np.float32) / 255, ["Identity"])
-        return _transform(points.reshape(76, 3)[71:, :2], invert(matrix)).astype(np.float32)
+        (points,) = self._look("iris", image, matrix, IRIS_SIZE, ["Identity"])
+        return points[71:, :2]
+
+    def _look(self, graph: str, image: np.ndarray, matrix: np.ndarray, size: int, outputs: list[str]) -> list[np.ndarray]:
+        """Outputs of a graph for a crop, means of several looks; the first are points `(n, 3)`, x and y in picture pixels."""
+        matrices = [matrix + [[0, 0, shift * size], [0, 0, shift * size]] for shift in LOOKS]
+        crops = np.stack([warp(image, shifted, size, cv2.BORDER_REPLICATE) for shifted in matrices])
+        points, *others = self._run(graph, crops.astype(np.float32) / 255, outputs)
+        points = points.reshape(len(crops), -1, 3)
+        for seen, shifted in zip(points, matrices, strict=True):
+            seen[:, :2] = _transform(seen[:, :2], invert(shifted))
+        return [np.mean(output, axis=0, dtype=np.float32) for output in (points, *others)]
 
 
 def _resize(image: np.ndarray, pixels: int, limit: float) -> tuple[np.ndarray, float]:
