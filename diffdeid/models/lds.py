@@ -62,6 +62,7 @@ class LDSModel(StrictModelMixin, ConfigMixin):
             the weights; `LDSPipeline` applies them.
         attribute_directions, attribute_offsets: `(len(attribute_names), identity_dim)` and `(len(attribute_names),)`, see
             `attributes`.
+        glasses_direction, glasses_limit: `(identity_dim,)` and a number, see `wears_glasses`.
     """
 
     @register_to_config
@@ -79,6 +80,8 @@ class LDSModel(StrictModelMixin, ConfigMixin):
         self.register_buffer("std", torch.ones(sample_dim))
         self.register_buffer("attribute_directions", torch.zeros(len(attribute_names), identity_dim))
         self.register_buffer("attribute_offsets", torch.zeros(len(attribute_names)))
+        self.register_buffer("glasses_direction", torch.zeros(identity_dim))
+        self.register_buffer("glasses_limit", torch.zeros(()))
         self.attribute_embedding = nn.Linear(len(attribute_names), hidden_dim) if attribute_names else None
         self.time_features = Timesteps(hidden_dim, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = nn.Linear(hidden_dim, hidden_dim)
@@ -90,6 +93,10 @@ class LDSModel(StrictModelMixin, ConfigMixin):
     def attributes(self, identity: Tensor) -> Tensor:
         """What a recogniser's embedding tells of a person, `(n, 128)` -> `(n, len(attribute_names))` in standard deviations."""
         return identity @ self.attribute_directions.T + self.attribute_offsets
+
+    def wears_glasses(self, identity: Tensor) -> Tensor:
+        """Whether people with these embeddings `(n, 128)` seem to wear glasses, `(n,)` bool; nobody does until it is learned."""
+        return identity @ self.glasses_direction > self.glasses_limit
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float, attributes: Tensor | None = None, return_dict: bool = True

@@ -1,7 +1,7 @@
 """Sampling identities that belong to nobody.
 
 Method: DiffDeID, §3.2. Written from the paper. What differs: z and α are sampled jointly (models/lds.py), and identities too near
-to given ones are sampled again.
+to given ones, or of people with glasses, are sampled again.
 """
 
 from __future__ import annotations
@@ -126,11 +126,12 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
             asked = None if attributes is None else attributes.to(latents).expand(missing, -1)
             identity, shape = self.destandardise(self.denoise(latents, num_inference_steps, asked))
 
-            # 2. refuse those that are too near
+            # 2. refuse those that are too near, or wear glasses, of which a generated face shows ghosts
+            accepted = ~self.lds.wears_glasses(identity.to(self.lds.dtype))
             if away_from is not None:
                 distance = 1 - identity @ away_from.to(identity).T  # (missing, n)
-                accepted = (distance >= min_distance).all(dim=1)
-                identity, shape = identity[accepted], shape[accepted]
+                accepted &= (distance >= min_distance).all(dim=1)
+            identity, shape = identity[accepted], shape[accepted]
             identities.append(identity)
             shapes.append(shape)
             missing -= len(identity)
@@ -138,8 +139,8 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
                 break
         else:
             raise DiffDeIDError(
-                f"Only {num_identities - missing} of {num_identities} identities are farther than `min_distance={min_distance}` "
-                f"from all of `away_from` after {self.max_rounds} rounds. Lower `min_distance`."
+                f"Only {num_identities - missing} of {num_identities} identities wear no glasses and are farther than "
+                f"`min_distance={min_distance}` from all of `away_from` after {self.max_rounds} rounds. Lower `min_distance`."
             )
 
         # 3. output

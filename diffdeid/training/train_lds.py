@@ -50,11 +50,13 @@ def train(config: LDSTrainConfig | str | Path) -> Path:
     torch.manual_seed(config.seed)
     scheduler = DDIMScheduler(beta_schedule="linear", timestep_spacing="trailing", clip_sample=False)
     labels = read_labels(config.attributes, set(train_names)) if config.attributes else {}
+    glasses = labels.pop("glasses", None)
     model = LDSModel(**config.model, attribute_names=tuple(labels)).to(device)
+    identity = vectors[:, : model.config.identity_dim]
     for row, values in enumerate(labels.values()):
-        chosen = [index for index, name in enumerate(train_names) if name in values]
-        known = torch.tensor([values[train_names[index]] for index in chosen], device=device)
-        learn_direction(model, row, vectors[:, : model.config.identity_dim], chosen, known)
+        learn_direction(model, row, identity, *labelled(train_names, values))
+    if glasses is not None:
+        learn_glasses(model, identity, *labelled(train_names, glasses))
     attributes, validation_attributes = (
         model.attributes(rows[:, : model.config.identity_dim]) if labels else None for rows in (vectors, validation)
     )
@@ -131,13 +133,33 @@ def read_labels(path: str | Path, names: set[str]) -> dict[str, dict[str, float]
     return labels
 
 
+def labelled(names: list[str], values: dict[str, float]) -> tuple[list[int], Tensor]:
+    """Which of the names have a label, and the labels."""
+    chosen = [index for index, name in enumerate(names) if name in values]
+    return chosen, torch.tensor([values[names[index]] for index in chosen])
+
+
 def learn_direction(model: LDSModel, row: int, identity: Tensor, chosen: list[int], known: Tensor) -> None:
-    """Fit an attribute, by ridge regression on the labelled faces, and scale it to mean 0 and deviation 1 over all faces."""
-    labelled = identity[chosen]
-    direction = ridge(labelled - labelled.mean(0), (known - known.mean())[:, None])[:, 0]
+    """Fit an attribute to the labelled faces, and scale it to mean 0 and deviation 1 over all faces."""
+    direction = find_direction(identity[chosen], known)
     values = identity @ direction
     model.attribute_directions[row] = direction / values.std()
     model.attribute_offsets[row] = -values.mean() / values.std()
+
+
+def learn_glasses(model: LDSModel, identity: Tensor, chosen: list[int], worn: Tensor) -> None:
+    """Fit what tells labelled faces with glasses (1) from those without (0), of whom one in 20 may seem to wear them."""
+    if set(worn.tolist()) != {0.0, 1.0}:
+        raise ValueError(f"Labels `glasses` must be 0 for some faces and 1 for others, got {sorted(set(worn.tolist()))}.")
+    direction = find_direction(identity[chosen], worn)
+    model.glasses_direction.copy_(direction)
+    model.glasses_limit.copy_((identity[chosen][worn.to(identity) == 0] @ direction).quantile(0.95))
+
+
+def find_direction(identity: Tensor, known: Tensor) -> Tensor:
+    """The direction `(d,)` along which embeddings `(n, d)` change with what is known of them `(n,)`, by ridge regression."""
+    known = known.to(identity)
+    return ridge(identity - identity.mean(0), (known - known.mean())[:, None])[:, 0]
 
 
 def ridge(inputs: Tensor, outputs: Tensor) -> Tensor:

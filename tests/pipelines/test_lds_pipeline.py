@@ -49,6 +49,15 @@ def test_near_identities_are_refused_and_sampled_again(pipeline):
     assert (1 - identity @ refused.T).min() >= 0.7
 
 
+def test_people_with_glasses_are_sampled_again(pipeline):
+    pipeline.lds.glasses_direction[0] = 1  # half of all people, then
+    before = pipeline(16, generator=seeded(), **STEPS).identity
+    pipeline.lds.glasses_limit.copy_(before[:, 0].median())
+    after = pipeline(16, generator=seeded(), **STEPS).identity
+    assert len(after) == 16 and not pipeline.lds.wears_glasses(after).any()
+    torch.testing.assert_close(after[:7], before[~pipeline.lds.wears_glasses(before)][:7])
+
+
 def test_impossible_distances_end_in_an_error(pipeline):
     with pytest.raises(DiffDeIDError, match="Only 0 of 2"):
         pipeline(2, away_from=torch.eye(128)[:1], min_distance=2.0, generator=seeded(), **STEPS)

@@ -8,7 +8,7 @@ from diffdeid.models.lds import LDSModel
 from diffdeid.pipelines.pipeline_lds import LDSPipeline
 from diffdeid.training.config import LDSTrainConfig
 from diffdeid.training.data import FaceStore
-from diffdeid.training.train_lds import learn_direction, read_labels, read_vectors, train
+from diffdeid.training.train_lds import learn_direction, learn_glasses, read_labels, read_vectors, train
 
 
 def settings(store, tmp_path) -> LDSTrainConfig:
@@ -62,6 +62,35 @@ def test_a_direction_is_found_from_few_labels():
     learn_direction(model, 1, identity, chosen, 40 + 10 * truth[chosen])
     assert torch.corrcoef(torch.stack([model.attributes(identity)[:, 1], truth]))[0, 1] > 0.999
     assert not model.attribute_directions[0].any()
+
+
+def test_who_wears_glasses_is_learned_and_is_no_attribute(store, tmp_path):
+    rows = [{"name": f"face {number}", "glasses": number % 2, "age": number} for number in range(4)]
+    (tmp_path / "labels.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    config = replace(settings(store, tmp_path), attributes=str(tmp_path / "labels.jsonl"))
+    lds = LDSPipeline.from_pretrained(train(config)).lds
+    assert list(lds.config.attribute_names) == ["age"]
+    names, _ = FaceStore(store).split(config.validation_names)
+    vectors = dict(zip(names, read_vectors(FaceStore(store), names)[:, :128], strict=True))
+    worn = {row["name"]: lds.wears_glasses(vectors[row["name"]][None]).item() for row in rows if row["name"] in vectors}
+    assert worn["face 1"]
+
+
+def test_most_wearers_and_few_others_seem_to_wear_glasses():
+    generator = torch.Generator().manual_seed(0)
+    identity = torch.randn(2000, 128, generator=generator)
+    worn = ((identity @ torch.randn(128, generator=generator)) / 128**0.5 > 1.2).float()
+    model = LDSModel(hidden_dim=16, num_layers=1)
+    assert not model.wears_glasses(identity).any()  # before anything is known
+    learn_glasses(model, identity, list(range(1000)), worn[:1000])
+    refused = model.wears_glasses(identity[1000:])
+    assert refused[worn[1000:] == 1].float().mean() > 0.7
+    assert refused[worn[1000:] == 0].float().mean() < 0.1
+
+
+def test_glasses_that_nobody_or_everybody_wears_are_an_error():
+    with pytest.raises(ValueError, match="glasses"):
+        learn_glasses(LDSModel(hidden_dim=16, num_layers=1), torch.randn(8, 128), [0, 1, 2], torch.ones(3))
 
 
 def test_labels_of_nobody_are_an_error(tmp_path):
