@@ -26,7 +26,7 @@ class Page:
     def __init__(self, driver, address: str, downloads: Path):
         self.driver, self.downloads = driver, downloads
         driver.get(address)
-        self.wait(lambda: self.button("De-identify"))
+        self.button("De-identify")
 
     def wait(self, condition, seconds: float = 60):
         """What `condition` gives once it gives something."""
@@ -36,14 +36,16 @@ class Page:
         return [element for element in self.driver.find_elements(By.CSS_SELECTOR, css) if element.is_displayed()]
 
     def button(self, text: str):
-        return next(element for element in self.shown("button") if element.text == text)
+        """Looked for until it is there: the page may be redrawing what it shows."""
+        return self.wait(lambda: next(element for element in self.shown("button") if element.text == text))
 
-    def upload(self, path: Path):
-        """Into the first empty upload of the tab that is open."""
+    def upload(self, path: Path, shown: str = "button[aria-label='Remove Image']"):
+        """Into the first empty upload of the tab that is open, until the page shows what it does then."""
         panel = next(
             element for element in self.driver.find_elements(By.CSS_SELECTOR, "[role=tabpanel]") if element.is_displayed()
         )
         panel.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(path))
+        self.wait(lambda: self.shown(shown))
 
     def download(self, name: str) -> Path:
         """Click on a result and wait for its file."""
@@ -102,7 +104,7 @@ def test_a_photo_is_uploaded_replaced_and_downloaded(open_page, astronaut):
     page.screenshot("photo-light")
 
     page.shown("button.label-wrap")[1].click()
-    page.wait(lambda: page.button("Show candidates")).click()
+    page.button("Show candidates").click()
     candidates = page.wait(lambda: page.shown("button.thumbnail-item, button.gallery-item"))
     assert len(candidates) >= 2
     page.screenshot("candidates")
@@ -132,9 +134,8 @@ def test_ticks_of_one_photo_spare_no_face_of_the_next(open_page, astronaut, tmp_
 def test_a_video_is_uploaded_replaced_and_downloaded(open_page, clip):
     page = open_page(dark=True)
     page.button("Video").click()
-    page.wait(lambda: page.button("Stop"))
-    page.upload(clip)
-    page.wait(lambda: page.shown("video"))
+    page.button("Stop")
+    page.upload(clip, shown="video")
     page.button("De-identify").click()
     result = page.download("talk_anonymized.mp4")
     before, after = ([frame.picture.astype(int) for frame in VideoReader(path)] for path in (clip, result))
