@@ -65,8 +65,8 @@ def run_method(name: str, pipe: DiffDeIDPipeline, pictures: dict[str, Path], out
         For each picture its `name`, `seconds`, `faces`, those `covered`, and `evaluations` of the network.
     """
     out.mkdir(parents=True, exist_ok=True)
-    trained = pipe.unet, pipe.texture_encoder, pipe.lds
-    costs, weights = out / "costs.jsonl", _digest(*(x.cpu().numpy().tobytes() for y in trained for x in y.state_dict().values()))
+    tensors = [x for part in pipe.components.values() if isinstance(part, torch.nn.Module) for x in part.state_dict().values()]
+    costs, weights = out / "costs.jsonl", _digest(*(x.cpu().numpy().tobytes() for x in tensors))
     recipes = {
         key: _digest(path.read_bytes(), repr((weights, seed + number, sorted(options.items()))).encode())
         for number, (key, path) in enumerate(pictures.items())

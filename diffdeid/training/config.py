@@ -125,9 +125,7 @@ class LDSTrainConfig(JsonConfig):
     output: str  # folder for the pipeline
     model: dict[str, Any] = field(default_factory=dict)  # arguments of `LDSModel`, where not its defaults
     validation_names: str | None = None  # as in `TrainConfig`
-    attributes: str | None = (
-        None  # JSON lines of labels by the name of a face, for `keep_attributes` (and `glasses`); some suffice
-    )
+    attributes: str | None = None  # JSON lines of labels by the name of a face, `glasses` among them; some faces suffice
     attribute_dropout: float = 0.3  # share of samples for which anybody is asked for
     batch_size: int = 256  # samples
     learning_rate: float = 1e-3

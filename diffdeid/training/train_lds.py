@@ -151,9 +151,9 @@ def learn_glasses(model: LDSModel, identity: Tensor, chosen: list[int], worn: Te
     """Fit what tells labelled faces with glasses (1) from those without (0), of whom one in 20 may seem to wear them."""
     if set(worn.tolist()) != {0.0, 1.0}:
         raise ValueError(f"Labels `glasses` must be 0 for some faces and 1 for others, got {sorted(set(worn.tolist()))}.")
-    direction = find_direction(identity[chosen], worn)
-    model.glasses_direction.copy_(direction)
-    model.glasses_limit.copy_((identity[chosen][worn.to(identity) == 0] @ direction).quantile(0.95))
+    identity, worn = identity[chosen], worn.to(identity)
+    model.glasses_direction.copy_(find_direction(identity, worn))
+    model.glasses_limit.copy_((identity[worn == 0] @ model.glasses_direction).quantile(0.95))
 
 
 def find_direction(identity: Tensor, known: Tensor) -> Tensor:

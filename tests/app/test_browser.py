@@ -41,9 +41,7 @@ class Page:
 
     def upload(self, path: Path, shown: str = "button[aria-label='Remove Image']"):
         """Into the first empty upload of the tab that is open, until the page shows what it does then."""
-        panel = next(
-            element for element in self.driver.find_elements(By.CSS_SELECTOR, "[role=tabpanel]") if element.is_displayed()
-        )
+        panel = self.shown("[role=tabpanel]")[0]
         panel.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(path))
         self.wait(lambda: self.shown(shown))
 
