@@ -208,7 +208,7 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         matrix = square_matrix((box[:2] + box[2:]) / 2, right, side, FACEMESH_SIZE)
         points, presence = self._look("facemesh", image, matrix, FACEMESH_SIZE, ["Identity_2", "Identity_1"])
         points[:, 2] /= scale_of(matrix)
-        return points, presence.item()
+        return points, presence.min().item()  # landmarks that only one look believes are none to paint by
 
     def _iris(self, image: np.ndarray, landmarks: np.ndarray, eye: int) -> np.ndarray:
         """Centre and four rim points, `(5, 2)`, of eye 0 (right) or 1 (left)."""
@@ -221,14 +221,14 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         return points[71:, :2]
 
     def _look(self, graph: str, image: np.ndarray, matrix: np.ndarray, size: int, outputs: list[str]) -> list[np.ndarray]:
-        """Outputs of a graph for a crop, means of several looks; the first are points `(n, 3)`, x and y in picture pixels."""
+        """Points `(n, 3)` that a graph sees in a crop, x and y in picture pixels, means of looks; other outputs of each."""
         matrices = [matrix + [[0, 0, shift * size], [0, 0, shift * size]] for shift in LOOKS]
         crops = np.stack([warp(image, shifted, size, cv2.BORDER_REPLICATE) for shifted in matrices])
         points, *others = self._run(graph, crops.astype(np.float32) / 255, outputs)
         points = points.reshape(len(crops), -1, 3)
         for seen, shifted in zip(points, matrices, strict=True):
             seen[:, :2] = _transform(seen[:, :2], invert(shifted))
-        return [np.mean(output, axis=0, dtype=np.float32) for output in (points, *others)]
+        return [points.mean(axis=0), *others]
 
 
 def _resize(image: np.ndarray, pixels: int, limit: float) -> tuple[np.ndarray, float]:

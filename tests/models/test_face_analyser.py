@@ -163,6 +163,20 @@ def test_two_looks_are_steadier_than_one(analyser, astronaut, monkeypatch):
     assert np.less(two, spread()).all()
 
 
+def test_a_face_that_one_look_does_not_see_has_no_landmarks(analyser, astronaut, monkeypatch):
+    run = analyser._run
+
+    def doubtful(graph: str, crops: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
+        seen = run(graph, crops, outputs)
+        if graph == "facemesh":
+            seen[1][0] = 0.3
+        return seen
+
+    monkeypatch.setattr(analyser, "_run", doubtful)
+    (face,) = analyser(astronaut)
+    assert face.landmarks is None and face.presence == pytest.approx(0.3)
+
+
 def test_same_picture_gives_the_same_bytes(analyser, astronaut):
     (first,), (second,) = analyser(astronaut), analyser(astronaut)
     for name in ("box", "keypoints", "landmarks", "iris"):
