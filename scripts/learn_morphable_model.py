@@ -3,9 +3,10 @@
     python scripts/learn_morphable_model.py --store STORE --model RAW_MODEL --out weights/diffdeid/morphable_model
 
 `--model` is what `scripts/build_morphable_model.py` wrote; `--store` is a store of `diffdeid data prepare`, of which only the
-pictures, landmarks and irises are used. Only statistics leave the photographs.
+pictures, landmarks and irises are used. Only statistics leave the photographs. With `--landmarks-only`, for another network that
+places landmarks, `--model` is a released head, whose directions and priors stay: the denoiser was trained with them.
 
-1. Landmarks: where FaceMesh's points lie on the mesh, from neutral faces fitted without expression.
+1. Landmarks: where the network's points lie on the mesh, from neutral faces fitted without expression.
 2. Shape: fit all faces, re-estimate the priors of α and β and the noise of the landmarks, repeat; then keep 80 directions.
 3. Skin: divide the colours seen at the vertices by the light, left and right together; three directions of skin tone, then a PCA
    of what tone does not explain. The light is fitted with the skin found so far, so this is done twice.
@@ -44,13 +45,15 @@ from diffdeid.training.prepare import MARGIN, SIZE
 
 BATCH = 16
 NUM_IDENTITY, NUM_ALBEDO, NUM_TONE = 80, 80, 3
-FACES_OF_A_SET = {"cam": 260, "gen": 150, "aaf": 260, "sport": 260, "ai": 150, "scut": 150, "utk": 350, "video": 120}
+FACES_OF_A_SET = {"cam": 260, "gen": 150, "aaf": 260, "sport": 260, "ai": 150, "scut": 150, "utk": 350, "video": 300}
 SKINS_OF_A_SET = {"cam": 350, "gen": 200, "aaf": 300, "sport": 400, "ai": 100, "scut": 50, "utk": 350, "video": 50}
 NEUTRAL_SETS = ("scut",)
 SKIN, SCLERA = (0.72, 0.56, 0.48), 0.85  # where the iteration starts, in sRGB values
 MEAN_LIGHT_SPREAD, MEAN_LIGHT_CHROMA = 0.08, 0.04  # of the light over the whole face, all channels alike and each by itself
 FEW_FACES = 5  # what so few show of a vertex is half believed
 REACH = 0.13  # decimetres from the nearest landmark to which a vertex counts as face
+LIP_REACH = 0.08  # the same for the lips
+UPPER_LIP, LOWER_LIP = 0.3, 0.45  # of the farthest that opening the jaw moves anything: less than the one, more than the other
 
 
 def sample_names(store: FaceStore, counts: dict[str, int], rng: np.random.Generator) -> list[str]:
@@ -86,12 +89,23 @@ def outer_skin(model: MorphableModel) -> Tensor:
     return model.triangles[shown & ~(model.eyeballs[model.triangles] > 0).any(1)]
 
 
+def lip_triangles(model: MorphableModel) -> tuple[Tensor, Tensor]:
+    """Triangles `(T, 3)` of the upper and of the lower lip, those in the closed mouth included."""
+    near = torch.cdist(model.mean, model.at_landmarks(model.mean)[list(LIPS_INNER)]).amin(1) < LIP_REACH
+    opening = model.expression_basis[model.config.expression_names.index("jawOpen")].norm(dim=-1)
+    lips = model.triangles[near[model.triangles].all(1)]
+    opened = (opening / opening.max())[lips].mean(1)
+    return lips[opened < UPPER_LIP], lips[opened > LOWER_LIP]
+
+
 def move_landmarks(model: MorphableModel, offsets: Tensor) -> None:
-    """Shift landmarks on the mean head and put them back on its surface. The inner lips, a crack of the mesh, stay."""
-    moved, skin = torch.tensor(sorted(set(range(468)) - set(LIPS_INNER))), outer_skin(model)
-    points = (model.at_landmarks(model.mean) + offsets)[moved].numpy()
-    corners, weights = snap_to_surface(points, model.mean, skin, np.ones((len(moved), len(skin)), bool))
-    model.landmark_corners[moved], model.landmark_weights[moved] = corners, weights
+    """Shift landmarks on the mean head and put them back on its surface, those of the inner lips each on its own lip."""
+    lower, upper = list(LIPS_INNER[1:10]), list(LIPS_INNER[:10:-1])
+    others = sorted(set(range(468)) - {*lower, *upper})
+    points = (model.at_landmarks(model.mean) + offsets).numpy()
+    for moved, surface in zip((upper, lower, others), (*lip_triangles(model), outer_skin(model)), strict=True):
+        corners, weights = snap_to_surface(points[moved], model.mean, surface, np.ones((len(moved), len(surface)), bool))
+        model.landmark_corners[moved], model.landmark_weights[moved] = corners, weights
 
 
 def place_landmarks(model: MorphableModel, landmarks: Tensor, rounds: int = 3) -> None:
@@ -113,18 +127,20 @@ def place_landmarks(model: MorphableModel, landmarks: Tensor, rounds: int = 3) -
 # 2. Shape
 
 
-def learn_shape(model: MorphableModel, landmarks: Tensor, rounds: int = 4) -> None:
-    """Expectation-maximisation over the priors of α and β and the noise of each landmark."""
+def learn_shape(model: MorphableModel, landmarks: Tensor, rounds: int = 4, landmarks_only: bool = False) -> None:
+    """Expectation-maximisation over the noise of each landmark and, if not of landmarks only, over the priors of α and β."""
     landmark_twins = mirror_twins(model.at_landmarks(model.mean))
     unit_twins = torch.tensor(expression_twins(model.config.expression_names))
     num_identity, num_expression = len(model.identity_basis), len(model.expression_basis)
     for _ in range(rounds):
         shape = fit_all(model, landmarks)
         residuals = landmark_residuals(model, shape, landmarks, SIZE)
-        uncertainty = covariances(shape).mean(0)
         noise = residuals.square().mean((0, 2)).sqrt().clamp_min(0.004)
         model.landmark_noise[:, 0] = (noise + noise[landmark_twins]) / 2
         print(f"mean landmark residual {100 * residuals.norm(dim=-1).mean():.3f} mm")
+        if landmarks_only:
+            continue
+        uncertainty = covariances(shape).mean(0)
         learn_identity(model, shape.identity, uncertainty[:num_identity, :num_identity])
         rows = slice(num_identity, num_identity + num_expression)
         learn_expression(model, shape.expression[:, :num_expression], 0.25 * uncertainty[rows, rows], unit_twins)
@@ -236,6 +252,7 @@ def main() -> None:
     parser.add_argument("--store", type=Path, required=True, help="prepared faces to learn from")
     parser.add_argument("--model", type=Path, required=True, help="the head that build_morphable_model.py wrote")
     parser.add_argument("--out", type=Path, default=Path("weights/diffdeid/morphable_model"))
+    parser.add_argument("--landmarks-only", action="store_true", help="learn nothing but the landmarks and their noise")
     args = parser.parse_args()
     torch.set_grad_enabled(False)
     rng = np.random.default_rng(0)
@@ -244,7 +261,10 @@ def main() -> None:
 
     names = sample_names(store, FACES_OF_A_SET, rng)
     place_landmarks(raw, read(store, sample_names(store, {name: 200 for name in NEUTRAL_SETS}, rng), "landmarks"))
-    learn_shape(raw, read(store, names, "landmarks"))
+    learn_shape(raw, read(store, names, "landmarks"), landmarks_only=args.landmarks_only)
+    if args.landmarks_only:
+        raw.half().save_pretrained(args.out)
+        return
 
     model = MorphableModel(**{**raw.config, "num_identity": NUM_IDENTITY, "num_albedo": NUM_ALBEDO, "num_tone": NUM_TONE})
     for name, buffer in raw.named_buffers():

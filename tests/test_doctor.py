@@ -29,12 +29,12 @@ def test_weights_that_are_none_are_reported(tmp_path):
 
 @pytest.mark.parametrize("spoil", [lambda path: path.write_bytes(b"x"), Path.unlink])
 def test_files_that_are_not_as_released_are_named(tmp_path, spoil):
-    for name in ("SHA256SUMS", "face_analyser/iris.onnx", "lds/diffusion_pytorch_model.safetensors"):
+    for name in ("SHA256SUMS", "face_analyser/attention_mesh.onnx", "lds/diffusion_pytorch_model.safetensors"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
         shutil.copy(WEIGHTS / name, tmp_path / name)
     sums = [line for line in (tmp_path / "SHA256SUMS").read_text().splitlines() if (tmp_path / line.split("  ")[1]).is_file()]
     (tmp_path / "SHA256SUMS").write_text("\n".join(sums) + "\n")
     assert doctor.check_sums(tmp_path) == (True, f"2 files of `{tmp_path}` are as released")
-    spoil(tmp_path / "face_analyser/iris.onnx")
+    spoil(tmp_path / "face_analyser/attention_mesh.onnx")
     good, finding = doctor.check_sums(tmp_path)
-    assert not good and finding.endswith("not as released: face_analyser/iris.onnx")
+    assert not good and finding.endswith("not as released: face_analyser/attention_mesh.onnx")

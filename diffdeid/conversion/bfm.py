@@ -25,7 +25,7 @@ from diffdeid.structures import Face, MorphableCoefficients
 
 KEYS = ("meanshape", "meantex", "idBase", "exBase", "texBase", "tri", "keypoints", "frontmask2_idx")
 DIRECTIONS = MorphableCoefficients.SIZES[:3]  # identity, expression, albedo
-EYE_ORIGIN = (0.0, 0.250, 0.677)  # where the midpoint of the four eye corners lies in our head, decimetres
+EYE_ORIGIN = (0.0, 0.249, 0.681)  # where the midpoint of the four eye corners lies in our head, decimetres
 LIPS = (62, 66)  # middle of the upper and of the lower inner lip among the 68 iBUG points
 SYMMETRY_TOLERANCE = 0.02  # decimetres between the mesh and its mirror image
 LANDMARK_NOISE = (0.02, 0.06)  # decimetres, across and along the line of sight, where FaceMesh guesses

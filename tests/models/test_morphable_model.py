@@ -5,7 +5,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffdeid.errors import ConfigurationError
-from diffdeid.geometry.landmarks import FACE_OVAL, LEFT_BROW, LEFT_EYE, LIPS_OUTER, RIGHT_BROW, RIGHT_EYE
+from diffdeid.geometry.landmarks import FACE_OVAL, LEFT_BROW, LEFT_EYE, LIPS_INNER, LIPS_OUTER, RIGHT_BROW, RIGHT_EYE
 from diffdeid.geometry.renderer import vertex_normals
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.training.mirror import EXPRESSION_UNITS
@@ -190,3 +190,11 @@ def test_random_heads_have_the_size_of_heads(model):
     assert 1.3 < height.min() and height.max() < 2.1
     assert 0.5 < depth.min() and depth.max() < 1.3
     assert width.std() > 0.02 and height.std() > 0.02
+
+
+def test_released_inner_lips_meet_and_each_moves_with_its_own_lip(model):
+    lower, upper = list(LIPS_INNER[1:10]), list(LIPS_INNER[:10:-1])
+    points, opened = model.at_landmarks(model.mean), movement(model, "jawOpen")
+    gap = (points[upper] - points[lower])[:, 1]
+    assert gap.max() < 0.03  # decimetres, of a closed mouth
+    assert (opened[lower, 1] < opened[upper, 1] - 0.1).all()

@@ -1,10 +1,11 @@
-"""Following faces: a made-up world of people and times at which the detector or FaceMesh does not see them."""
+"""Following faces: a made-up world of people and times at which the detector or the mesh does not see them."""
 
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 
+from diffdeid.geometry.boxes import bounding_box
 from diffdeid.structures import Face
 from diffdeid.tracking.track import Spool, Track
 from diffdeid.tracking.tracker import FaceTracker
@@ -19,7 +20,7 @@ class World:
     """Stands for the face analyser and the recogniser.
 
     `people[name](frame)` is where somebody's face is, or `None`. `unseen` and `unmeshed` hold (name, frame) that the detector and
-    FaceMesh miss; `faint` ones have a score that counts only where a face is expected.
+    the mesh miss; `faint` ones have a score that counts only where a face is expected.
     """
 
     config = SimpleNamespace(detection_threshold=0.35)
@@ -50,27 +51,26 @@ class World:
         return faces
 
     def at(self, picture, centre):
-        """Who FaceMesh finds near a point; of two, the one named first is in front."""
+        """Who the mesh finds near a point; of two, the one named first is in front."""
         near = [(name, place) for name, frame, place in self.places(picture) if (name, frame) not in self.unmeshed]
         near = [(name, place) for name, place in near if np.abs(place - centre).max() < SIDE / 2]
         return near[0] if near else None
 
     def find_again(self, picture, landmarks):
         found = self.at(picture, landmarks[:4, :2].mean(0))
-        return (None, 0.0) if found is None else (self.landmarks(found[1]), 1.0)
+        if found is None:
+            return Face(bounding_box(landmarks))
+        marks = self.marks(found[1])
+        return Face(bounding_box(marks["landmarks"]), **marks)
 
-    def landmarks(self, centre):
-        return FACE + np.float32([*centre, 0])
-
-    def irises(self, picture, landmarks):
-        return np.zeros((2, 5, 2), np.float32)
+    def marks(self, centre):
+        return {"landmarks": FACE + np.float32([*centre, 0]), "iris": np.zeros((2, 5, 2), np.float32)}
 
     def __call__(self, picture, faces):
         completed = []
         for face in faces:
             found = self.at(picture, (face.box[:2] + face.box[2:]) / 2)
-            known = {} if found is None else {"landmarks": self.landmarks(found[1]), "iris": self.irises(picture, None)}
-            completed.append(Face(face.box, face.score, **known))
+            completed.append(Face(face.box, face.score, **({} if found is None else self.marks(found[1]))))
         return completed
 
     def embed(self, picture, landmarks):
@@ -96,7 +96,7 @@ def test_one_face_one_track():
     assert track[7].face.box == pytest.approx([115, 40, 155, 80])
 
 
-def test_facemesh_follows_what_the_detector_misses():
+def test_the_mesh_follows_what_the_detector_misses():
     tracker = World({"a": lambda frame: 100}, unseen=[("a", frame) for frame in range(5, 15)]).follow(20)
     assert [states(tracker, track, 20) for track in tracker.tracks] == ["f" * 20]
 
