@@ -7,23 +7,44 @@ import numpy as np
 
 PERSISTENCE = 0.93  # share of the frame before in a face that does not change
 TOLERANCE = 0.15  # difference, in parts of the range of pixels, from which on a change is meant and not flicker
-NEIGHBOURHOOD = 5 / 256  # of crop sizes, over which differences are judged
+MEETING = 0.85  # of the way between where a feature is painted and where it was, how much the painted one goes
+# In crop sizes:
+NEIGHBOURHOOD = 5 / 256  # over which differences are judged
+FARTHEST, REACH = 8 / 256, 4 / 256  # a feature goes at most, and takes its surroundings with it
 
 
 def steady(face: np.ndarray, before: np.ndarray, source: np.ndarray, source_before: np.ndarray) -> np.ndarray:
     """A generated face, held to the one of the frame before as far as that one, moved as the source moves, still fits.
 
-    A recursive filter along the motion (after Lai et al. 2018, who learn one). Where the faces differ much, as in a mouth that
-    opens, the new one stands.
+    A recursive filter along the motion (after Lai et al. 2018, who learn one). What both show, a few pixels apart, meets in
+    between: mixed where it lies, it would be seen twice. It is nearer to where it was, which follows the source pixel by pixel;
+    what remains of the way to where the new face has it is made up in some frames. Where the faces differ much, as in a mouth
+    that opens, the new one stands.
 
     Args:
         face, before: float32 `(S, S, 3)` in [0, 1]: as generated, and the filtered one of the frame before.
         source, source_before: uint8 `(S, S, 3)` crops of the source at the same places.
     """
-    grey = [cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY) for picture in (source, source_before)]
-    back = cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_FAST).calc(*grey, None)
-    origin = (np.dstack(np.indices(grey[0].shape)[::-1]) + back).astype(np.float32)
-    moved = cv2.remap(before, origin, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)
-    difference = cv2.GaussianBlur(np.abs(moved - face).mean(axis=2), (0, 0), NEIGHBOURHOOD * len(face))
-    weight = PERSISTENCE * np.exp(-((difference / TOLERANCE) ** 2))[..., None]
-    return weight * moved + (1 - weight) * face
+    size = len(face)
+    pixels = np.dstack(np.indices((size, size), dtype=np.float32)[::-1])
+    origin = pixels + _flow(source, source_before)  # where each pixel was in the frame before
+    apart = _flow(*(np.uint8(255 * picture.clip(0, 1)) for picture in (_fetch(before, origin), face)))
+    apart = cv2.GaussianBlur(apart, (0, 0), REACH * size)
+    apart *= np.minimum(1, FARTHEST * size / np.maximum(np.linalg.norm(apart, axis=2, keepdims=True), 1e-6))
+    back = pixels - (1 - MEETING) * apart
+    old = _fetch(before, cv2.remap(origin, back, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+    difference = np.abs(old - _fetch(face, pixels + MEETING * apart)).mean(axis=2)
+    alike = np.exp(-((cv2.GaussianBlur(difference, (0, 0), NEIGHBOURHOOD * size) / TOLERANCE) ** 2))[..., None]
+    new = _fetch(face, pixels + MEETING * alike * apart)  # what is new has nothing to meet
+    return (new + PERSISTENCE * alike * (old - new)).clip(0, 1)
+
+
+def _flow(picture: np.ndarray, other: np.ndarray) -> np.ndarray:
+    """Where each pixel of a uint8 picture is in another one, relative to where it is here, `(S, S, 2)`."""
+    grey = [cv2.cvtColor(part, cv2.COLOR_RGB2GRAY) for part in (picture, other)]
+    return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
+
+
+def _fetch(picture: np.ndarray, places: np.ndarray) -> np.ndarray:
+    """What is at `places` `(S, S, 2)`. Cubic: this is done over and over, and linear interpolation blurs each time."""
+    return cv2.remap(picture, places, None, cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)

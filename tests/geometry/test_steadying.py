@@ -36,3 +36,27 @@ def test_the_face_before_moves_as_the_source_does():
     moved = np.roll(SOURCE, 2, axis=1)
     filtered = steady(np.roll(FACE, 2, axis=1), FACE, moved, SOURCE)
     assert np.abs(filtered - np.roll(FACE, 2, axis=1))[:, 8:-8].mean() < 0.02
+
+
+def test_a_feature_that_is_painted_a_little_aside_is_not_seen_twice():
+    aside = np.roll(FACE, 3, axis=1)
+    filtered = steady(aside, FACE, SOURCE, SOURCE)
+    nearest = min(np.abs(filtered - np.roll(FACE, shift, axis=1))[:, 8:-8].mean() for shift in range(4))
+    assert nearest < 0.3 * np.abs(aside - FACE)[:, 8:-8].mean()
+
+
+def test_a_face_that_is_aside_for_long_gets_there():
+    """The filter must not hold landmarks back from where they were put."""
+    aside, filtered = np.roll(FACE, 3, axis=1), FACE
+    for _ in range(30):
+        filtered = steady(aside, filtered, SOURCE, SOURCE)
+    assert np.abs(filtered - aside)[:, 8:-8].mean() < 0.25 * np.abs(aside - FACE)[:, 8:-8].mean()
+
+
+def test_a_face_stays_sharp():
+    filtered = FACE
+    for shift in range(1, 20):
+        filtered = steady(
+            np.roll(FACE, shift, axis=1), filtered, np.roll(SOURCE, shift, axis=1), np.roll(SOURCE, shift - 1, axis=1)
+        )
+    assert np.abs(np.diff(filtered, axis=0))[:, 24:-24].mean() > 0.9 * np.abs(np.diff(FACE, axis=0))[:, 24:-24].mean()
