@@ -7,7 +7,7 @@ import numpy as np
 
 PERSISTENCE = 0.93  # share of the frame before in a face that does not change
 TOLERANCE = 0.15  # difference, in parts of the range of pixels, from which on a change is meant and not flicker
-MEETING = 0.85  # of the way between where a feature is painted and where it was, how much the painted one goes
+MEETING = 0.92  # of the way between where a feature is painted and where it was, how much the painted one goes
 # In crop sizes:
 NEIGHBOURHOOD = 5 / 256  # over which differences are judged
 FARTHEST, REACH = 8 / 256, 4 / 256  # a feature goes at most, and takes its surroundings with it
