@@ -7,19 +7,20 @@ import numpy as np
 
 PERSISTENCE = 0.93  # share of the frame before in a face that does not change
 TOLERANCE = 0.15  # difference, in parts of the range of pixels, from which on a change is meant and not flicker
-MEETING = 0.92  # of the way between where a feature is painted and where it was, how much the painted one goes
+YIELDING = 0.3  # share of the way to where a feature is painted that the one of the frame before gives way
 # In crop sizes:
 NEIGHBOURHOOD = 5 / 256  # over which differences are judged
 FARTHEST, REACH = 8 / 256, 4 / 256  # a feature goes at most, and takes its surroundings with it
+STEP = 0.3 / 256  # the one of the frame before gives way at most
 
 
 def steady(face: np.ndarray, before: np.ndarray, source: np.ndarray, source_before: np.ndarray) -> np.ndarray:
     """A generated face, held to the one of the frame before as far as that one, moved as the source moves, still fits.
 
     A recursive filter along the motion (after Lai et al. 2018, who learn one). What both show, a few pixels apart, meets in
-    between: mixed where it lies, it would be seen twice. It is nearer to where it was, which follows the source pixel by pixel;
-    what remains of the way to where the new face has it is made up in some frames. Where the faces differ much, as in a mouth
-    that opens, the new one stands.
+    between: mixed where it lies, it would be seen twice. That is near to where it was, which follows the source pixel by pixel,
+    and comes only slowly to where the new face has it, for generated faces swim when heads turn. Where the faces differ much, as
+    in a mouth that opens, the new one stands.
 
     Args:
         face, before: float32 `(S, S, 3)` in [0, 1]: as generated, and the filtered one of the frame before.
@@ -30,12 +31,13 @@ def steady(face: np.ndarray, before: np.ndarray, source: np.ndarray, source_befo
     origin = pixels + _flow(source, source_before)  # where each pixel was in the frame before
     apart = _flow(*(np.uint8(255 * picture.clip(0, 1)) for picture in (_fetch(before, origin), face)))
     apart = cv2.GaussianBlur(apart, (0, 0), REACH * size)
-    apart *= np.minimum(1, FARTHEST * size / np.maximum(np.linalg.norm(apart, axis=2, keepdims=True), 1e-6))
-    back = pixels - (1 - MEETING) * apart
+    apart *= np.minimum(1, FARTHEST * size / _length(apart))
+    yielded = apart * np.minimum(YIELDING, STEP * size / _length(apart))
+    back = pixels - yielded
     old = _fetch(before, cv2.remap(origin, back, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
-    difference = np.abs(old - _fetch(face, pixels + MEETING * apart)).mean(axis=2)
+    difference = np.abs(old - _fetch(face, back + apart)).mean(axis=2)
     alike = np.exp(-((cv2.GaussianBlur(difference, (0, 0), NEIGHBOURHOOD * size) / TOLERANCE) ** 2))[..., None]
-    new = _fetch(face, pixels + MEETING * alike * apart)  # what is new has nothing to meet
+    new = _fetch(face, pixels + alike * (apart - yielded))  # what is new has nothing to meet
     return (new + PERSISTENCE * alike * (old - new)).clip(0, 1)
 
 
@@ -43,6 +45,10 @@ def _flow(picture: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Where each pixel of a uint8 picture is in another one, relative to where it is here, `(S, S, 2)`."""
     grey = [cv2.cvtColor(part, cv2.COLOR_RGB2GRAY) for part in (picture, other)]
     return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
+
+
+def _length(vectors: np.ndarray) -> np.ndarray:
+    return np.maximum(np.linalg.norm(vectors, axis=2, keepdims=True), 1e-6)
 
 
 def _fetch(picture: np.ndarray, places: np.ndarray) -> np.ndarray:
