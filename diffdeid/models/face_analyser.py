@@ -176,15 +176,18 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
 
     def find_again(self, image: np.ndarray, landmarks: np.ndarray) -> Face:
         """The face that is about where `landmarks` `(468, 3)` are: its box is theirs; without landmarks where there is none."""
-        return self._place(image, *_extent(landmarks))
+        points, presence, disagreement = self._look(image, *_extent(landmarks))
+        if presence < self.config.presence_threshold or disagreement > self.config.disagreement_limit:
+            return Face(bounding_box(landmarks), presence=presence)  # nothing to paint by
+        landmarks, iris = points[:468], points[468:, :2].reshape(2, 5, 2)
+        return Face(bounding_box(landmarks), landmarks=landmarks, iris=iris, presence=presence)
 
     def _complete(self, image: np.ndarray, face: Face) -> Face:
         if face.landmarks is None:
             seen = face if face.keypoints is not None else self._look_again(image, face)
             right = (1, 0) if seen.keypoints is None else _right(seen.keypoints)
-            found = self._place(image, seen.box, right)
-            if found.landmarks is not None:
-                found = self.find_again(image, found.landmarks)  # in the crop that the landmarks suggest
+            points, _, _ = self._look(image, seen.box, right)  # boxes and keypoints can be askew: only where to look closely
+            found = self.find_again(image, points[:468])
             face = replace(face, landmarks=found.landmarks, iris=found.iris, presence=found.presence)
         elif face.iris is None:
             face = replace(face, iris=self.find_again(image, face.landmarks).iris)
@@ -192,8 +195,13 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
             face = replace(face, keypoints=_keypoints(face.landmarks))
         return face
 
-    def _place(self, image: np.ndarray, box: np.ndarray, right: np.ndarray) -> Face:
-        """The face in a box whose own horizontal is `right`: landmarks and irises are means of what is seen in each look."""
+    def _look(self, image: np.ndarray, box: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float, float]:
+        """What the mesh sees in a box whose own horizontal is `right`, in two crops.
+
+        Returns:
+            The means of landmarks and irises `(478, 3)`, in picture pixels; the lower presence, 0…1; and the mean distance of the
+            landmarks of one crop from those of the other, in sizes of the face.
+        """
         side = MESH_MARGIN * max(box[2:] - box[:2])
         matrix = square_matrix((box[:2] + box[2:]) / 2, right, side, MESH_SIZE)
         matrices = [matrix + [[0, 0, shift * MESH_SIZE], [0, 0, shift * MESH_SIZE]] for shift in LOOKS]
@@ -201,13 +209,10 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         looks, presences = self._run("attention_mesh", crops.astype(np.float32) / 255, ["landmarks", "presence"])
         for points, shifted in zip(looks, matrices, strict=True):
             points[:, :2] = _transform(points[:, :2], invert(shifted))
-        points, presence = looks.mean(axis=0), presences.min().item()
+        points = looks.mean(axis=0)
         disagreement = 2 * np.linalg.norm((looks - points)[..., :2], axis=-1).mean() / np.ptp(points[:, :2], axis=0).max()
-        if presence < self.config.presence_threshold or disagreement > self.config.disagreement_limit:
-            return Face(np.float32(box), presence=presence)  # nothing to paint by
         points[:, 2] /= scale_of(matrix)
-        landmarks, iris = points[:468], points[468:, :2].reshape(2, 5, 2)
-        return Face(bounding_box(landmarks), landmarks=landmarks, iris=iris, presence=presence)
+        return points, presences.min().item(), disagreement.item()
 
 
 def _resize(image: np.ndarray, pixels: int, limit: float) -> tuple[np.ndarray, float]:

@@ -147,6 +147,16 @@ def test_a_box_without_a_face_stays_without_landmarks(analyser, astronaut):
     assert face.landmarks is None and face.iris is None
 
 
+@pytest.mark.parametrize("angle", [-40, 40])
+def test_keypoints_that_are_askew_do_no_harm(analyser, astronaut, angle):
+    (found,) = analyser(astronaut)
+    middle = (found.box[:2] + found.box[2:]) / 2
+    matrix = cv2.getRotationMatrix2D(middle.tolist(), angle, 1)
+    askew = (found.keypoints @ matrix[:, :2].T + matrix[:, 2]).astype(np.float32)
+    (face,) = analyser(astronaut, faces=[Face(found.box, keypoints=askew)])
+    np.testing.assert_allclose(face.landmarks, found.landmarks, atol=3)
+
+
 def test_two_looks_are_steadier_than_one(analyser, astronaut, monkeypatch):
     def spread() -> tuple[float, float]:
         """Of landmarks and irises when the picture moves by parts of a pixel."""
