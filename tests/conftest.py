@@ -5,6 +5,7 @@ from pathlib import Path
 
 os.environ["HF_HUB_OFFLINE"] = "1"
 
+import hypothesis
 import pytest
 import torch
 
@@ -12,6 +13,8 @@ from tests.loopback import stay_home
 
 ROOT = Path(__file__).parents[1]
 torch.set_num_threads(1)
+hypothesis.settings.register_profile("untimed", deadline=None)  # a busy machine is no failure
+hypothesis.settings.load_profile("untimed")
 
 
 @pytest.fixture(autouse=True)
