@@ -40,7 +40,7 @@ def offsets(seen: np.ndarray, meant: np.ndarray, mask: np.ndarray) -> np.ndarray
     """
     size = len(mask)
     seen, meant = np.float32(seen), np.float32(meant)
-    distance = _shortened(seen - meant, FARTHEST * size)[:468]
+    distance = shortened(seen - meant, FARTHEST * size)[:468]
     line = (np.arange(CELLS, dtype=np.float32) + 0.5) * (size / CELLS)
     grid = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 1, 2)
     weights = np.exp(-np.square(grid - meant[:468]).sum(-1) / (2 * (REACH * size) ** 2))
@@ -50,7 +50,7 @@ def offsets(seen: np.ndarray, meant: np.ndarray, mask: np.ndarray) -> np.ndarray
     pixels = _pixels(size)
     for here, target in zip(seen[468:], meant[468:], strict=True):
         column, row = (target - 0.5).round().astype(int).clip(0, size - 1)
-        rest = _shortened(here - target - field[row, column], IRIS_FARTHEST * size)
+        rest = shortened(here - target - field[row, column], IRIS_FARTHEST * size)
         away = np.maximum(np.linalg.norm(pixels - target, axis=-1, keepdims=True) - IRIS_RADIUS * size, 0)
         field += rest * np.exp(-np.square(away) / (2 * (IRIS_REACH * size) ** 2))
 
@@ -69,6 +69,7 @@ def _pixels(size: int) -> np.ndarray:
     return np.dstack(np.indices((size, size), dtype=np.float32)[::-1]) + 0.5
 
 
-def _shortened(vectors: np.ndarray, limit: float) -> np.ndarray:
+def shortened(vectors: np.ndarray, limit: float) -> np.ndarray:
+    """Vectors `(..., n)` none of which is longer than the limit."""
     lengths = np.linalg.norm(vectors, axis=-1, keepdims=True)
     return vectors * np.minimum(1, limit / np.maximum(lengths, 1e-6))

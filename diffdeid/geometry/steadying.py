@@ -5,6 +5,8 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
+from diffdeid.geometry.registration import shortened
+
 PERSISTENCE = 0.93  # share of the frame before in a face that does not change
 TOLERANCE = 0.15  # difference, in parts of the range of pixels, from which on a change is meant and not flicker
 YIELDING = 0.3  # share of the way to where a feature is painted that the one of the frame before gives way
@@ -30,9 +32,8 @@ def steady(face: np.ndarray, before: np.ndarray, source: np.ndarray, source_befo
     pixels = np.dstack(np.indices((size, size), dtype=np.float32)[::-1])
     origin = pixels + _flow(source, source_before)  # where each pixel was in the frame before
     apart = _flow(*(np.uint8(255 * picture.clip(0, 1)) for picture in (_fetch(before, origin), face)))
-    apart = cv2.GaussianBlur(apart, (0, 0), REACH * size)
-    apart *= np.minimum(1, FARTHEST * size / _length(apart))
-    yielded = apart * np.minimum(YIELDING, STEP * size / _length(apart))
+    apart = shortened(cv2.GaussianBlur(apart, (0, 0), REACH * size), FARTHEST * size)
+    yielded = shortened(YIELDING * apart, STEP * size)
     back = pixels - yielded
     old = _fetch(before, cv2.remap(origin, back, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
     difference = np.abs(old - _fetch(face, back + apart)).mean(axis=2)
@@ -45,10 +46,6 @@ def _flow(picture: np.ndarray, other: np.ndarray) -> np.ndarray:
     """Where each pixel of a uint8 picture is in another one, relative to where it is here, `(S, S, 2)`."""
     grey = [cv2.cvtColor(part, cv2.COLOR_RGB2GRAY) for part in (picture, other)]
     return cv2.DISOpticalFlow_create(cv2.DISOPTICAL_FLOW_PRESET_MEDIUM).calc(*grey, None)
-
-
-def _length(vectors: np.ndarray) -> np.ndarray:
-    return np.maximum(np.linalg.norm(vectors, axis=2, keepdims=True), 1e-6)
 
 
 def _fetch(picture: np.ndarray, places: np.ndarray) -> np.ndarray:
