@@ -24,7 +24,16 @@ from tqdm import tqdm
 
 from diffdeid.conversion.landmark_placement import shown_triangles, snap_to_surface
 from diffdeid.geometry.camera import project, to_camera
-from diffdeid.geometry.landmarks import LEFT_BROW, LEFT_EYE, LIPS_INNER, LIPS_OUTER, RIGHT_BROW, RIGHT_EYE
+from diffdeid.geometry.landmarks import (
+    LEFT_BROW,
+    LEFT_EYE,
+    LIPS_INNER,
+    LIPS_OUTER,
+    LOWER_LIP_INNER,
+    RIGHT_BROW,
+    RIGHT_EYE,
+    UPPER_LIP_INNER,
+)
 from diffdeid.geometry.lighting import sh_basis, shade
 from diffdeid.geometry.renderer import vertex_normals
 from diffdeid.models.fitting import ShapeFit, fit_appearance, fit_shape_and_pose, sample_vertices
@@ -100,7 +109,7 @@ def lip_triangles(model: MorphableModel) -> tuple[Tensor, Tensor]:
 
 def move_landmarks(model: MorphableModel, offsets: Tensor) -> None:
     """Shift landmarks on the mean head and put them back on its surface, those of the inner lips each on its own lip."""
-    lower, upper = list(LIPS_INNER[1:10]), list(LIPS_INNER[:10:-1])
+    lower, upper = list(LOWER_LIP_INNER), list(UPPER_LIP_INNER)
     others = sorted(set(range(468)) - {*lower, *upper})
     points = (model.at_landmarks(model.mean) + offsets).numpy()
     for moved, surface in zip((upper, lower, others), (*lip_triangles(model), outer_skin(model)), strict=True):

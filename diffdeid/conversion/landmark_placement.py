@@ -12,7 +12,7 @@ from torch import Tensor
 
 from diffdeid.errors import ConfigurationError
 from diffdeid.geometry.camera import project, to_camera
-from diffdeid.geometry.landmarks import LIPS_INNER
+from diffdeid.geometry.landmarks import LOWER_LIP_INNER, UPPER_LIP_INNER
 from diffdeid.geometry.rasterizer import interpolate, rasterize
 from diffdeid.geometry.renderer import render
 
@@ -41,7 +41,7 @@ def place_landmarks(
     """
     shown = shown_triangles(vertices, triangles)
     points, twin = _locate(vertices, albedo, triangles, triangles[shown & skin], facemesh)
-    lower, upper = list(LIPS_INNER[1:10]), list(LIPS_INNER[:10:-1])
+    lower, upper = list(LOWER_LIP_INNER), list(UPPER_LIP_INNER)
     points[lower] = points[upper]  # closed lips touch; FaceMesh's lower points fall into the crack
     if symmetric:
         points = (points + points[twin] * [-1, 1, 1]) / 2
