@@ -13,7 +13,7 @@ YIELDING = 0.3  # share of the way to where a feature is painted that the one of
 # In crop sizes:
 NEIGHBOURHOOD = 5 / 256  # over which differences are judged
 FARTHEST, REACH = 8 / 256, 4 / 256  # a feature goes at most, and takes its surroundings with it
-STEP = 0.3 / 256  # the one of the frame before gives way at most
+STEP = 0.2 / 256  # the one of the frame before gives way at most
 
 
 def steady(face: np.ndarray, before: np.ndarray, source: np.ndarray, source_before: np.ndarray) -> np.ndarray:

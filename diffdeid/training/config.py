@@ -62,8 +62,10 @@ class TrainConfig(JsonConfig):
     # Data
     validation_names: str | None = None  # text file of held-out faces, one name a line; None: every 32nd by hash of the name
     set_weights: dict[str, float] = field(default_factory=dict)  # sampling weight per face of a set, 1 where not given
+    open_mouth_weight: float = 1.0  # factor of that of faces whose mouth is wide open: few portraits have one, clips do
     keep_mouth: float = 0.5  # share of samples whose mouth stays visible
     identity_dropout: float = 0.1  # share of samples without an identity, for guidance
+    still_frames: float = 0.0  # share of frames of clips that are shown as pictures are, and not as video mode would
     hidden_inputs: list[str] = field(default_factory=list)  # for ablations: some of `HIDEABLE` of data.py
 
     # Losses, weights relative to each other
@@ -100,7 +102,7 @@ class TrainConfig(JsonConfig):
         self._require_positive("resolution", "max_samples", "batch_size", "learning_rate", "log_steps", "keep_checkpoints")
         self._require(self.resolution % 32 == 0, "resolution", "a multiple of 32")
         self._require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", "above 0 or null")
-        self._require_share("keep_mouth", "identity_dropout", "ema_decay")
+        self._require_share("keep_mouth", "identity_dropout", "still_frames", "ema_decay")
         weights = (
             "denoising_weight",
             "reconstruction_weight",
@@ -109,7 +111,7 @@ class TrainConfig(JsonConfig):
             "geometry_weight",
             "eye_weight",
         )
-        for name in (*weights, "warmup_samples", "num_workers"):
+        for name in (*weights, "open_mouth_weight", "warmup_samples", "num_workers"):
             self._require(getattr(self, name) >= 0, name, "0 or more")
         self._require(all(weight >= 0 for weight in self.set_weights.values()), "set_weights", "0 or more for every set")
         self._require(set(self.hidden_inputs) <= set(HIDEABLE), "hidden_inputs", f"some of {list(HIDEABLE)}")

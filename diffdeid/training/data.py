@@ -21,6 +21,7 @@ from torch.utils.data import Dataset, default_collate
 
 from diffdeid.geometry.align import CHIP_SIZE, chip_matrix
 from diffdeid.geometry.camera import DISTANCE, FOCAL
+from diffdeid.geometry.landmarks import LEFT_EYE, LOWER_LIP_INNER, RIGHT_EYE, UPPER_LIP_INNER
 from diffdeid.training.mirror import mirror_coefficients
 
 MAPS = {"image": 3, "texture": 3, "render": 3, "normals": 3, "guides": 2, "mask": 2}  # channels, in the order of `maps`
@@ -34,6 +35,7 @@ COARSE_SHARE = 0.1  # … as small faces do
 MARGIN = 16 / 288  # of the stored size, on every side of the crop proper
 EXCHANGED = "__exchanged"  # ends the name of a face that is to be painted as another person's (exchange.py)
 DISTANCE_LEVELS = 4  # grey levels of a stored mask per pixel of distance to the outline
+OPEN_MOUTH = 0.2  # distance of the inner lips, in that of the outer eye corners; one portrait in 60 has more
 
 
 class FaceStore:
@@ -67,6 +69,12 @@ class FaceStore:
         flags = {"video": np.bool_("texture" in stored), "exchanged": np.bool_(name.endswith(EXCHANGED))}
         return face | {"maps": maps, "chip": chip} | flags
 
+    def has_open_mouth(self, name: str) -> bool:
+        """Whether a face opens its mouth wide, as in shouting or in laughing out loud."""
+        landmarks = self.open(name).get_tensor("landmarks")[:, :2]
+        upper, lower, right, left = landmarks[[UPPER_LIP_INNER[4], LOWER_LIP_INNER[4], RIGHT_EYE[0], LEFT_EYE[0]]]
+        return bool(np.linalg.norm(upper - lower) > OPEN_MOUTH * np.linalg.norm(right - left))
+
     def stack(self, names: list[str], device: torch.device) -> dict[str, Tensor]:
         """Everything about many faces, on a device; 1.3 MB a face."""
         first = default_collate([self.load(names[0])])
@@ -99,18 +107,21 @@ class TrainingFaces(Dataset):
         store: where the faces are.
         names: the ones to use.
         set_weights: sampling weight of a face by the set it comes from, 1 where not given.
+        open_mouth_weight: factor of the sampling weight of a face whose mouth is wide open.
         keep_mouth: share of samples whose mouth stays visible.
         identity_dropout: share of samples whose identity is replaced by zeros.
+        still_frames: share of the samples with a `texture` that are shown as a picture is, without it.
         seed: of the stream.
         read: give the faces themselves; otherwise just the `index` of each in `names`, for a caller who holds them already.
     """
 
-    def __init__(self, store: FaceStore, names: list[str], set_weights: dict[str, float], keep_mouth: float,
-                 identity_dropout: float, seed: int, read: bool = True):  # fmt: skip
+    def __init__(self, store: FaceStore, names: list[str], set_weights: dict[str, float], open_mouth_weight: float,
+                 keep_mouth: float, identity_dropout: float, still_frames: float, seed: int, read: bool = True):  # fmt: skip
         self.store, self.names, self.seed, self.read = store, names, seed, read
-        self.keep_mouth, self.identity_dropout = keep_mouth, identity_dropout
+        self.keep_mouth, self.identity_dropout, self.still_frames = keep_mouth, identity_dropout, still_frames
         self.size = store.load(names[0])["maps"].shape[-1]
         weights = np.array([set_weights.get(store.open(name).metadata()["set"], 1.0) for name in names])
+        weights *= [open_mouth_weight if store.has_open_mouth(name) else 1.0 for name in names]
         if not weights.sum() > 0:
             raise ValueError(f"`set_weights` leaves none of the {len(names)} faces of `{store.folder}` to train on.")
         self.cumulative = np.cumsum(weights / weights.sum())
@@ -126,6 +137,7 @@ class TrainingFaces(Dataset):
             "anonymous": np.bool_(rng.random() < self.identity_dropout),
             "coarseness": np.float32(COARSENESS[rng.integers(len(COARSENESS))] if rng.random() < COARSE_SHARE else 1),
             "gain": np.float32(rng.uniform(0.8, 1.2)) * rng.uniform(0.95, 1.05, 3).astype(np.float32),
+            "still": np.bool_(rng.random() < self.still_frames),
         }
         return drawn | (self.store.load(self.names[index]) if self.read else {"index": np.int64(index)})
 
@@ -151,6 +163,7 @@ class ValidationFaces(Dataset):
             "anonymous": np.False_,
             "coarseness": np.float32(1),
             "gain": np.ones(3, np.float32),
+            "still": np.False_,
         }
 
 
@@ -237,17 +250,20 @@ def network_inputs(batch: dict[str, Tensor], resolution: int, hidden: Sequence[s
 
     Returns:
         `image` (B, 3, H, W), `mask` (B, 1, H, W) 0 or 1, `spatial_conditions` (B, 9, H, W), `masked_texture` (B, 4, H, W): the
-        picture without its face, or, for `video` (B,) rows, all of another frame; `identity` (B, 128), `coefficients` (B, 261),
-        and for the losses `exchanged` (B,), `eyes` (B, 1, H, W) 0 or 1 and `chip` (B, 2, 3).
+        picture without its face, or, for `video` (B,) rows (those of a clip that are not `still`), all of another frame;
+        `identity` (B, 128), `coefficients` (B, 261), and for the losses `exchanged` (B,), `eyes` (B, 1, H, W) 0 or 1 and `chip`
+        (B, 2, 3).
     """
     cut = cut_out(batch, resolution)
+    video = batch["video"] & ~batch["still"]
+    cut["texture"] = torch.where(video[:, None, None, None], cut["texture"], cut["image"])
     gain = batch["gain"][:, :, None, None]
     pictures = coarsen(torch.cat([cut["image"], cut["texture"]], dim=1), batch["coarseness"]).split(3, dim=1)
     image, texture, render = ((plane * gain).clamp(0, 255) / 127.5 - 1 for plane in (*pictures, cut["render"]))
     normals, guides = (cut[name] / 127.5 - 1 for name in ("normals", "guides"))
     keep_mouth = batch["keep_mouth"] & ~batch["exchanged"]  # their faces moved under it
     mask = erased_region(cut["mask"], keep_mouth, batch["grow"] * batch["window"][:, 2])
-    erased = mask * ~batch["video"][:, None, None, None]
+    erased = mask * ~video[:, None, None, None]
 
     coefficients = cut["coefficients"]
     coefficients[:, 224:251] *= batch["gain"].repeat(1, 9)
@@ -259,7 +275,7 @@ def network_inputs(batch: dict[str, Tensor], resolution: int, hidden: Sequence[s
         "masked_texture": torch.cat([texture * (1 - erased), 2 * erased - 1], dim=1),
         "coefficients": coefficients,
         "identity": batch["identity"] * ~batch["anonymous"][:, None],
-        "video": batch["video"],
+        "video": video,
         "exchanged": batch["exchanged"],
         "chip": cut["chip"],
     }

@@ -122,8 +122,10 @@ def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None
         store,
         drawn_names,
         config.set_weights,
+        config.open_mouth_weight,
         config.keep_mouth,
         config.identity_dropout,
+        config.still_frames,
         config.seed,
         not config.faces_on_device,
     )

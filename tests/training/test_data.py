@@ -26,7 +26,7 @@ STARTS = dict(zip(MAPS, np.cumsum([0, *MAPS.values()]), strict=False))
 
 def stream(folder, **changes) -> TrainingFaces:
     store = FaceStore(folder)
-    arguments = dict(set_weights={}, keep_mouth=0.5, identity_dropout=0.5, seed=0)
+    arguments = dict(set_weights={}, open_mouth_weight=1.0, keep_mouth=0.5, identity_dropout=0.5, still_frames=0.5, seed=0)
     return TrainingFaces(store, store.names, **arguments | changes)
 
 
@@ -72,6 +72,14 @@ def test_sets_of_weight_zero_are_not_drawn(store):
     faces = stream(store, set_weights={"b": 0.0})
     drawn = {faces.names[np.searchsorted(faces.cumulative, value, side="right")] for value in np.linspace(0, 0.999, 50)}
     assert drawn == {"face 0", "face 2", "face 4", "face 6"}
+
+
+def test_wide_open_mouths_are_drawn_as_often_as_asked(tmp_path):
+    for name, opening in (("shut", 1.9), ("open", 2.1)):  # where outer eye corners are 10 apart
+        face = invented_face(0)
+        face["landmarks"][[33, 263, 13, 14], :2] = [[20, 20], [30, 20], [25, 40], [25, 40 + opening]]
+        save_file(face, tmp_path / f"{name}.safetensors", metadata={"set": "a"})
+    assert [stream(tmp_path, open_mouth_weight=weight).cumulative.tolist() for weight in (1.0, 3.0)] == [[0.5, 1], [0.75, 1]]
 
 
 def test_a_store_without_any_weight_is_an_error(store):
@@ -200,6 +208,20 @@ def test_frames_of_clips_are_shown_another_frame(tmp_path):
     assert torch.equal(planes(batch, "texture"), torch.from_numpy(invented_face(1)["image"][4:-4, 4:-4]).permute(2, 0, 1))
     torch.testing.assert_close(inputs["masked_texture"][0, :3], planes(batch, "texture") / 127.5 - 1, atol=1e-4, rtol=0)
     assert (inputs["masked_texture"][0, 3] == -1).all()
+
+
+def test_a_still_frame_is_shown_as_a_picture_is(tmp_path):
+    save_file(invented_face(0) | {"texture": invented_face(1)["image"]}, tmp_path / "face.safetensors", metadata={"set": "a"})
+    still = network_inputs(stored(tmp_path, "face", still=True), 64)
+    save_file(invented_face(0), tmp_path / "face.safetensors", metadata={"set": "a"})
+    for key, value in network_inputs(stored(tmp_path, "face"), 64).items():
+        assert torch.equal(still[key], value), key
+
+
+def test_some_frames_are_still(store):
+    assert {share: {bool(stream(store, still_frames=share)[n]["still"]) for n in range(20)} for share in (0, 0.5, 1)} == {
+        0: {False}, 0.5: {False, True}, 1: {True}
+    }  # fmt: skip
 
 
 def test_stills_are_not_video(store):
