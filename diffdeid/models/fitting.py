@@ -44,15 +44,12 @@ class ShapeFit:
     information: Tensor
 
 
-def fit_shape_and_pose(
-    model: MorphableModel, landmarks: Tensor, size: int, iterations: int = 6, identity: Tensor | None = None
-) -> ShapeFit:
+def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iterations: int = 6) -> ShapeFit:
     """The most probable α, β and p given landmarks: Gauss-Newton with the model's priors.
 
     Args:
         landmarks: `(B, 468, 3)` in crop pixels, z smaller is nearer.
         size: crop size in pixels.
-        identity: α `(B, 80)` where it is known, as in a video: all that moves is then β and p.
     """
     batch_size, device = len(landmarks), landmarks.device
     target = landmarks.float() / size
@@ -68,8 +65,6 @@ def fit_shape_and_pose(
     weight = torch.stack([weight[:, 0], weight[:, 0], weight[:, 1]]).flatten()  # x of all, y of all, z of all
 
     shape = centre.repeat(batch_size, 1)
-    if identity is not None:
-        shape[:, :num_identity] = identity.float()
     rotation = torch.eye(3, device=device).repeat(batch_size, 1, 1)
     translation = torch.zeros(batch_size, 3, device=device)
     for iteration in range(iterations):
@@ -101,7 +96,6 @@ def fit_shape_and_pose(
         # Pose first, so that the shape does not explain a turned head; later hold what the bounds of β hold.
         held = torch.zeros(batch_size, num_shape + 6, dtype=torch.bool, device=device)
         held[:, :num_shape] = iteration < 2
-        held[:, :num_identity] |= identity is not None
         if model.config.expression_bounded:
             expression, slope = shape[:, num_identity:], gradient[:, num_identity:num_shape]
             held[:, num_identity:num_shape] |= ((expression <= 0) & (slope < 0)) | ((expression >= 1) & (slope > 0))

@@ -404,26 +404,31 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
     # Faces
 
     def _generate(self, rendering: Rendering, batch: Sequence[Appearance]) -> list[tuple[Attempt, np.ndarray]]:
-        """New faces for a batch of appearances, each with the matrix of its crop."""
+        """New faces for a batch of appearances, each with the matrix of its crop.
+
+        α of a frame takes a part of every movement, above all of the mouth; so what is rendered of α' moves as α does, from the
+        reference on. In C it stays, for there it says who it is.
+        """
         people = [appearance.person for appearance in batch]
         source = self._reconstruct_batch(rendering, batch)
         z, shape = (torch.cat(parts) for parts in zip(*(person.identity for person in people), strict=True))
+        moved = shape + source.coefficients.identity - torch.cat([person.coefficients.identity for person in people])
         keys, values = zip(*(person.texture for person in people), strict=True)
         texture = TextureEncoderOutput(*([torch.cat(level) for level in zip(*part, strict=True)] for part in (keys, values)))
-        coefficients, conditions = self.prepare_conditioning(source.coefficients, shape, source.masks, rendering.keep_mouth)
-        packed = coefficients.pack()
+        coefficients, conditions = self.prepare_conditioning(source.coefficients, moved, source.masks, rendering.keep_mouth)
+        packed = replace(coefficients, identity=shape).pack()
         latents = torch.cat([person.noise for person in people])
         generated = self.denoise(
             latents, source.images, source.masks, conditions, z, packed, texture, rendering.num_inference_steps
         )
-        rows = [MorphableCoefficients.unpack(row) for row in packed.split(1)]
+        rows = [MorphableCoefficients.unpack(row) for row in coefficients.pack().split(1)]
         return [
             (self._finish(rendering, appearance, source.one(row), rows[row], generated[row]), source.crops[row].matrix)
             for row, appearance in enumerate(batch)
         ]
 
     def _reconstruct_batch(self, rendering: Rendering, batch: Sequence[Appearance]) -> SourceFaces:
-        """ρ̂ = {α_f, β_f, δ_d, γ_d, p_f, ω_f} of smoothed landmarks; α is exchanged when conditions are prepared."""
+        """ρ̂ = {α_f, β_f, δ_d, γ_d, p_f, ω_f} of smoothed landmarks."""
         faces = [appearance.sighting.face for appearance in batch]
         crops = [self.crop(appearance.picture, face) for appearance, face in zip(batch, faces, strict=True)]
         images, landmarks, placed = self._prepare_crops(crops, faces)
@@ -431,10 +436,8 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         albedo, light = (torch.cat([getattr(part, name) for part in reference]) for name in ("albedo", "illumination"))
         if rendering.reconstruction == "network":
             followed = self.regress(images, *placed)
-        else:  # with α as in the reference: an α of its own would take a part of every movement, and is exchanged
-            shape = fit_shape_and_pose(
-                self.morphable_model, placed[0], self.size, identity=torch.cat([part.identity for part in reference])
-            )
+        else:
+            shape = fit_shape_and_pose(self.morphable_model, placed[0], self.size)
             gaze = gaze_from_iris(*placed)
             if rendering.follow_light:
                 light = fit(self.morphable_model, *placed, (images.permute(0, 2, 3, 1) + 1) / 2).illumination

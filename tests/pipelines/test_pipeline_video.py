@@ -107,8 +107,8 @@ def test_one_person_is_one_other_person_in_every_frame(video_pipeline, portrait,
 
 
 @torch.no_grad()
-def test_a_person_has_one_shape_in_all_frames(video_pipeline, portrait):
-    """So all that moves is expression and pose, which the new face gets."""
+def test_a_person_has_one_shape_that_moves_as_that_of_the_source(video_pipeline, portrait, monkeypatch):
+    """The network is told one α'; what is rendered of it gets what the source's α takes of the movement."""
     frames = [shifted(portrait, number, number) for number in range(4)]
     rendering = video_pipeline.start(rate=RATE, num_inference_steps=1, generator=torch.Generator().manual_seed(0))
     for frame in frames:
@@ -118,9 +118,19 @@ def test_a_person_has_one_shape_in_all_frames(video_pipeline, portrait):
     batch = [
         pipeline_video.Appearance(number, frame, track, person, track.smoothed(number)) for number, frame in enumerate(frames)
     ]
-    found = video_pipeline._reconstruct_batch(rendering, batch).coefficients
-    torch.testing.assert_close(found.identity, person.coefficients.identity.expand(4, -1))
-    assert found.pose.std(0).max() > 0
+    told, rendered = [], []
+    denoise, prepare = DiffDeIDVideoPipeline.denoise, DiffDeIDVideoPipeline.prepare_conditioning
+    monkeypatch.setattr(
+        DiffDeIDVideoPipeline, "denoise", lambda self, *given: told.append(given[5][:, :80]) or denoise(self, *given)
+    )
+    monkeypatch.setattr(
+        DiffDeIDVideoPipeline, "prepare_conditioning", lambda self, *given: rendered.append(given[1]) or prepare(self, *given)
+    )
+    video_pipeline._generate(rendering, batch)
+    source = video_pipeline._reconstruct_batch(rendering, batch).coefficients.identity
+    assert source.std(0).max() > 0
+    torch.testing.assert_close(told, [person.identity[1].expand(4, -1)])
+    torch.testing.assert_close(rendered[0] - told[0], source - person.coefficients.identity)
 
 
 def test_two_people_one_turns_away_and_comes_back(video_pipeline, portrait, stranger, tmp_path):
