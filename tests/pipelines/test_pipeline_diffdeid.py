@@ -237,7 +237,7 @@ def test_landmarks_and_irises_of_a_result_are_nearer_to_the_conditions_than_thos
     options = (source, texture, 7, torch.Generator().manual_seed(1), False, False, 2, identity)
     registered = pipeline.deidentify(*options).result
     for before, after in zip(errors(painted), errors(registered), strict=True):
-        assert after < 0.75 * before
+        assert after < 0.85 * before
 
 
 def test_guidance_changes_the_result(run):
