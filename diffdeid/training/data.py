@@ -121,7 +121,8 @@ class TrainingFaces(Dataset):
         self.keep_mouth, self.identity_dropout, self.still_frames = keep_mouth, identity_dropout, still_frames
         self.size = store.load(names[0])["maps"].shape[-1]
         weights = np.array([set_weights.get(store.open(name).metadata()["set"], 1.0) for name in names])
-        weights *= [open_mouth_weight if store.has_open_mouth(name) else 1.0 for name in names]
+        if open_mouth_weight != 1:  # or every file would be read for nothing
+            weights *= [open_mouth_weight if store.has_open_mouth(name) else 1.0 for name in names]
         if not weights.sum() > 0:
             raise ValueError(f"`set_weights` leaves none of the {len(names)} faces of `{store.folder}` to train on.")
         self.cumulative = np.cumsum(weights / weights.sum())

@@ -216,7 +216,12 @@ def test_stages_work_before_the_pipeline_was_called(photo, faces):
 
 
 @torch.no_grad()
-def test_landmarks_and_irises_of_a_result_are_nearer_to_the_conditions_than_those_that_were_painted(pipeline, photo, faces):
+def test_landmarks_and_irises_of_a_result_are_nearer_to_the_conditions_than_those_that_were_painted(
+    pipeline, photo, faces, monkeypatch
+):
+    """Of a network that paints two pixels aside; ours may be nearer than landmarks can be told."""
+    denoise = DiffDeIDPipeline.denoise
+    monkeypatch.setattr(DiffDeIDPipeline, "denoise", lambda *given, **named: denoise(*given, **named).roll(2, dims=3))
     source = pipeline.reconstruct(photo, faces)
     looking_aside = replace(source.coefficients, gaze=source.coefficients.gaze + torch.tensor([0.08, 0, 0.08, 0]))
     source = replace(source, coefficients=looking_aside)
@@ -237,7 +242,7 @@ def test_landmarks_and_irises_of_a_result_are_nearer_to_the_conditions_than_thos
     options = (source, texture, 7, torch.Generator().manual_seed(1), False, False, 2, identity)
     registered = pipeline.deidentify(*options).result
     for before, after in zip(errors(painted), errors(registered), strict=True):
-        assert after < 0.85 * before
+        assert after < 0.75 * before
 
 
 def test_guidance_changes_the_result(run):
