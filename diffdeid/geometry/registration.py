@@ -29,7 +29,7 @@ CELLS = 32  # the movement of the landmarks is smooth and calculated on a grid
 def offsets(seen: np.ndarray, meant: np.ndarray, mask: np.ndarray) -> np.ndarray:
     """How far from each pixel that lies which belongs there, so that `displace` brings it.
 
-    Gaussian-weighted means of the landmarks' distances (Nadaraya-Watson); what an iris lacks then is added around it.
+    Means of the landmarks' distances; what an iris lacks then is added around it.
 
     Args:
         seen, meant: `(470, 2)` marks, as they are and as they should be.
@@ -40,12 +40,7 @@ def offsets(seen: np.ndarray, meant: np.ndarray, mask: np.ndarray) -> np.ndarray
     """
     size = len(mask)
     seen, meant = np.float32(seen), np.float32(meant)
-    distance = shortened(seen - meant, FARTHEST * size)[:468]
-    line = (np.arange(CELLS, dtype=np.float32) + 0.5) * (size / CELLS)
-    grid = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 1, 2)
-    weights = np.exp(-np.square(grid - meant[:468]).sum(-1) / (2 * (REACH * size) ** 2))
-    field = weights @ distance / (weights.sum(1, keepdims=True) + BACKGROUND)
-    field = cv2.resize(field.reshape(CELLS, CELLS, 2), (size, size), interpolation=cv2.INTER_CUBIC)
+    field = spread(shortened(seen - meant, FARTHEST * size)[:468], meant[:468], size)
 
     pixels = _pixels(size)
     for here, target in zip(seen[468:], meant[468:], strict=True):
@@ -55,6 +50,15 @@ def offsets(seen: np.ndarray, meant: np.ndarray, mask: np.ndarray) -> np.ndarray
         field += rest * np.exp(-np.square(away) / (2 * (IRIS_REACH * size) ** 2))
 
     return field * np.clip(depth_in(mask) / (EDGE * size), 0, 1)[..., None]
+
+
+def spread(vectors: np.ndarray, landmarks: np.ndarray, size: int) -> np.ndarray:
+    """What vectors `(468, 2)` of landmarks `(468, 2)` mean for all pixels, `(S, S, 2)`: Gaussian means (Nadaraya-Watson)."""
+    line = (np.arange(CELLS, dtype=np.float32) + 0.5) * (size / CELLS)
+    grid = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 1, 2)
+    weights = np.exp(-np.square(grid - landmarks).sum(-1) / (2 * (REACH * size) ** 2))
+    field = weights @ vectors / (weights.sum(1, keepdims=True) + BACKGROUND)
+    return cv2.resize(field.reshape(CELLS, CELLS, 2), (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def displace(images: Tensor, field: np.ndarray) -> Tensor:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import cv2
 import numpy as np
 
-from diffdeid.geometry.registration import shortened
+from diffdeid.geometry.registration import shortened, spread
 
 PERSISTENCE = 0.93  # share of the frame before in a face that does not change
 TOLERANCE = 0.15  # difference, in parts of the range of pixels, from which on a change is meant and not flicker
@@ -14,9 +14,17 @@ YIELDING = 0.3  # share of the way to where a feature is painted that the one of
 NEIGHBOURHOOD = 5 / 256  # over which differences are judged
 FARTHEST, REACH = 8 / 256, 4 / 256  # a feature goes at most, and takes its surroundings with it
 STEP = 0.2 / 256  # the one of the frame before gives way at most
+MISSED = 1 / 256  # of the movement of a landmark the flow may miss; by more they mean different things, as where it is hidden
 
 
-def steady(face: np.ndarray, before: np.ndarray, source: np.ndarray, source_before: np.ndarray) -> np.ndarray:
+def steady(
+    face: np.ndarray,
+    before: np.ndarray,
+    source: np.ndarray,
+    source_before: np.ndarray,
+    landmarks: np.ndarray,
+    landmarks_before: np.ndarray,
+) -> np.ndarray:
     """A generated face, held to the one of the frame before as far as that one, moved as the source moves, still fits.
 
     A recursive filter along the motion (after Lai et al. 2018, who learn one). What both show, a few pixels apart, meets in
@@ -27,10 +35,11 @@ def steady(face: np.ndarray, before: np.ndarray, source: np.ndarray, source_befo
     Args:
         face, before: float32 `(S, S, 3)` in [0, 1]: as generated, and the filtered one of the frame before.
         source, source_before: uint8 `(S, S, 3)` crops of the source at the same places.
+        landmarks, landmarks_before: `(468, 2)` of the source in these crops, pixels.
     """
     size = len(face)
     pixels = np.dstack(np.indices((size, size), dtype=np.float32)[::-1])
-    origin = pixels + _flow(source, source_before)  # where each pixel was in the frame before
+    origin = pixels + _motion(source, source_before, np.float32(landmarks), np.float32(landmarks_before))
     apart = _flow(*(np.uint8(255 * picture.clip(0, 1)) for picture in (_fetch(before, origin), face)))
     apart = shortened(cv2.GaussianBlur(apart, (0, 0), REACH * size), FARTHEST * size)
     yielded = shortened(YIELDING * apart, STEP * size)
@@ -40,6 +49,17 @@ def steady(face: np.ndarray, before: np.ndarray, source: np.ndarray, source_befo
     alike = np.exp(-((cv2.GaussianBlur(difference, (0, 0), NEIGHBOURHOOD * size) / TOLERANCE) ** 2))[..., None]
     new = _fetch(face, pixels + alike * (apart - yielded))  # what is new has nothing to meet
     return (new + PERSISTENCE * alike * (old - new)).clip(0, 1)
+
+
+def _motion(source: np.ndarray, source_before: np.ndarray, landmarks: np.ndarray, landmarks_before: np.ndarray) -> np.ndarray:
+    """Where each pixel was in the frame before, relative to where it is here, `(S, S, 2)`.
+
+    The flow of the pixels, led by the landmarks: by itself it loses a little of every movement, which adds up.
+    """
+    flow = _flow(source, source_before)
+    moved = cv2.remap(flow, landmarks[:, None] - 0.5, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0]
+    missed = landmarks_before - landmarks - moved
+    return flow + spread(shortened(missed, MISSED * len(source)), landmarks, len(source))
 
 
 def _flow(picture: np.ndarray, other: np.ndarray) -> np.ndarray:

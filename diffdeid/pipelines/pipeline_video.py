@@ -82,7 +82,9 @@ class Rendering:
     views: dict[Track, tuple[float, SourceFaces | None]] = field(default_factory=dict)  # how good, and the best early view
     people: list[Person] = field(default_factory=list)
     owners: dict[Track, Person] = field(default_factory=dict)
-    last: dict[Track, tuple[int, np.ndarray, np.ndarray]] = field(default_factory=dict)  # frame, face, crop of the source
+    last: dict[Track, tuple[int, np.ndarray, np.ndarray, np.ndarray]] = field(
+        default_factory=dict
+    )  # frame, face, crop, landmarks
 
 
 @dataclass(frozen=True)
@@ -462,10 +464,11 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         painted = generated[None].float().clamp(-1, 1)
         registered = displace(painted, self.measure_offsets(source, painted, coefficients))  # before the filter: landmarks jitter
         face = ((registered[0].clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()
-        before, last_face, last_crop = rendering.last.get(track, (None, None, None))
+        landmarks = source.landmarks[0, :, :2]
+        before, last_face, last_crop, last_landmarks = rendering.last.get(track, (None,) * 4)
         if before == frame - 1:
-            face = steady(face, last_face, crop, last_crop)
-        rendering.last[track] = frame, face, crop
+            face = steady(face, last_face, crop, last_crop, landmarks, last_landmarks)
+        rendering.last[track] = frame, face, crop, landmarks
         patch, opacity, result = self.composite(source, torch.from_numpy(face * 2 - 1).permute(2, 0, 1)[None])
         if appearance.sighting.state == "found":
             known = torch.cat([source.identity, appearance.person.embedding])

@@ -12,6 +12,7 @@ from diffdeid.geometry.boxes import bounding_box
 from diffdeid.structures import Face
 
 SMOOTHING = 3  # frames on either side that have a say in where a face is
+ASTRAY = 0.01  # face sizes from where it is seen: a smoothed face that lies further off is not the same one less trembling
 MAX_EMBEDDINGS = 32
 _NUMBERS = 4 + 468 * 3 + 2 * 5 * 2  # of a stored face: box, landmarks, irises
 
@@ -140,6 +141,7 @@ class Track:
 
         Method: local regression (Savitzky and Golay 1964) with Gaussian weights. The window is the paper's: neighbouring frames
         describe the one in the middle (§3.4); what is smooth in the landmarks is smooth in the coefficients fitted to them.
+        Where a face moves by jerks (frames shown twice, shaken cameras) no parabola is near it, and it stays where it is seen.
         """
         sighting = self[frame]
         if sighting.face.landmarks is None:
@@ -153,11 +155,15 @@ class Track:
                     break
                 faces[direction * distance] = face
         weights = _regression(np.array(list(faces)))
-        landmarks, iris = (
-            np.tensordot(weights, np.stack([getattr(face, name) for face in faces.values()]), axes=1).astype(np.float32)
-            for name in ("landmarks", "iris")
-        )
-        return Sighting(Face(sighting.face.box, landmarks=landmarks, iris=iris), sighting.state)
+        seen = {name: getattr(sighting.face, name) for name in ("landmarks", "iris")}
+        smoothed = {
+            name: np.tensordot(weights, np.stack([getattr(face, name) for face in faces.values()]), axes=1) for name in seen
+        }
+        size = np.ptp(seen["landmarks"][:, :2], axis=0).mean()
+        astray = np.hypot(*(smoothed["landmarks"] - seen["landmarks"])[:, :2].mean(0)) / max(size, 1e-6)
+        trust = np.exp(-np.square(astray / ASTRAY))
+        parts = {name: np.float32(seen[name] + trust * (smoothed[name] - seen[name])) for name in seen}
+        return Sighting(Face(sighting.face.box, **parts), sighting.state)
 
 
 def _regression(distances: np.ndarray) -> np.ndarray:

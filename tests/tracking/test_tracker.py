@@ -215,6 +215,17 @@ def test_smoothing_does_not_lag_and_stills_the_trembling():
     assert abs(np.mean(errors)) < 0.01
 
 
+def test_a_face_that_moves_by_jerks_stays_where_it_is_seen():
+    """Every third frame is shown twice, as converted videos have it: a parabola would put the face beside itself."""
+    track = Track(0, Spool())
+    for frame in range(30):
+        landmarks = FACE + np.float32([100 + 12 * (frame - frame // 3), 60, 0])
+        track.put(frame, Face(np.zeros(4, np.float32), landmarks=landmarks, iris=np.zeros((2, 5, 2), np.float32)), "found")
+    for frame in range(5, 25):
+        smoothed, seen = track.smoothed(frame).face.landmarks, track[frame].face.landmarks
+        assert np.abs(smoothed - seen).max() < 0.02 * np.ptp(FACE[:, :2], axis=0).mean()
+
+
 def test_faces_come_back_from_disk_as_they_went():
     spool = Spool()
     faces = [Face(np.arange(4, dtype=np.float32) + number, landmarks=FACE + number, iris=np.full((2, 5, 2), number, np.float32))
