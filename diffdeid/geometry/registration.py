@@ -55,10 +55,10 @@ def offsets(seen: np.ndarray, meant: np.ndarray, mask: np.ndarray) -> np.ndarray
 def spread(vectors: np.ndarray, landmarks: np.ndarray, size: int) -> np.ndarray:
     """What vectors `(468, 2)` of landmarks `(468, 2)` mean for all pixels, `(S, S, 2)`: Gaussian means (Nadaraya-Watson)."""
     line = (np.arange(CELLS, dtype=np.float32) + 0.5) * (size / CELLS)
-    grid = np.stack(np.meshgrid(line, line), axis=-1).reshape(-1, 1, 2)
-    weights = np.exp(-np.square(grid - landmarks).sum(-1) / (2 * (REACH * size) ** 2))
-    field = weights @ vectors / (weights.sum(1, keepdims=True) + BACKGROUND)
-    return cv2.resize(field.reshape(CELLS, CELLS, 2), (size, size), interpolation=cv2.INTER_CUBIC)
+    across, down = np.exp(-np.square(line[:, None] - landmarks.T[:, None]) / (2 * (REACH * size) ** 2))  # a Gaussian is a product
+    *sums, weights = (down * np.vstack([vectors.T, np.ones_like(vectors[:, 0])])[:, None]) @ across.T
+    field = np.dstack(sums) / (weights[..., None] + BACKGROUND)
+    return cv2.resize(field, (size, size), interpolation=cv2.INTER_CUBIC)
 
 
 def displace(images: Tensor, field: np.ndarray) -> Tensor:
