@@ -177,8 +177,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
                     )
                 problem = self._must_be_covered(rendering, sighting)
                 if person.noise is None or problem:
-                    covered.append((frame, sighting.face))
-                    person.report.add("covered", frame, reason=person.report.reason or problem)
+                    covered.append((frame, sighting.face, person, person.report.reason or problem))
                 else:
                     appearances.append(Appearance(frame, picture, track, person, sighting))
 
@@ -186,15 +185,17 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         for start in range(0, len(appearances), BATCH):
             batch = appearances[start : start + BATCH]
             for appearance, (attempt, matrix) in zip(batch, self._generate(rendering, batch), strict=True):
-                frame, report = appearance.frame, appearance.person.report
+                frame, person, sighting = appearance.frame, appearance.person, appearance.sighting
                 if attempt.problem is None:
                     results[frame] = paste(results[frame], attempt.patch, attempt.opacity, matrix)
-                    report.add(appearance.sighting.state, frame, attempt.identity_distance)
+                    person.report.add(sighting.state, frame, attempt.identity_distance)
                 else:
-                    covered.append((frame, appearance.sighting.face))
-                    report.add("covered", frame, reason=attempt.problem)
-        for frame, face in covered:  # last, so that nothing is painted over a cover
+                    covered.append((frame, sighting.face, person, attempt.problem))
+        for frame, face, person, reason in sorted(
+            covered, key=lambda entry: entry[0]
+        ):  # last, so that nothing is painted over a cover
             results[frame] = cover(results[frame], face, rendering.fallback)
+            person.report.add("covered", frame, reason=reason)
         last = frames[-1][0]
         rendering.last = {track: seen for track, seen in rendering.last.items() if seen[0] == last}
         return [results[frame] for frame, _ in frames]

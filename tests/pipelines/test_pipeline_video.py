@@ -287,6 +287,22 @@ def test_a_network_that_fails_covers(video_pipeline, portrait, tmp_path, monkeyp
     assert all(picture[y - 20 : y + 20, x - 20 : x + 20].max() < 12 for picture in read(output.path))
 
 
+def test_covers_of_different_reasons_are_reported_in_their_order(video_pipeline, portrait, empty, tmp_path, monkeypatch):
+    """Lost in frame 3, and in frame 1 the network fails: what is known before the network runs must not come first."""
+    denoise = DiffDeIDVideoPipeline.denoise
+
+    def fail(self, latents, *rest):
+        generated = denoise(self, latents, *rest)
+        if len(generated) > 1:  # the frames; I_d comes alone
+            generated[1] = torch.nan
+        return generated
+
+    monkeypatch.setattr(DiffDeIDVideoPipeline, "denoise", fail)
+    source = write(tmp_path / "a.mp4", [portrait] * 3 + [empty] + [portrait] * 2)
+    (person,) = run(video_pipeline, source, tmp_path / "b.mp4", on_miss="cover").people
+    assert person.covered == [(1, 1), (3, 3)] and frames_in(person.found) == [0, 2, 4, 5]
+
+
 def test_nobody_far_enough_covers_throughout(video_pipeline, portrait, tmp_path):
     strict = DiffDeIDVideoPipeline(**video_pipeline.components, identity_limit=1.9)
     output = run(strict, write(tmp_path / "a.mp4", [portrait] * 3), tmp_path / "b.mp4")
