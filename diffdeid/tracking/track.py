@@ -12,7 +12,7 @@ from diffdeid.geometry.boxes import bounding_box
 from diffdeid.structures import Face
 
 SMOOTHING = 3  # frames on either side that have a say in where a face is
-ASTRAY = 0.01  # face sizes from where it is seen: a smoothed face that lies further off is not the same one less trembling
+ASTRAY = 0.01  # face sizes (at least a pixel) from where it is seen: a smoothed face further off is more than less trembling
 MAX_EMBEDDINGS = 32
 _NUMBERS = 4 + 468 * 3 + 2 * 5 * 2  # of a stored face: box, landmarks, irises
 
@@ -160,8 +160,8 @@ class Track:
             name: np.tensordot(weights, np.stack([getattr(face, name) for face in faces.values()]), axes=1) for name in seen
         }
         size = np.ptp(seen["landmarks"][:, :2], axis=0).mean()
-        astray = np.hypot(*(smoothed["landmarks"] - seen["landmarks"])[:, :2].mean(0)) / max(size, 1e-6)
-        trust = np.exp(-np.square(astray / ASTRAY))
+        astray = np.hypot(*(smoothed["landmarks"] - seen["landmarks"])[:, :2].mean(0))
+        trust = np.exp(-np.square(astray / max(ASTRAY * size, 1)))
         parts = {name: np.float32(seen[name] + trust * (smoothed[name] - seen[name])) for name in seen}
         return Sighting(Face(sighting.face.box, **parts), sighting.state)
 

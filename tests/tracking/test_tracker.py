@@ -215,6 +215,18 @@ def test_smoothing_does_not_lag_and_stills_the_trembling():
     assert abs(np.mean(errors)) < 0.01
 
 
+def test_a_small_face_that_trembles_as_a_whole_is_stilled():
+    """By half a pixel, which is much of a face of 20 pixels, but no jerk."""
+    rng = np.random.default_rng(0)
+    small = FACE * np.float32(20 / SIDE) + 60
+    track, trembling = Track(0, Spool()), rng.normal(0, 0.4, (60, 1, 2)).astype(np.float32)
+    for frame, shift in enumerate(trembling):
+        landmarks = small + np.pad(shift, ((0, 0), (0, 1)))
+        track.put(frame, Face(np.zeros(4, np.float32), landmarks=landmarks, iris=np.zeros((2, 5, 2), np.float32)), "found")
+    errors = [track.smoothed(frame).face.landmarks[:, :2] - small[:, :2] for frame in range(5, 55)]
+    assert np.std(errors) < 0.75 * np.std(trembling[5:55])
+
+
 def test_a_face_that_moves_by_jerks_stays_where_it_is_seen():
     """Every third frame is shown twice, as converted videos have it: a parabola would put the face beside itself."""
     track = Track(0, Spool())
