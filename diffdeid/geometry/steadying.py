@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import cv2
 import numpy as np
 
@@ -14,17 +16,33 @@ YIELDING = 0.3  # share of the way to where a feature is painted that the one of
 NEIGHBOURHOOD = 5 / 256  # over which differences are judged
 FARTHEST, REACH = 8 / 256, 4 / 256  # a feature goes at most, and takes its surroundings with it
 STEP = 0.2 / 256  # the one of the frame before gives way at most
-MISSED = 1 / 256  # of the movement of a landmark the flow may miss; by more they mean different things, as where it is hidden
+PAID = 0.4  # share of what the flow owes the landmarks that is made good in a frame
+OWED = 2.5 / 256  # at most; by more they mean different things, as where a landmark is hidden
 
 
-def steady(
-    face: np.ndarray,
-    before: np.ndarray,
-    source: np.ndarray,
-    source_before: np.ndarray,
-    landmarks: np.ndarray,
-    landmarks_before: np.ndarray,
-) -> np.ndarray:
+@dataclass(frozen=True)
+class Steadied:
+    """A filtered face, and what the next frame must know.
+
+    Attributes:
+        face: float32 `(S, S, 3)` in [0, 1].
+        source: uint8 `(S, S, 3)` crop of the source at the same place.
+        landmarks: float32 `(468, 2)` of the source in this crop, pixels.
+        owed: float32 `(468, 2)`, by how much more than the face each landmark moved, from here back, pixels.
+    """
+
+    face: np.ndarray
+    source: np.ndarray
+    landmarks: np.ndarray
+    owed: np.ndarray
+
+
+def begin(face: np.ndarray, source: np.ndarray, landmarks: np.ndarray) -> Steadied:
+    """A face as generated, where there is none before."""
+    return Steadied(face, source, landmarks, np.zeros((468, 2), np.float32))
+
+
+def steady(face: np.ndarray, source: np.ndarray, landmarks: np.ndarray, before: Steadied) -> Steadied:
     """A generated face, held to the one of the frame before as far as that one, moved as the source moves, still fits.
 
     A recursive filter along the motion (after Lai et al. 2018, who learn one). What both show, a few pixels apart, meets in
@@ -32,34 +50,25 @@ def steady(
     and comes only slowly to where the new face has it, for generated faces swim when heads turn. Where the faces differ much, as
     in a mouth that opens, the new one stands.
 
-    Args:
-        face, before: float32 `(S, S, 3)` in [0, 1]: as generated, and the filtered one of the frame before.
-        source, source_before: uint8 `(S, S, 3)` crops of the source at the same places.
-        landmarks, landmarks_before: `(468, 2)` of the source in these crops, pixels.
+    The motion is the flow of the source's pixels, which is exact from frame to frame but loses a little of what faces do, led by
+    the landmarks, which tremble but lose nothing: what the flow owes them is made good slowly (a complementary filter).
     """
     size = len(face)
     pixels = np.dstack(np.indices((size, size), dtype=np.float32)[::-1])
-    origin = pixels + _motion(source, source_before, np.float32(landmarks), np.float32(landmarks_before))
-    apart = _flow(*(np.uint8(255 * picture.clip(0, 1)) for picture in (_fetch(before, origin), face)))
+    flow = _flow(source, before.source)
+    moved = cv2.remap(flow, landmarks[:, None] - 0.5, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0]
+    owed = shortened(before.owed + before.landmarks - landmarks - moved, OWED * size)
+    origin = pixels + flow + spread(PAID * owed, landmarks, size)  # where each pixel was in the frame before
+    apart = _flow(*(np.uint8(255 * picture.clip(0, 1)) for picture in (_fetch(before.face, origin), face)))
     apart = shortened(cv2.GaussianBlur(apart, (0, 0), REACH * size), FARTHEST * size)
     yielded = shortened(YIELDING * apart, STEP * size)
     back = pixels - yielded
-    old = _fetch(before, cv2.remap(origin, back, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
+    old = _fetch(before.face, cv2.remap(origin, back, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE))
     difference = np.abs(old - _fetch(face, back + apart)).mean(axis=2)
     alike = np.exp(-((cv2.GaussianBlur(difference, (0, 0), NEIGHBOURHOOD * size) / TOLERANCE) ** 2))[..., None]
     new = _fetch(face, pixels + alike * (apart - yielded))  # what is new has nothing to meet
-    return (new + PERSISTENCE * alike * (old - new)).clip(0, 1)
-
-
-def _motion(source: np.ndarray, source_before: np.ndarray, landmarks: np.ndarray, landmarks_before: np.ndarray) -> np.ndarray:
-    """Where each pixel was in the frame before, relative to where it is here, `(S, S, 2)`.
-
-    The flow of the pixels, led by the landmarks: by itself it loses a little of every movement, which adds up.
-    """
-    flow = _flow(source, source_before)
-    moved = cv2.remap(flow, landmarks[:, None] - 0.5, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0]
-    missed = landmarks_before - landmarks - moved
-    return flow + spread(shortened(missed, MISSED * len(source)), landmarks, len(source))
+    steadied = (new + PERSISTENCE * alike * (old - new)).clip(0, 1)
+    return Steadied(steadied, source, landmarks, (1 - PAID) * owed)
 
 
 def _flow(picture: np.ndarray, other: np.ndarray) -> np.ndarray:

@@ -24,7 +24,7 @@ from diffdeid.geometry.boxes import bounding_box
 from diffdeid.geometry.composite import cover, paste
 from diffdeid.geometry.eyes import gaze_from_iris
 from diffdeid.geometry.registration import displace
-from diffdeid.geometry.steadying import steady
+from diffdeid.geometry.steadying import begin, steady
 from diffdeid.models.fitting import fit, fit_shape_and_pose
 from diffdeid.models.texture_encoder import TextureEncoderOutput
 from diffdeid.pipelines.pipeline_diffdeid import Attempt, DiffDeIDPipeline, SourceFaces
@@ -465,12 +465,11 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         painted = generated[None].float().clamp(-1, 1)
         registered = displace(painted, self.measure_offsets(source, painted, coefficients))  # before the filter: landmarks jitter
         face = ((registered[0].clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()
-        landmarks = source.landmarks[0, :, :2]
-        before, last_face, last_crop, last_landmarks = rendering.last.get(track, (None,) * 4)
-        if before == frame - 1:
-            face = steady(face, last_face, crop, last_crop, landmarks, last_landmarks)
-        rendering.last[track] = frame, face, crop, landmarks
-        patch, opacity, result = self.composite(source, torch.from_numpy(face * 2 - 1).permute(2, 0, 1)[None])
+        seen = face, crop, np.float32(source.landmarks[0, :, :2])
+        number, before = rendering.last.get(track, (None, None))
+        steadied = steady(*seen, before) if number == frame - 1 else begin(*seen)
+        rendering.last[track] = frame, steadied
+        patch, opacity, result = self.composite(source, torch.from_numpy(steadied.face * 2 - 1).permute(2, 0, 1)[None])
         if appearance.sighting.state == "found":
             known = torch.cat([source.identity, appearance.person.embedding])
         else:
