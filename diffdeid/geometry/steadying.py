@@ -16,7 +16,7 @@ YIELDING = 0.3  # share of the way to where a feature is painted that the one of
 NEIGHBOURHOOD = 5 / 256  # over which differences are judged
 FARTHEST, REACH = 8 / 256, 4 / 256  # a feature goes at most, and takes its surroundings with it
 STEP = 0.2 / 256  # the one of the frame before gives way at most
-PAID = 0.4  # share of what the flow owes the landmarks that is made good in a frame
+PAID = 0.3  # share of what the flow owes the landmarks that is made good in a frame
 OWED = 2.5 / 256  # at most; by more they mean different things, as where a landmark is hidden
 
 
