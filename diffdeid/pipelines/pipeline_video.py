@@ -24,7 +24,7 @@ from diffdeid.geometry.boxes import bounding_box
 from diffdeid.geometry.composite import cover, paste
 from diffdeid.geometry.eyes import gaze_from_iris
 from diffdeid.geometry.registration import displace
-from diffdeid.geometry.steadying import begin, steady
+from diffdeid.geometry.steadying import Steadied, begin, steady
 from diffdeid.models.fitting import fit, fit_shape_and_pose
 from diffdeid.models.texture_encoder import TextureEncoderOutput
 from diffdeid.pipelines.pipeline_diffdeid import Attempt, DiffDeIDPipeline, SourceFaces
@@ -82,9 +82,7 @@ class Rendering:
     views: dict[Track, tuple[float, SourceFaces | None]] = field(default_factory=dict)  # how good, and the best early view
     people: list[Person] = field(default_factory=list)
     owners: dict[Track, Person] = field(default_factory=dict)
-    last: dict[Track, tuple[int, np.ndarray, np.ndarray, np.ndarray]] = field(
-        default_factory=dict
-    )  # frame, face, crop, landmarks
+    last: dict[Track, tuple[int, Steadied]] = field(default_factory=dict)  # frame and filtered face
 
 
 @dataclass(frozen=True)
@@ -191,9 +189,8 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
                     person.report.add(sighting.state, frame, attempt.identity_distance)
                 else:
                     covered.append((frame, sighting.face, person, attempt.problem))
-        for frame, face, person, reason in sorted(
-            covered, key=lambda entry: entry[0]
-        ):  # last, so that nothing is painted over a cover
+        covered.sort(key=lambda entry: entry[0])
+        for frame, face, person, reason in covered:  # last, so that nothing is painted over a cover
             results[frame] = cover(results[frame], face, rendering.fallback)
             person.report.add("covered", frame, reason=reason)
         last = frames[-1][0]
