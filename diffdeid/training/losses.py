@@ -1,4 +1,4 @@
-"""The training losses: denoising, reconstruction, perceptual (paper §3.4, weights there 10, 1, 1), identity and geometry.
+"""The training losses: denoising, reconstruction, perceptual (paper §3.4, weights there 10, 1, 1), identity, geometry, landmarks.
 
 All of them look at the picture x̂0 that the network's output implies. For `epsilon` and `v_prediction` the weighted error of
 x̂0 is the weighted error of the output itself, so one formula serves every parametrisation.
@@ -110,3 +110,14 @@ def geometry_loss(reconstructor: nn.Module, composite: Tensor, image: Tensor) ->
     apart = after.pose[:, :3] - before.pose[:, :3], after.expression - before.expression
     scales = spread.pose[:3].norm(), spread.expression.norm()
     return sum((part.square().sum(1) + 1e-6).sqrt() / scale for part, scale in zip(apart, scales, strict=True)).mean()
+
+
+def landmark_loss(mesh: nn.Module, composite: Tensor, batch: dict[str, Tensor]) -> Tensor:
+    """Mean distance, in sizes of the face, of the marks in x̂0, pasted into the picture, from where they should be.
+
+    An `AttentionMesh` sees them. They should be where it sees them in the picture, or, in `exchanged` faces, where ρ puts them.
+    """
+    with torch.no_grad():
+        meant = torch.where(batch["exchanged"][:, None, None], batch["marks"], mesh(batch["image"]))
+    size = (meant.amax(1) - meant.amin(1)).amax(1, keepdim=True)
+    return ((mesh(composite) - meant).square().sum(2) + 1e-6).sqrt().div(size).mean()

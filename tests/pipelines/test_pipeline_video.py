@@ -126,11 +126,23 @@ def test_a_person_has_one_shape_that_moves_as_that_of_the_source(video_pipeline,
     monkeypatch.setattr(
         DiffDeIDVideoPipeline, "prepare_conditioning", lambda self, *given: rendered.append(given[1]) or prepare(self, *given)
     )
-    video_pipeline._generate(rendering, batch)
+    video_pipeline._paint(rendering, batch)
     found = video_pipeline._reconstruct_batch(rendering, batch).coefficients
     assert found.identity.std(0).max() > 0 and found.pose.std(0).max() > 0
     torch.testing.assert_close(told, [person.identity[1].expand(4, -1)])
     torch.testing.assert_close(rendered[0] - told[0], found.identity - person.coefficients.identity)
+
+
+def test_no_frame_comes_out_whose_faces_could_not_be_finished(video_pipeline, portrait, tmp_path, monkeypatch):
+    """They are finished in a thread of their own, where an error is easily lost."""
+
+    def fail(*given):
+        raise ArithmeticError("broken")
+
+    monkeypatch.setattr(pipeline_video, "begin", fail)
+    with pytest.raises(ArithmeticError, match="broken"):
+        run(video_pipeline, write(tmp_path / "a.mp4", [portrait] * 3), tmp_path / "b.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
 def test_two_people_one_turns_away_and_comes_back(video_pipeline, portrait, stranger, tmp_path):

@@ -9,6 +9,7 @@ from diffdeid.training.losses import (
     denoising_loss,
     geometry_loss,
     identity_loss,
+    landmark_loss,
     perceptual_loss,
     pixel_weight,
     predict_original,
@@ -126,3 +127,21 @@ def test_the_geometry_loss_pulls_a_face_to_the_pose_and_expression_of_a_picture(
         reconstructor.head.weight[80:144] = 0
         reconstructor.head.weight[251:254] = 0
     assert geometry_loss(reconstructor, composite, image) < 0.01
+
+
+def test_the_landmark_loss_moves_marks_to_where_the_picture_has_them_or_the_conditions_of_an_exchanged_face_put_them():
+    class Mesh(torch.nn.Module):  # one mark: the centre of brightness
+        def forward(self, crops):
+            weight = (crops + 1).sum(1)
+            across, down = (weight.sum(axis) / weight.sum((1, 2))[:, None] @ torch.arange(32.0) for axis in (1, 2))
+            return torch.stack([across, down], dim=1)[:, None] + torch.tensor([[0.0, 0.0], [10.0, 10.0]])
+
+    image = torch.full((2, 3, 32, 32), -1.0)
+    image[..., 8:12, 8:12] = 1
+    batch = {"image": image, "exchanged": torch.tensor([False, True]), "marks": Mesh()(image.roll(3, -1))}
+    assert landmark_loss(Mesh(), image, batch) == pytest.approx((0 + 0.3) / 2, abs=1e-3)  # in parts of a face of 10 pixels
+    composite = image.roll(3, -1).requires_grad_()
+    before = landmark_loss(Mesh(), composite, batch)
+    assert before.item() == pytest.approx((0.3 + 0) / 2, abs=1e-3)
+    (gradient,) = torch.autograd.grad(before, composite)
+    assert landmark_loss(Mesh(), composite - 1e-3 * gradient / gradient.abs().max(), batch) < before
