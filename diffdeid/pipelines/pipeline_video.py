@@ -12,6 +12,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import asdict, dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from threading import Lock
 from typing import Literal
 
 import numpy as np
@@ -39,6 +40,7 @@ from diffdeid.video_parts import PART_FRAMES, VideoParts
 BATCH = 8  # faces that the networks are shown at once
 EARLY = 2.0  # seconds of a track in which its best view is looked for
 BETTER = 1.1  # by which factor a view must be better to take the place of the best one
+ONE_AT_A_TIME = Lock()  # of the threads; to run an offloaded network moves others off the accelerator, and itself in the end
 
 
 @dataclass(eq=False)
@@ -118,6 +120,16 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
     def sharing(cls, pipe: DiffDeIDPipeline) -> DiffDeIDVideoPipeline:
         """The video pipeline on the very components of a picture pipeline. (`from_pipe` would cast them to another dtype.)"""
         return cls(**pipe.components, identity_limit=pipe.config.identity_limit, crop_factor=pipe.config.crop_factor)
+
+    def embed(self, images: Tensor, landmarks: np.ndarray) -> Tensor:
+        """As in pictures."""
+        with ONE_AT_A_TIME:
+            return super().embed(images, landmarks)
+
+    def regress(self, images: Tensor, landmarks: Tensor, iris: Tensor) -> MorphableCoefficients:
+        """As in pictures."""
+        with ONE_AT_A_TIME:
+            return super().regress(images, landmarks, iris)
 
     @torch.no_grad()
     def _embed_in(self, picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
@@ -343,16 +355,15 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
 
     def _render_into(self, writer: VideoWriter, rendering: Rendering, frames: Iterator[tuple[int, Frame]]) -> None:
         with ThreadPoolExecutor(1) as finisher:
-            before, finished = [], None
-            while batch := list(islice(frames, BATCH)):
-                rendered = self._render(rendering, [(number, frame.picture) for number, frame in batch], finisher)
-                self._write(writer, before, finished)
-                before, finished = batch, rendered
-            self._write(writer, before, finished)
-
-    def _write(self, writer: VideoWriter, frames: Sequence[tuple[int, Frame]], rendered: Future | None) -> None:
-        for picture, (_, frame) in zip(rendered.result() if rendered else (), frames, strict=True):
-            writer.write(Frame(picture, frame.time))
+            waiting: deque[tuple[list[tuple[int, Frame]], Future]] = deque()
+            while (batch := list(islice(frames, BATCH))) or waiting:
+                if batch:
+                    pictures = [(number, frame.picture) for number, frame in batch]
+                    waiting.append((batch, self._render(rendering, pictures, finisher)))
+                if len(waiting) > 1 or not batch:
+                    done, rendered = waiting.popleft()
+                    for picture, (_, frame) in zip(rendered.result(), done, strict=True):
+                        writer.write(Frame(picture, frame.time))
 
     def _render_parts(
         self, rendering: Rendering, frames: Iterator[tuple[int, Frame]], parts: VideoParts, reader: VideoReader, encoder: dict

@@ -1,5 +1,7 @@
 """Videos of the demo photo and of people rendered into it: everybody is somebody else, in every frame, and stays that person."""
 
+import threading
+import time
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,7 +11,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffdeid import DiffDeIDVideoPipeline, NoFaceFoundError, VideoError, VideoReader, VideoWriter
+from diffdeid import DiffDeIDPipeline, DiffDeIDVideoPipeline, NoFaceFoundError, VideoError, VideoReader, VideoWriter
 from diffdeid.pipelines import pipeline_video
 from diffdeid.video import Frame
 
@@ -145,6 +147,28 @@ def test_no_frame_comes_out_whose_faces_could_not_be_finished(video_pipeline, po
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
+def test_networks_that_are_offloaded_are_run_by_one_thread_at_a_time(video_pipeline, portrait, tmp_path, monkeypatch):
+    """Running one moves others, and itself, off the accelerator; two threads would take each other's away."""
+    running, together, threads = [], [], set()
+
+    def watched(method):
+        def watch(self, *given):
+            running.append(1)
+            together.append(len(running))
+            threads.add(threading.get_ident())
+            time.sleep(0.05)
+            result = method(self, *given)
+            running.pop()
+            return result
+
+        return watch
+
+    for name in ("embed", "regress"):
+        monkeypatch.setattr(DiffDeIDPipeline, name, watched(getattr(DiffDeIDPipeline, name)))
+    run(video_pipeline, write(tmp_path / "a.mp4", [portrait] * 20), tmp_path / "b.mp4", reconstruction="network")
+    assert max(together) == 1 and len(threads) == 2
+
+
 def test_two_people_one_turns_away_and_comes_back(video_pipeline, portrait, stranger, tmp_path):
     away = portrait.copy()
     cv2.ellipse(away, (SIDE // 2, 80), (50, 70), 0, 0, 360, (60, 45, 40), -1)  # the back of a head
@@ -254,13 +278,13 @@ def test_an_interrupted_run_goes_on(video_pipeline, portrait, tmp_path, monkeypa
     assert not (tmp_path / "b.mp4").exists()
     assert sorted(part.name for part in (tmp_path / ".b.mp4.parts").iterdir()) == ["000000.mp4", "index.json"]
 
-    rendered, render = [], DiffDeIDVideoPipeline.render
+    rendered, render = [], DiffDeIDVideoPipeline._render
 
-    def count(self, rendering, frames):
+    def count(self, rendering, frames, finisher):
         rendered.extend(frames)
-        return render(self, rendering, frames)
+        return render(self, rendering, frames, finisher)
 
-    monkeypatch.setattr(DiffDeIDVideoPipeline, "render", count)
+    monkeypatch.setattr(DiffDeIDVideoPipeline, "_render", count)
     again = run(video_pipeline, path, tmp_path / "b.mp4", **options)
     assert [number for number, _ in rendered] == [4, 5, 6, 7, 8, 9]
     assert again.people == whole.people
