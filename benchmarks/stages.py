@@ -19,6 +19,7 @@ from PIL import Image
 
 from diffdeid import DiffDeIDPipeline
 from diffdeid.geometry.registration import displace
+from diffdeid.pipelines.loading import precisions
 
 ROOT = Path(__file__).parents[1]
 
@@ -33,7 +34,7 @@ def main() -> None:
     torch.set_num_threads(args.threads)
 
     started = time.perf_counter()
-    pipe = DiffDeIDPipeline.from_pretrained(args.model).to(args.device)
+    pipe = DiffDeIDPipeline.from_pretrained(args.model, dtype=precisions(args.device)).to(args.device)
     pipe.set_progress_bar_config(disable=True)
     print(f"load {time.perf_counter() - started:.2f} s")
     photo = Image.open(ROOT / "tests/assets/astronaut.png").convert("RGB").resize((1000, 1000), Image.Resampling.LANCZOS)

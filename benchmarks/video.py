@@ -1,4 +1,4 @@
-"""Speed of videos by preset, number of faces and length, and whether memory grows with the length.
+"""Speed of videos by preset, precision, number of faces and length, and whether memory grows with the length.
 
     python benchmarks/video.py [--model weights/diffdeid] [--threads 2] [--device cpu] [--long 60]
 
@@ -23,6 +23,7 @@ import torch
 from PIL import Image
 
 from diffdeid import DiffDeIDVideoPipeline, VideoWriter
+from diffdeid.pipelines.loading import precisions
 from diffdeid.video import Frame
 
 ROOT = Path(__file__).parents[1]
@@ -36,22 +37,31 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--long", type=float, default=60, help="seconds of the long clip")
     args = parser.parse_args()
-    lines = [("default", 8, 1, 4.0), ("--fast", 2, 1, 4.0), ("default, two faces", 8, 2, 4.0), ("--fast, 5 s", 2, 1, 5.0)]
-    lines.append((f"--fast, {args.long:g} s", 2, 1, args.long))
+    lines = [
+        ("default", None, 8, 1, 4.0),
+        ("--dtype float32", torch.float32, 8, 1, 4.0),
+        ("--fast", None, 2, 1, 4.0),
+        ("default, two faces", None, 8, 2, 4.0),
+        ("--fast, 5 s", None, 2, 1, 5.0),
+        (f"--fast, {args.long:g} s", None, 2, 1, args.long),
+    ]
     first = None
-    for name, steps, faces, seconds in lines:
+    for name, *options in lines:
         with tempfile.TemporaryDirectory() as folder, multiprocessing.get_context("spawn").Pool(1) as pool:
-            measured = pool.apply(measure, (args.model, args.threads, args.device, steps, faces, seconds, Path(folder)))
+            measured = pool.apply(measure, (args.model, args.threads, args.device, *options, Path(folder)))
         first = first or measured
         share = measured["s/frame"] / first["s/frame"]
         print(f"{name:20} {share:5.2f}  {1 / measured['s/frame']:5.2f} frames/s  {json.dumps(measured)}", flush=True)
 
 
-def measure(model: Path, threads: int, device: str, steps: int, faces: int, seconds: float, folder: Path) -> dict[str, float]:
+def measure(
+    model: Path, threads: int, device: str, denoiser: torch.dtype | None, steps: int, faces: int, seconds: float, folder: Path
+) -> dict[str, float]:
     """Seconds a frame of both passes, and the largest memory of the process in GiB."""
     torch.set_num_threads(threads)
     source = write_clip(folder / "source.mp4", faces, seconds)
-    pipe = DiffDeIDVideoPipeline.from_pretrained(model, reconstructor=None).to(device)
+    dtype = precisions(device, denoiser)
+    pipe = DiffDeIDVideoPipeline.from_pretrained(model, dtype=dtype, reconstructor=None).to(device)
     pipe.set_progress_bar_config(disable=True)
     times: dict[str, float] = {}
 

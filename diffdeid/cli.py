@@ -33,7 +33,10 @@ Model = Annotated[str, typer.Option(help="Folder or Hub id of the weights.")]
 FAST_STEPS = 2
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same result. Default: fresh randomness.")]
 Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute.")]
-DType = Annotated[Literal["float32", "bfloat16", "float16"], typer.Option(help="Precision of the networks.")]
+DType = Annotated[
+    Literal["auto", "float32", "bfloat16", "float16"],
+    typer.Option(help="Precision of the denoiser. Default: bfloat16 on CPUs that have units for it, else float32."),
+]
 Reconstruction = Annotated[
     Literal["fit", "network"], typer.Option(help="How the 3D head is found: least squares, or the reconstructor network.")
 ]
@@ -75,7 +78,7 @@ def anonymize(
     fast: Annotated[bool, typer.Option("--fast", help="2 steps: smoother faces in less than half of the time.")] = False,
     seed: Seed = None,
     device: Device = "auto",
-    dtype: DType = "float32",
+    dtype: DType = "auto",
     keep_mouth: Annotated[bool, typer.Option(help="Keep the pixels of the mouth.")] = False,
     keep_attributes: Annotated[
         bool, typer.Option(help="Keep about the sex, age and descent that the face seems to have.")
@@ -377,6 +380,7 @@ def _load(model: str, device: str, dtype: str, reconstruction: Literal["fit", "n
     from diffusers.utils import logging as diffusers_logging
 
     from diffdeid import DiffDeIDPipeline
+    from diffdeid.pipelines.loading import precisions
 
     is_hub_id = not model.startswith("weights/") and re.fullmatch(r"\w[\w.-]*/[\w.-]+", model)
     if not Path(model).is_dir() and not is_hub_id:
@@ -385,7 +389,8 @@ def _load(model: str, device: str, dtype: str, reconstruction: Literal["fit", "n
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     diffusers_logging.disable_progress_bar()
     unused = {} if reconstruction == "network" else {"reconstructor": None}  # half of the time that loading takes
-    pipe = DiffDeIDPipeline.from_pretrained(model, dtype=getattr(torch, dtype), use_safetensors=True, **unused).to(device)
+    dtypes = precisions(device, None if dtype == "auto" else getattr(torch, dtype))
+    pipe = DiffDeIDPipeline.from_pretrained(model, dtype=dtypes, use_safetensors=True, **unused).to(device)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -17,6 +17,7 @@ from PIL import Image
 
 from diffdeid.errors import DiffDeIDError, ImageError, NoFaceFoundError, VideoError
 from diffdeid.imaging import Picture, read_image
+from diffdeid.pipelines.loading import precisions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.pipelines.pipeline_output import DiffDeIDVideoPipelineOutput, FaceReport, PersonReport
 from diffdeid.pipelines.pipeline_video import DiffDeIDVideoPipeline
@@ -59,9 +60,10 @@ def in_one_thread(function: Callable) -> Callable:
 
 def load_pipeline(model: str) -> DiffDeIDPipeline:
     """The pipeline of a folder or Hub id, on the GPU if there is one, without bars on a console that nobody watches."""
-    pipe = ON_CPU.submit(DiffDeIDPipeline.from_pretrained, model, use_safetensors=True).result()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipe = ON_CPU.submit(DiffDeIDPipeline.from_pretrained, model, dtype=precisions(device), use_safetensors=True).result()
     pipe.set_progress_bar_config(disable=True)
-    return pipe.to("cuda") if torch.cuda.is_available() else pipe
+    return pipe.to(device)
 
 
 show_stages = in_one_thread(stages)

@@ -5,10 +5,11 @@ from pathlib import Path
 import av
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from diffdeid import __version__, batch, write_image
+from diffdeid import DiffDeIDPipeline, __version__, batch, write_image
 from diffdeid.cli import app
 from diffdeid.imaging import read_image
 from diffdeid.video import Frame, VideoReader, VideoWriter
@@ -223,6 +224,19 @@ def test_an_interrupt_keeps_finished_files_and_no_others(anonymize, astronaut, t
     code, [record], _ = anonymize(tmp_path / "a.png", tmp_path / "b.png", "-o", tmp_path / "out")
     assert code not in (0, 2, 3) and record["input"].endswith("a.png")
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a_anonymized.png"]
+
+
+@pytest.mark.parametrize(("asked", "expected"), [((), torch.bfloat16), (("--dtype", "float32"), torch.float32)])
+def test_the_precision_is_that_of_the_denoiser_alone(anonymize, photo, monkeypatch, asked, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
+    seen, denoise = set(), DiffDeIDPipeline.denoise
+
+    def watched(pipe, *given):
+        seen.add((pipe.unet.dtype, pipe.face_recognition.dtype))
+        return denoise(pipe, *given)
+
+    monkeypatch.setattr(DiffDeIDPipeline, "denoise", watched)
+    assert anonymize(photo, *asked)[0] == 0 and seen == {(expected, torch.float32)}
 
 
 def test_names_may_start_with_a_dash(anonymize, photo, monkeypatch):

@@ -302,9 +302,9 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         return changed, torch.cat([2 * masks - 1, maps], dim=1)
 
     def prepare_latents(self, batch_size: int, generator: torch.Generator) -> Tensor:
-        """Pure noise `(B, 3, S, S)`: nothing of the source is in it."""
+        """Pure noise `(B, 3, S, S)`, float32 whatever the denoiser is: nothing of the source is in it."""
         shape = (batch_size, self.unet.config.in_channels, self.size, self.size)
-        noise = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.unet.dtype)
+        noise = randn_tensor(shape, generator=generator, device=self._execution_device, dtype=torch.float32)
         return noise * self.scheduler.init_noise_sigma
 
     def denoise(
@@ -320,19 +320,20 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Tensor:
-        """Noise -> faces `(B, 3, S, S)`; outside the masks the network sees the picture."""
+        """Noise -> faces `(B, 3, S, S)`; outside the masks the network sees the picture.
+
+        Only the network works in its precision: what it says is added up in that of the latents.
+        """
         dtype = self.unet.dtype
-        images, masks, spatial_conditions, identity, coefficients = (
-            x.to(dtype) for x in (images, masks, spatial_conditions, identity, coefficients)
-        )
+        spatial_conditions, identity, coefficients = (x.to(dtype) for x in (spatial_conditions, identity, coefficients))
         guided = self._guidance_scale != 1
         self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
         self._num_timesteps = len(self.scheduler.timesteps)
         with self.progress_bar(total=num_inference_steps) as progress_bar:
             for step, t in enumerate(self.scheduler.timesteps):
                 # 1. predict, with and without the identity when guided
-                seen = masks * self.scheduler.scale_model_input(latents, t) + (1 - masks) * images
-                prediction = self.unet(seen, t, spatial_conditions, identity, coefficients, texture).sample
+                seen = (masks * self.scheduler.scale_model_input(latents, t) + (1 - masks) * images).to(dtype)
+                prediction = self.unet(seen, t, spatial_conditions, identity, coefficients, texture).sample.to(latents.dtype)
                 if guided:
                     nobody = self.unet(seen, t, spatial_conditions, torch.zeros_like(identity), coefficients, texture).sample
                     prediction = nobody + self._guidance_scale * (prediction - nobody)

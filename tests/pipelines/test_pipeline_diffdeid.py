@@ -14,6 +14,7 @@ from diffdeid.geometry.boxes import bounding_box
 from diffdeid.models.conditioning import place_marks
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.lds import LDSModel
+from diffdeid.pipelines.loading import precisions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.pipelines.pipeline_lds import LDSPipeline
 from diffdeid.structures import Face
@@ -243,6 +244,33 @@ def test_landmarks_and_irises_of_a_result_are_nearer_to_the_conditions_than_thos
     registered = pipeline.deidentify(*options).result
     for before, after in zip(errors(painted), errors(registered), strict=True):
         assert after < 0.75 * before
+
+
+def test_the_precision_of_the_denoiser_changes_nothing_that_is_seen(pipeline, photo, faces):
+    """Not even the noise, which torch draws differently in each precision."""
+    options = {"faces": faces, "num_inference_steps": 2, "output_type": "np"}
+    mixed = DiffDeIDPipeline.from_pretrained(
+        ROOT / "weights/diffdeid", dtype=precisions("cpu", torch.bfloat16), reconstructor=None
+    )
+    made, expected = (pipe(photo, generator=torch.Generator().manual_seed(0), **options) for pipe in (mixed, pipeline))
+    difference = np.abs(made.images[0].astype(int) - expected.images[0])
+    assert 0 < difference.max() < 12 and difference[difference.max(2) > 0].mean() < 1
+    assert made.faces[0][0].identity_distance == pytest.approx(expected.faces[0][0].identity_distance, abs=0.02)
+
+
+@pytest.mark.parametrize(
+    ("units", "device", "expected"),
+    [
+        ({"avx512_bf16": True}, "cpu", torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": True}, "cpu", torch.bfloat16),
+        ({"avx512_bf16": False, "amx_bf16": False}, "cpu", torch.float32),
+        ({"architecture": "arm64"}, "cpu", torch.float32),
+        ({"avx512_bf16": True}, "cuda", torch.float32),
+    ],
+)
+def test_bfloat16_where_the_processor_is_made_for_it(monkeypatch, units, device, expected):
+    monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    assert precisions(device) == {"unet": expected, "default": torch.float32}
 
 
 def test_guidance_changes_the_result(run):
