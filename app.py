@@ -29,9 +29,17 @@ MAX_FILES, CANDIDATES = 20, 4
 CACHE = (60, 600)  # seconds between Gradio's rounds of deletion, and the age at which a file goes
 ABOUT = """# DiffDeID
 Gives every face to somebody who does not exist, and keeps expression, pose, gaze and surroundings.
-The result is **de-identified, not anonymous**: body, clothes, place and context stay, and no method is certain. Look at it before
-you publish it. Uploads and results are deleted from this server a few minutes later; nothing is logged."""
+The new person is chosen without a look at the erased face, unless you ask for its sex, age, descent and smile. The old face only
+refuses people who are too near to it. Apart from that, a result tells no more about who it was than hair, neck, clothes,
+expression, pose and light tell anyway.
+The result is **de-identified**. Body, clothes, place and context stay, and no method is certain. Look at it before you publish
+it. Uploads and results are deleted from this server a few minutes later; nothing is logged."""
 INSIDE = "What the network is shown of the largest face, and what it paints. **This shows the source face: do not publish it.**"
+ATTRIBUTES = [  # labels and what they mean, by how much they give away
+    ("Fits hair, neck and body", "context"),
+    ("Is anybody (gives least away)", "any"),
+    ("Has about the sex, age, descent and smile of the erased face (gives most away)", "source"),
+]
 CSS = ".caption-label {white-space: normal !important} .grid-wrap {max-height: none !important}"  # all of the captions and stages
 WORK = {"analyse": "Looking for faces", "render": "Painting"}
 
@@ -87,7 +95,7 @@ def show_faces(pipe: DiffDeIDPipeline, photo: str | None):
     return gr.update(value=(small, boxes), visible=True), choice, gr.update(maximum=max(2, len(faces)), value=1), {}
 
 
-def anonymize(pipe, photo, faces, chosen, level, steps, keep_mouth, keep_attributes, seed):
+def anonymize(pipe, photo, faces, chosen, level, steps, keep_mouth, attributes, seed):
     """De-identify all faces of a photo, or those whose numbers are given (largest first), as the people chosen for them.
 
     Gives before and after, the file, and what happened in words.
@@ -96,7 +104,7 @@ def anonymize(pipe, photo, faces, chosen, level, steps, keep_mouth, keep_attribu
         picture, found = opened(pipe, photo)
         found = dict(enumerate(found, 1))
         wanted = {number: face for number, face in found.items() if not faces or number in faces}
-        asked = serving.options(level, steps, keep_mouth, keep_attributes, seed)
+        asked = serving.options(level, steps, keep_mouth, attributes, seed)
         image, reports = serving.replace_faces(pipe, picture, wanted, chosen or {}, **asked)
         target = Path(folder, serving.name_of_result(photo))
         write_image(target, image, picture.alpha, picture.icc_profile)
@@ -104,15 +112,15 @@ def anonymize(pipe, photo, faces, chosen, level, steps, keep_mouth, keep_attribu
         yield (serving.preview(picture.image), serving.preview(image)), str(target), report
 
 
-def show_candidates(pipe, photo, number, level, steps, keep_mouth, keep_attributes, seed):
+def show_candidates(pipe, photo, number, level, steps, keep_mouth, attributes, seed):
     """New people for one face: their pictures, and (number, identities) to choose from."""
     with errors_in_words():
         picture, faces = opened(pipe, photo)
         number = min(int(number), len(faces))
         if not serving.can_be_rendered(faces[number - 1]):
             raise gr.Error(f"Face {number} can only be covered.")
-        asked = serving.options(level, steps, keep_mouth, keep_attributes, seed)
-        people = serving.sample_people(pipe, picture, faces[number - 1], CANDIDATES, **asked)
+        asked = serving.options(level, steps, keep_mouth, attributes, seed)
+        people = serving.sample_people(pipe, picture, faces, number, CANDIDATES, **asked)
         if not people:
             raise gr.Error("Nobody of those sampled is far enough from this face. Try again, or another level.")
     pictures, identities = zip(*people, strict=True)
@@ -125,12 +133,12 @@ def choose(chosen: dict, candidates: tuple, event: gr.SelectData) -> dict:
     return chosen | {number: identities[event.index]}
 
 
-def anonymize_video(pipe, video, level, steps, keep_mouth, keep_attributes, seed):
+def anonymize_video(pipe, video, level, steps, keep_mouth, attributes, seed):
     """De-identify a video, without its sound. Gives it to look at, as a file, and what happened in words."""
     with errors_in_words(), tempfile.TemporaryDirectory() as folder:
         serving.check_video(given(video, "a video"))
         target = Path(folder, f"{Path(video).stem}_anonymized.mp4")
-        asked = serving.options(level, steps, keep_mouth, keep_attributes, seed)
+        asked = serving.options(level, steps, keep_mouth, attributes, seed)
         for update in serving.follow_video(pipe, video, target, **asked):
             if isinstance(update, serving.Progress):
                 text = f"{WORK[update.stage]}: {update.done} of about {update.total} frames, {update.seconds_left:.0f} s left."
@@ -140,7 +148,7 @@ def anonymize_video(pipe, video, level, steps, keep_mouth, keep_attributes, seed
                 yield str(target), str(target), "\n\n".join(lines)
 
 
-def anonymize_files(pipe, files, level, steps, keep_mouth, keep_attributes, seed):
+def anonymize_files(pipe, files, level, steps, keep_mouth, attributes, seed):
     """De-identify several photos. Gives a zip file of those that could be, and what happened in words."""
     if len(given(files, "some photos")) > MAX_FILES:
         raise gr.Error(f"These are {len(files)} files, and {MAX_FILES} are the limit here. The command line takes folders.")
@@ -148,7 +156,7 @@ def anonymize_files(pipe, files, level, steps, keep_mouth, keep_attributes, seed
     with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(Path(folder, "anonymized.zip"), "w") as archive:
         for number, path in enumerate(files, 1):
             try:
-                for _, result, report in anonymize(pipe, path, None, None, level, steps, keep_mouth, keep_attributes, seed):
+                for _, result, report in anonymize(pipe, path, None, None, level, steps, keep_mouth, attributes, seed):
                     archive.write(result, f"{number:02}_{Path(result).name}")
                     lines.append(f"### {Path(path).name}\n{report}")
             except gr.Error as error:
@@ -158,27 +166,27 @@ def anonymize_files(pipe, files, level, steps, keep_mouth, keep_attributes, seed
         yield archive.filename if archive.namelist() else None, "\n\n".join(lines)
 
 
-def explain(pipe, photo, level, steps, keep_mouth, keep_attributes, seed):
+def explain(pipe, photo, level, steps, keep_mouth, attributes, seed):
     """The stages of the largest face that can be rendered: pictures with captions."""
     with errors_in_words():
         picture, faces = opened(pipe, photo)
-        faces = [face for face in faces if serving.can_be_rendered(face)]
-        if not faces:
+        usable = [face for face in faces if serving.can_be_rendered(face)]
+        if not usable:
             raise gr.Error("The landmarks of no face could be placed.")
-        asked = serving.options(level, steps, keep_mouth, keep_attributes, seed)
-        panels = serving.show_stages(pipe, np.asarray(picture.image), faces[0], **asked)
+        asked = serving.options(level, steps, keep_mouth, attributes, seed)
+        panels = serving.show_stages(pipe, np.asarray(picture.image), usable[0], faces, **asked)
         return [(panel, text) for text, panel in panels.items()]
 
 
 def settings() -> list[gr.components.Component]:
     """The inputs that all tabs have, in the order of `serving.options`."""
-    level = gr.Slider(1, 10, value=7, step=1, label="Distance of the new identity from the old one")
+    level = gr.Slider(1, 10, value=7, step=1, label="Least distance of the new identity from the old one")
     with gr.Accordion("More", open=False):
         steps = gr.Slider(1, 50, value=8, step=1, label="Denoising steps")
         keep_mouth = gr.Checkbox(False, label="Keep the pixels of the mouth (gives more away)")
-        keep_attributes = gr.Checkbox(False, label="Keep about the same sex, age and descent (gives much more away)")
+        attributes = gr.Radio(ATTRIBUTES, value="context", label="The new person")
         seed = gr.Number(-1, label="Seed (-1: new people each time)", precision=0)
-    return [level, steps, keep_mouth, keep_attributes, seed]
+    return [level, steps, keep_mouth, attributes, seed]
 
 
 def results() -> list[gr.components.Component]:

@@ -19,6 +19,7 @@ from PIL import Image
 
 from diffdeid import DiffDeIDPipeline
 from diffdeid.geometry.registration import displace
+from diffdeid.geometry.seam import match
 from diffdeid.pipelines.loading import precisions
 
 ROOT = Path(__file__).parents[1]
@@ -46,26 +47,29 @@ def main() -> None:
     with torch.no_grad():
         faces = pipe.detect_faces(picture)
         source = pipe.reconstruct(picture, faces).one(0)
-        identity = pipe.sample_identity(source.identity, 7, False, generator)
+        identity = pipe.sample_identity(source, 7, "context", generator)
         texture = pipe.encode_texture(source.images, source.masks)
-        coefficients, maps = pipe.prepare_conditioning(source.coefficients, identity[1], source.masks, True)
+        coefficients, maps = pipe.prepare_conditioning(source.coefficients, identity.shape, source.masks, True)
         latents = pipe.prepare_latents(1, generator)
-        inputs = (source.images, source.masks, maps, identity[0], coefficients.pack(), texture)
+        inputs = (source.images, source.masks, maps, identity.embedding, coefficients.pack(), texture)
         generated = pipe.denoise(latents, *inputs, args.steps)
         result = pipe.composite(source, generated)[2]
+        face = ((generated[0].float().cpu().clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()
         stages = {
             "detect, landmarks, iris": lambda: pipe.detect_faces(picture),
-            "crop, fit, embed": lambda: pipe.reconstruct(picture, faces),
-            "sample identity": lambda: pipe.sample_identity(source.identity, 7, False, generator),
+            "crop, fit, embed, context": lambda: pipe.reconstruct(picture, faces),
+            "of which context": lambda: pipe.encode_context(picture, faces),
+            "sample identity": lambda: pipe.sample_identity(source, 7, "context", generator),
             "encode texture": lambda: pipe.encode_texture(source.images, source.masks),
-            "render conditions": lambda: pipe.prepare_conditioning(source.coefficients, identity[1], source.masks, True),
+            "render conditions": lambda: pipe.prepare_conditioning(source.coefficients, identity.shape, source.masks, True),
             f"denoise, {args.steps} steps": lambda: pipe.denoise(latents, *inputs, args.steps),
             "register": lambda: displace(generated, pipe.measure_offsets(source, generated, coefficients)),
+            "match the seam": lambda: match(face, source.crops[0].image, source.masks[0, 0].numpy()),
             "composite": lambda: pipe.composite(source, generated),
             "verify": lambda: pipe.verify(source, result),
         }
         times = {name: median_time(stage) for name, stage in stages.items()}
-        total = sum(times.values())
+        total = sum(times.values()) - times["of which context"]
         for name, seconds in times.items():
             print(f"{name:26} {1000 * seconds:8.0f} ms {seconds / total:6.1%}")
         print(f"{'sum, one attempt':26} {1000 * total:8.0f} ms")

@@ -41,6 +41,11 @@ Reconstruction = Annotated[
     Literal["fit", "network"], typer.Option(help="How the 3D head is found: least squares, or the reconstructor network.")
 ]
 VIDEOS = "Videos"  # a panel of the help
+Level = Annotated[int, typer.Option(min=1, max=10, help="Least distance of the new identity from the old one.")]
+Attributes = Annotated[
+    Literal["context", "any", "source"],
+    typer.Option(help="The new person fits hair and body, is anybody, or has the face's sex, age, descent and smile."),
+]
 Config = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSON file, see docs/training.md.")]
 
 
@@ -72,7 +77,7 @@ def anonymize(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="A folder, or a file for one input. Default: next to the input.")
     ] = None,
-    level: Annotated[int, typer.Option(min=1, max=10, help="How far the new identity is from the old one.")] = 7,
+    level: Level = 7,
     candidates: Annotated[int, typer.Option(min=1, help="Outputs to make of each input, with different identities.")] = 1,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 8,
     fast: Annotated[bool, typer.Option("--fast", help="2 steps: smoother faces in less than half of the time.")] = False,
@@ -80,9 +85,7 @@ def anonymize(
     device: Device = "auto",
     dtype: DType = "auto",
     keep_mouth: Annotated[bool, typer.Option(help="Keep the pixels of the mouth.")] = False,
-    keep_attributes: Annotated[
-        bool, typer.Option(help="Keep about the sex, age and descent that the face seems to have.")
-    ] = False,
+    attributes: Attributes = "context",
     fallback: Annotated[
         Literal["solid", "mosaic", "blur"], typer.Option(help="Covers a face that could not be de-identified.")
     ] = "solid",
@@ -143,7 +146,7 @@ def anonymize(
         "level": level,
         "num_inference_steps": FAST_STEPS if fast else steps,
         "keep_mouth": keep_mouth,
-        "keep_attributes": keep_attributes,
+        "attributes": attributes,
         "fallback": fallback,
         "min_face": min_face,
         "reconstruction": reconstruction,
@@ -242,11 +245,11 @@ def evaluate(
         Path | None, typer.Option(file_okay=False, help="Folder for an HTML report, a CSV of all pictures, and the results.")
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
-    level: Annotated[int, typer.Option(min=1, max=10)] = 7,
+    level: Level = 7,
     steps: Annotated[int, typer.Option(min=1, help="Denoising steps.")] = 8,
     seed: Annotated[int, typer.Option(help="Of the first picture; the next has the next.")] = 0,
     keep_mouth: Annotated[bool, typer.Option(help="Keep the pixels of the mouth.")] = False,
-    keep_attributes: Annotated[bool, typer.Option(help="Keep about the sex, age and descent.")] = False,
+    attributes: Attributes = "context",
     device: Device = "auto",
     model: Model = DEFAULT_MODEL,
     evaluators: Annotated[Path, typer.Option(help="Folder of the networks that judge.")] = DEFAULT_EVALUATORS,
@@ -262,7 +265,7 @@ def evaluate(
         except ModuleNotFoundError as error:
             raise ConfigurationError(f'`{error.name}` is missing. Run `pip install "diffdeid[evaluate]"`.') from error
 
-        options = {"level": level, "num_inference_steps": steps, "keep_mouth": keep_mouth, "keep_attributes": keep_attributes}
+        options = {"level": level, "num_inference_steps": steps, "keep_mouth": keep_mouth, "attributes": attributes}
         judges = run.judges(model, evaluators, recogniser or (), inception)
         if methods := (method or ()):
             if data is None or real is not None:

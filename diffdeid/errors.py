@@ -2,6 +2,7 @@
 
     DiffDeIDError
     ├── NoFaceFoundError      a picture in which nobody was found
+    ├── NoIdentityFoundError  everybody drawn is too near to the source
     ├── ImageError            a file that cannot be read or written as a picture
     ├── VideoError            a file that cannot be read or written as a video
     ├── AssetNotFoundError    a weight or model file that is not where it should be
@@ -17,6 +18,10 @@ class DiffDeIDError(Exception):
 
 class NoFaceFoundError(DiffDeIDError):
     """No face was found, so nothing can be said about the picture being de-identified."""
+
+
+class NoIdentityFoundError(DiffDeIDError):
+    """Everybody that the identity sampler drew is too near to the source, or to others who are to be kept apart."""
 
 
 class ImageError(DiffDeIDError):

@@ -70,11 +70,11 @@ show_stages = in_one_thread(stages)
 run_video = in_one_thread(DiffDeIDVideoPipeline.__call__)
 
 
-def options(level: int, steps: int, keep_mouth: bool, keep_attributes: bool, seed: float | None) -> dict[str, Any]:
+def options(level: int, steps: int, keep_mouth: bool, attributes: str, seed: float | None) -> dict[str, Any]:
     """Arguments of a pipeline from what somebody chose; without a seed, or with a negative one, fresh randomness."""
     generator = torch.Generator()
     generator.seed() if seed is None or seed < 0 else generator.manual_seed(int(seed))
-    kept = {"keep_mouth": keep_mouth, "keep_attributes": keep_attributes}
+    kept = {"keep_mouth": keep_mouth, "attributes": attributes}
     return {"level": int(level), "num_inference_steps": int(steps), "generator": generator} | kept
 
 
@@ -110,23 +110,40 @@ def can_be_rendered(face: Face) -> bool:
 def replace_faces(
     pipe: DiffDeIDPipeline, picture: Picture, faces: dict[int, Face], chosen: dict[int, Identity], **options: Any
 ) -> tuple[Image.Image, dict[int, FaceReport]]:
-    """De-identify numbered faces one after the other, some of them as somebody `chosen`; the picture, and a report for each."""
+    """De-identify numbered faces, some of them as somebody `chosen`; the picture, and a report for each.
+
+    The chosen people come first. The others are then sampled together, so that none of these faces tells who replaces another.
+    """
     image, reports = picture.image, {}
-    for number, face in faces.items():
-        output = pipe(image, faces=[face], identity=chosen.get(number), **options)
+    for number in [number for number in faces if number in chosen]:
+        output = pipe(image, faces=[faces[number]], identity=chosen[number], **options)
         image, reports[number] = output.images[0], output.faces[0][0]
+    if others := {number: face for number, face in faces.items() if number not in reports}:
+        output = pipe(image, faces=list(others.values()), **options)
+        image, reports = output.images[0], reports | dict(zip(others, output.faces[0], strict=True))
     return image, reports
 
 
 @in_one_thread
 def sample_people(
-    pipe: DiffDeIDPipeline, picture: Picture, face: Face, count: int, level: int, keep_attributes: bool, **options: Any
+    pipe: DiffDeIDPipeline,
+    picture: Picture,
+    faces: list[Face],
+    number: int,
+    count: int,
+    level: int,
+    attributes: str,
+    **options: Any,
 ) -> list[tuple[np.ndarray, Identity]]:
-    """Of `count` sampled people those who may replace a face: crops `(S, S, 3)` that show them, and their identities."""
-    people = []
-    source = pipe.reconstruct(np.asarray(picture.image), [face])
+    """Of `count` people sampled for one of all `faces`, counted from 1, those who may replace it.
+
+    Gives crops `(S, S, 3)` that show them, and their identities.
+    """
+    people, face = [], faces[number - 1]
+    source = pipe.reconstruct(np.asarray(picture.image), [face], options["keep_mouth"], others=faces)
     for _ in range(count):
-        identity = pipe.sample_identity(source.identity, level, keep_attributes, options["generator"])
+        sampled = pipe.sample_identity(source, level, attributes, options["generator"])
+        identity = sampled.embedding, sampled.shape
         output = pipe(picture.image, faces=[face], identity=identity, **options)
         if output.faces[0][0].method == "diffusion":
             people.append((pipe.crop(np.asarray(output.images[0]), face).image, identity))

@@ -77,3 +77,18 @@ class MorphableCoefficients:
         if packed.shape[-1] != sum(cls.SIZES):
             raise ValueError(f"`packed` must have {sum(cls.SIZES)} coefficients in its last axis, got {packed.shape[-1]}.")
         return cls(*packed.split(cls.SIZES, dim=-1))
+
+
+@dataclass(frozen=True)
+class NewIdentity:
+    """Somebody who does not exist.
+
+    Attributes:
+        embedding: z' `(1, 128)`, of length 1.
+        shape: α' `(1, 80)`, standard deviations.
+        level: whose bound of the distance to the source is kept, 1…10.
+    """
+
+    embedding: Tensor
+    shape: Tensor
+    level: int

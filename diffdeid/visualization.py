@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Literal
@@ -151,22 +152,25 @@ def stages(
     pipe: DiffDeIDPipeline,
     picture: np.ndarray,
     face: Face,
+    others: Sequence[Face],
     level: int,
     num_inference_steps: int,
     keep_mouth: bool,
-    keep_attributes: bool,
+    attributes: Literal["context", "any", "source"],
     generator: torch.Generator,
 ) -> dict[str, np.ndarray]:
     """What becomes of one face that has landmarks and irises, step by step: captions and `(S, S, 3)` uint8 pictures.
 
-    The arguments are those of `DiffDeIDPipeline`; one attempt is made, whatever the filter says of it. **Most of these pictures
-    show the source.**
+    `others` are all faces of the picture, which are erased from the surroundings that the new person is to fit. The remaining
+    arguments are those of `DiffDeIDPipeline`; one attempt is made, whatever the filter says of it. **Most of these pictures show
+    the source.**
     """
-    source = pipe.reconstruct(picture, [face], keep_mouth)
-    identity = pipe.sample_identity(source.identity, level, keep_attributes, generator)
-    _, conditions = pipe.prepare_conditioning(source.coefficients, identity[1], source.masks, keep_mouth)
+    source = pipe.reconstruct(picture, [face], keep_mouth, others=others)
+    sampled = pipe.sample_identity(source, level, attributes, generator)
+    _, conditions = pipe.prepare_conditioning(source.coefficients, sampled.shape, source.masks, keep_mouth)
     texture = pipe.encode_texture(source.images, source.masks)
-    chosen = (level, generator, keep_mouth, keep_attributes, num_inference_steps, identity)
+    identity = sampled.embedding, sampled.shape
+    chosen = (level, generator, keep_mouth, attributes, num_inference_steps, identity)
     attempt = pipe.deidentify(source, texture, *chosen)
     maps = {
         "1 · The face, aligned": source.images,

@@ -1,6 +1,6 @@
 """Put trained networks and fitted parts together: a folder that `DiffDeIDPipeline.from_pretrained` loads, in fp16.
 
-    python scripts/assemble_weights.py --pairs data/london [--networks runs/diffdeid_256/checkpoint-…] [--lds runs/lds/pipeline]
+    python scripts/assemble_weights.py --pairs data/london [--networks runs/diffdeid_256/checkpoint-…] [--lds runs/lds]
         [--reconstructor runs/reconstructor/checkpoint-…]
 
 What is not given stays as it is in the folder.
@@ -20,6 +20,7 @@ import numpy as np
 from diffusers import DDIMScheduler
 
 from diffdeid import DiffDeIDPipeline
+from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
@@ -57,7 +58,7 @@ def calibrate(store: FaceStore) -> dict[str, float]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=Path, help="checkpoint with unet/ and texture_encoder/")
-    parser.add_argument("--lds", type=Path, help="folder with lds/ and scheduler/")
+    parser.add_argument("--lds", type=Path, help="run folder with pipeline/ and context_encoder/")
     parser.add_argument("--reconstructor", type=Path, help="checkpoint of the reconstructor")
     parser.add_argument("--pairs", type=Path, required=True, help="store of faces named <person>_<anything>")
     parser.add_argument("--out", type=Path, default=Path("weights/diffdeid"), help="holds the fitted parts already")
@@ -66,7 +67,7 @@ def main() -> None:
     calibration = calibrate(FaceStore(args.pairs))
     print(json.dumps(calibration))
     networks = args.networks or args.out
-    sampler = (args.lds, "scheduler") if args.lds else (args.out, "lds_scheduler")
+    sampler = (args.lds / "pipeline", "scheduler") if args.lds else (args.out, "lds_scheduler")
     reconstructor = args.reconstructor or (args.out / "reconstructor" if (args.out / "reconstructor").is_dir() else None)
     pipeline = DiffDeIDPipeline(
         unet=DiffDeIDUNet2DModel.from_pretrained(networks, subfolder="unet").half(),
@@ -76,8 +77,9 @@ def main() -> None:
         face_recognition=FaceRecognitionModel.from_pretrained(args.out, subfolder="face_recognition").half(),
         face_analyser=FaceAnalyserModel.from_pretrained(args.out, subfolder="face_analyser"),
         reconstructor=reconstructor and FaceReconstructorModel.from_pretrained(reconstructor).half(),
-        lds=LDSModel.from_pretrained(args.lds or args.out, subfolder="lds").half(),
+        lds=LDSModel.from_pretrained(sampler[0], subfolder="lds").half(),
         lds_scheduler=DDIMScheduler.from_pretrained(sampler[0], subfolder=sampler[1]),
+        context_encoder=ContextEncoderModel.from_pretrained(args.lds or args.out, subfolder="context_encoder").half(),
         identity_limit=calibration["identity_limit"],
     )
     for component in filter(None, pipeline.components.values()):

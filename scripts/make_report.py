@@ -2,14 +2,16 @@
 
     python scripts/make_report.py DATA
 
-DATA holds `london` (`<person>_neutral.jpg`, `<person>_smiling.jpg`), `val` (face crops) and `video/val` (clips). What goes to
-`docs/report/` shows none of these faces: numbers, plots, and the levels of the demo photo. The pages that show them go to
-`runs/report/`, which is not for publishing. After an interruption run it again: pictures that are made are not made again.
+DATA holds `london` (`<person>_neutral.jpg`, `<person>_smiling.jpg`), `wild` (photos from the web, `people.csv` says of whom),
+`val` (face crops) and `video/val` (clips). What goes to `docs/report/` shows none of these faces: numbers, plots, and the levels
+of the demo photo. The pages that show them go to `runs/report/`, which is not for publishing. After an interruption run it again:
+pictures that are made are not made again.
 """
 
 from __future__ import annotations
 
 import argparse
+import csv
 import json
 import time
 from dataclasses import replace
@@ -24,7 +26,6 @@ from scipy.stats import spearmanr
 
 from diffdeid import DiffDeIDPipeline, DiffDeIDVideoPipeline, VideoReader, VideoWriter, read_image
 from diffdeid.evaluation.compare import compare
-from diffdeid.evaluation.memory import Memory
 from diffdeid.evaluation.methods import available_methods, run_method
 from diffdeid.evaluation.originals import choose_probes, identify, list_pictures, read_originals
 from diffdeid.evaluation.plots import along
@@ -59,6 +60,11 @@ def main() -> None:
 
     people = evaluate_methods(available_methods(), data / "london", pipe, panel, "names", work=FACES / "london", attacks=True)
     write_report(FACES / "london", "Table 1: 102 people, smiling, recognised among neutral photos", people)
+    people += evaluate_attributes(data / "london", "names", pipe, panel)
+    photos, names = photos_of_people(data / "wild"), str(data / "wild/people.csv")
+    web = evaluate_methods(("diffdeid",), photos, pipe, panel, names, work=FACES / "wild")
+    web += evaluate_attributes(photos, names, pipe, panel)
+    write_report(FACES / "wild", "Photos from the web", web)
     crops = evaluate_methods(available_methods(), some_crops(data / "val"), pipe, panel, work=FACES / "val")
     write_report(FACES / "val", "Table 1: held-out crops", crops)
     people, attacks = split_off_attacks(people)
@@ -69,9 +75,25 @@ def main() -> None:
     for name, figure in plot_levels(levels).items():
         figure.savefig(DOCS / f"{name}.png", dpi=110)
     plot_clip(clip).savefig(DOCS / "clip.png", dpi=110)
-    numbers = {"london": to_json(people), "val": to_json(crops), "attacks": to_json(attacks), "levels": to_json(levels)}
+    numbers = {
+        "london": to_json(people),
+        "wild": to_json(web),
+        "val": to_json(crops),
+        "attacks": to_json(attacks),
+        "levels": to_json(levels),
+    }
     (DOCS / "numbers.json").write_text(json.dumps(numbers | {"clip": to_json([clip])}, indent=1, allow_nan=False) + "\n")
-    (DOCS / "README.md").write_text(page(people, crops, attacks, levels, clip))
+    (DOCS / "README.md").write_text(page(people, web, crops, attacks, levels, clip))
+
+
+def evaluate_attributes(folder: Path, identities: str, pipe: DiffDeIDPipeline, panel: Judges) -> list[Evaluation]:
+    """The other two sources of new people, beside the default."""
+    evaluations = []
+    for attributes in ("any", "source"):
+        work = FACES / f"{folder.name}-{attributes}"
+        (evaluation,) = evaluate_methods(("diffdeid",), folder, pipe, panel, identities, work=work, attributes=attributes)
+        evaluations.append(replace(evaluation, method=f"diffdeid, {attributes}"))
+    return evaluations
 
 
 def split_off_attacks(evaluations: list[Evaluation]) -> tuple[list[Evaluation], list[Evaluation]]:
@@ -85,22 +107,32 @@ def split_off_attacks(evaluations: list[Evaluation]) -> tuple[list[Evaluation], 
     return others, [Evaluation(ours.method, [metric for metric in ours.metrics if is_his(metric)])]
 
 
+def linked(paths: list[Path], folder: Path) -> Path:
+    """A folder with links to pictures."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for path in paths:
+        link = folder / path.name
+        if not link.exists():
+            link.symlink_to(path.resolve())
+    return folder
+
+
 def some_crops(folder: Path) -> Path:
     """Links to held-out crops, evenly spread."""
-    chosen = FACES / "crops"
-    chosen.mkdir(parents=True, exist_ok=True)
     paths = sorted(folder.glob("*.jpg"))  # beside a folder of labels
-    for index in np.linspace(0, len(paths) - 1, CROPS).round().astype(int):
-        link = chosen / paths[index].name
-        if not link.exists():
-            link.symlink_to(paths[index].resolve())
-    return chosen
+    return linked([paths[index] for index in np.linspace(0, len(paths) - 1, CROPS).round().astype(int)], FACES / "crops")
+
+
+def photos_of_people(folder: Path) -> Path:
+    """Links to the photos of which it is known whom they show."""
+    with (folder / "people.csv").open(newline="") as file:
+        return linked([folder / row["picture"] for row in csv.DictReader(file)], FACES / "photos")
 
 
 def evaluate_levels(folder: Path, pipe: DiffDeIDPipeline, panel: Judges) -> list[Evaluation]:
     """Figures 3 and 4: the same people and seeds at all levels."""
     pictures = list_pictures(folder)
-    people, memory = identify(list(pictures), "names"), Memory(FACES / "levels/unfinished", panel.examiner.recognisers)
+    people, memory = identify(list(pictures), "names"), panel.memory(FACES / "levels")
     originals = read_originals(pictures, people, panel.examiner, memory)
     names = choose_probes(people)
     probes = {name: pictures[name] for name in names[:: max(1, len(names) // LEVEL_PEOPLE)][:LEVEL_PEOPLE]}
@@ -184,7 +216,7 @@ def trend(levels: list[Evaluation], recogniser: str) -> str:
     return text + f"rises from {', '.join(up)}, beyond two standard errors {', '.join(beyond) or 'nowhere'}"
 
 
-def page(people, crops, attacks, levels, clip) -> str:
+def page(people, web, crops, attacks, levels, clip) -> str:
     """The index."""
     trends = "\n".join(f"- {trend(levels, recogniser)}" for recogniser in ("faceplugin", "faceres", "filter"))
     block = "```\n{}```\n"
@@ -202,6 +234,12 @@ The paper's own Table 1, **measured on other data (1,000 videos of FaceForensics
 those of Deep3DFaceRecon, its FID is Inception's), so that no number of it compares with one above:
 
 {PUBLISHED}
+## {len(web[0].pairs)} photos from the web
+
+Press, red carpets, phones, of {len({pair.person for pair in web[0].pairs})} people; the first photo of each is in the gallery.
+Defaults, and the two other values of `--attributes`.
+
+{block.format(table(web))}
 ## {len(crops[0].pairs)} held-out crops
 
 Of all the training sets; everybody is another person and the attacker has the originals themselves.

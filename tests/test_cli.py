@@ -9,10 +9,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from diffdeid import DiffDeIDPipeline, __version__, batch, write_image
+from diffdeid import DiffDeIDPipeline, DiffDeIDVideoPipeline, NoFaceFoundError, __version__, batch, cli, write_image
 from diffdeid.cli import app
 from diffdeid.imaging import read_image
 from diffdeid.video import Frame, VideoReader, VideoWriter
+from tests.tiny import tiny_pipeline
 
 SECRET = b"SECRETPLACE"
 
@@ -260,11 +261,35 @@ def test_debug_shows_the_traceback(anonymize, tmp_path, caplog):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["nowhere.jpg"], [], ["{photo}", "--level", "11"], ["{photo}", "--candidates", "0"], ["{photo}", "-o", "{photo}"]],
+    [
+        ["nowhere.jpg"],
+        [],
+        ["{photo}", "--level", "11"],
+        ["{photo}", "--candidates", "0"],
+        ["{photo}", "-o", "{photo}"],
+        ["{photo}", "--attributes", "own"],
+    ],
 )
 def test_wrong_usage_is_exit_code_2(photo, arguments):
     result = invoke("anonymize", *[argument.format(photo=photo) for argument in arguments])
     assert result.exit_code == 2 and not result.stdout
+
+
+@pytest.mark.parametrize(("asked", "attributes"), [([], "context"), *((["--attributes", it], it) for it in ("any", "source"))])
+@pytest.mark.parametrize("name", ["photo.jpg", "clip.mp4"])
+def test_whom_the_new_person_fits_reaches_the_pipeline(photo, monkeypatch, name, asked, attributes):
+    def answer(pipe, *_, **options):
+        seen.append((type(pipe), options["attributes"], options["level"]))
+        raise NoFaceFoundError("nobody")
+
+    seen = []
+    for kind in (DiffDeIDPipeline, DiffDeIDVideoPipeline):
+        monkeypatch.setattr(kind, "__call__", answer)
+    monkeypatch.setattr(cli, "_load", lambda *_: tiny_pipeline())
+    path = photo.with_name(name)
+    path.touch()
+    assert invoke("anonymize", path, *asked).exit_code == 3
+    assert seen == [(DiffDeIDPipeline if path == photo else DiffDeIDVideoPipeline, attributes, 7)]
 
 
 @pytest.mark.parametrize("model", ["weights/nowhere", "nowhere", "/no/where/at/all"])

@@ -6,7 +6,9 @@ import shutil
 import pytest
 from typer.testing import CliRunner
 
+from diffdeid import DiffDeIDPipeline, NoFaceFoundError, cli
 from diffdeid.cli import app
+from tests.tiny import tiny_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -63,6 +65,24 @@ def test_incomplete_requests_are_usage_errors(folders, arguments, words):
     result = run(*[dict(REAL=folders[0], ANON=folders[1]).get(argument, argument) for argument in arguments])
     assert result.exit_code == 2
     assert words in " ".join(result.output.replace("│", " ").split())
+
+
+@pytest.mark.parametrize(("asked", "attributes"), [([], "context"), (["--attributes", "any"], "any")])
+def test_whom_the_new_person_fits_reaches_the_pipeline(folders, tmp_path, monkeypatch, asked, attributes):
+    def answer(pipe, picture, **options):
+        seen.append((options["attributes"], options["level"]))
+        raise NoFaceFoundError("nobody")
+
+    seen = []
+    monkeypatch.setattr(DiffDeIDPipeline, "__call__", answer)
+    monkeypatch.setattr(cli, "_load", lambda *_: tiny_pipeline())
+    run("--method", "diffdeid", "--data", folders[0], "--report", tmp_path, "--level", 4, *asked)
+    assert seen == [(attributes, 4)]
+
+
+@pytest.mark.parametrize("asked", [["--attributes", "own"]])
+def test_other_words_for_whom_the_new_person_fits_are_usage_errors(folders, asked):
+    assert run("--method", "diffdeid", "--data", folders[0], *asked).exit_code == 2
 
 
 def test_folders_that_do_not_fit_are_one_line(folders, tmp_path):

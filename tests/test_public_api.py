@@ -5,8 +5,8 @@ import diffdeid
 NAMES = {
     "AssetNotFoundError", "ConfigurationError", "DiffDeIDError", "DiffDeIDPipeline", "DiffDeIDPipelineOutput",
     "DiffDeIDVideoPipeline", "DiffDeIDVideoPipelineOutput", "Face", "FaceCrop", "FaceReport", "ImageError", "LDSPipeline",
-    "LDSPipelineOutput", "MorphableCoefficients", "NoFaceFoundError", "PersonReport", "Picture", "VideoError", "VideoReader",
-    "VideoWriter", "__version__", "read_image", "write_image",
+    "LDSPipelineOutput", "MorphableCoefficients", "NewIdentity", "NoFaceFoundError", "NoIdentityFoundError", "PersonReport",
+    "Picture", "VideoError", "VideoReader", "VideoWriter", "__version__", "read_image", "write_image",
 }  # fmt: skip
 
 

@@ -5,6 +5,7 @@ from pathlib import Path
 import torch
 from diffusers import DDIMScheduler
 
+from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.lds import LDSModel
 from diffdeid.models.morphable_model import MorphableModel
@@ -27,9 +28,16 @@ def tiny_texture_encoder() -> TextureEncoderModel:
     return TextureEncoderModel(texture_channels=(8, 16), **TINY_WIDTHS).eval()
 
 
+def tiny_context_encoder() -> ContextEncoderModel:
+    """Sees eight channels at a sixteenth of the size."""
+    torch.manual_seed(0)
+    stages = ((1, 3, 2, 1, 4), (1, 3, 2, 2, 8), (1, 3, 2, 2, 8))
+    return ContextEncoderModel(stem_channels=4, stages=stages, feature_channels=16).eval()
+
+
 def tiny_lds() -> LDSModel:
     torch.manual_seed(0)
-    model = LDSModel(hidden_dim=16, num_layers=2, attribute_names=("female", "age")).eval()
+    model = LDSModel(hidden_dim=16, num_layers=2, attribute_names=("female", "age"), ghost_names=("glasses", "cap")).eval()
     model.attribute_directions.normal_()
     return model
 
@@ -98,7 +106,7 @@ def tiny_pipeline(**config) -> DiffDeIDPipeline:
         face_recognition=FaceRecognitionModel.from_pretrained(weights, subfolder="face_recognition"),
         lds=tiny_lds(),
         lds_scheduler=DDIMScheduler(clip_sample=False, timestep_spacing="trailing"),
-        **{"identity_limit": -1.0} | config,
+        **{"identity_limit": -1.0, "context_encoder": tiny_context_encoder()} | config,
     )
     pipeline.set_progress_bar_config(disable=True)
     return pipeline

@@ -5,7 +5,7 @@ He has the weights, the options, and a photo of every suspect: that of the galle
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from diffdeid.geometry.align import ffhq_matrix, warp
 from diffdeid.geometry.composite import cover
 from diffdeid.imaging import read_image
 from diffdeid.metrics.quality import diversity
-from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
+from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline, SourceFaces
 from diffdeid.structures import Face, FaceCrop
 
 SUSPECTS = 40
@@ -98,14 +98,23 @@ class Adversary:
 
     def _choices(self) -> np.ndarray:
         """Identities of the published results and versions, as if results showed them perfectly: what the choice gives away."""
-        level, keep_attributes = self.options.get("level", 7), self.options.get("keep_attributes", False)
         chosen = []
-        for number, pair in enumerate(self.suspects):
-            source = torch.from_numpy(pair.source.embeddings[FILTER])[None]
+        for number, source in enumerate(self._sources()):
             generator = torch.Generator().manual_seed(SEED + number)
-            versions = [self.pipe.sample_identity(source, level, keep_attributes, generator)[0] for _ in range(1 + VERSIONS)]
+            versions = [self.pipe.sample_identity(source, *self._choice, generator).embedding for _ in range(1 + VERSIONS)]
             chosen.append(torch.cat(versions).numpy())
         return np.stack(chosen)
+
+    @property
+    def _choice(self) -> tuple[int, str]:
+        """Level and attributes that the results were made with."""
+        return self.options.get("level", 7), self.options.get("attributes", "context")
+
+    def _sources(self) -> Iterator[SourceFaces]:
+        """What was de-identified in the published results, from the original photos."""
+        for pair in self.suspects:
+            picture = np.asarray(read_image(self.originals[pair.name].path).image)
+            yield self.pipe.reconstruct(picture, [pair.source.face])  # the only one, see `_is_single`
 
     def _make(self, pictures: dict[str, Path], name: str, number: int, **options: Any) -> list[dict[str, np.ndarray]]:
         """De-identify photos once more; embeddings of the results, in order."""
@@ -170,16 +179,13 @@ class Adversary:
 
     def _replay(self, people: list[str]) -> list[Metric]:
         """With the seeds of the published results; the adversary knows them only where they were given away."""
-        if self.options.get("keep_attributes"):
-            return []  # the pool then depends on the source in another way, which the attack does not model
         steps = self.options.get("num_inference_steps", 8)
         tries = [self.costs[pair.name]["evaluations"] // steps for pair in self.suspects]
         seeds = [self.seeds[pair.name] for pair in self.suspects]
         observed = np.stack([pair.result.embeddings[FILTER] for pair in self.suspects])
         gallery = self._gallery(people, FILTER)
-        return attacks.replay(
-            self.pipe, seeds, tries, self.options.get("level", 7), observed, people, gallery, people, "known seed"
-        )
+        sources = list(self._sources())
+        return attacks.replay(self.pipe, sources, seeds, tries, *self._choice, observed, people, gallery, people, "known seed")
 
     def _gallery(self, people: list[str], recogniser: str) -> np.ndarray:
         return np.stack([self.originals[self.known[person]].examined.embeddings[recogniser] for person in people])

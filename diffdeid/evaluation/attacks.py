@@ -17,6 +17,8 @@ alarm is raised above the 97.5 % quantile of the permutations: by each metric in
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -26,13 +28,14 @@ from torch import Tensor, nn
 
 from diffdeid.evaluation.structures import Metric
 from diffdeid.metrics.privacy import RESAMPLES, person_scores
-from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
-from diffdeid.pipelines.pipeline_lds import select_level
+from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline, SourceFaces
+from diffdeid.pipelines.pipeline_lds import DRAWS, least_distance
 from diffdeid.structures import Face
 
 SHRINKAGE = 0.5  # of the covariance within people: a few hundred samples of hundreds of numbers say little of it
 BATCH, LEARNING_RATE = 8, 2e-3
-LIKENESS, RANK_ERROR = 20.0, 3.0  # how well a result shows its identity; how far another photo of the source shifts the order
+LIKENESS = 20.0  # how well a result shows its identity
+DISTANCE_ERROR = 0.05  # of the cosine distance, by another photo of the source
 
 
 def parrot(
@@ -75,8 +78,8 @@ def averaging(
     """Several de-identified versions of each photo, taken together; the best of three attacks, as in the permutations.
 
     What differs between versions cancels, what they share of the source stays. "nearest": who is most alike to the mean version.
-    "farthest": who is least, because the level takes identities far from the source. "level": at a level, all versions are about
-    equally far from the source, and from others they are not, so who is at the usual distance each time? By the ratio of two
+    "farthest": who is least, because identities near the source are refused. "level": all versions are at least as far from the
+    source as the level's bound, and from others they are not, so who is at the usual distance each time? By the ratio of two
     Gaussians, whose parameters the attacker learns on other people whom he de-identifies himself (leave one person out).
 
     Args:
@@ -171,57 +174,63 @@ def reidentification(
     return identification(attack, label, [lambda said: scores], _places(people, columns))
 
 
+@torch.no_grad()
 def replay(
     pipe: DiffDeIDPipeline,
+    sources: Sequence[SourceFaces],
     seeds: Sequence[int],
     attempts: Sequence[int],
     level: int,
+    attributes: Literal["context", "any", "source"],
     observed: np.ndarray,
     people: Sequence[str],
     gallery: np.ndarray,
     gallery_people: Sequence[str],
     label: str,
 ) -> list[Metric]:
-    """Sample identities again, for every suspect, with the seed that was used: for whom would the result have been chosen?
+    """Draw identities again with the seed that was used: for which of the suspects would the published one have been taken?
 
-    The sampled pool hardly depends on the source, but the level's choice in it does: it has a certain rank of the distance to
-    the source. The attacker knows another photo of each suspect, by which ranks are a little wrong. So every identity of the
-    pool counts by how alike the result is to it, times how near its rank is to the chosen one's. The seed's noise tells no
-    more: which identity of the pool was used is plain from the result, and all else that went in is not of the source's identity.
+    Whom the seed draws does not depend on the source, but who of them is refused does. The attacker knows another photo of each
+    suspect, by which distances are a little wrong. So a suspect counts by how likely it is that all before the published identity
+    were refused for him and that it was not, times how alike the result is to it. With `attributes="source"` whom the seed draws
+    depends on the suspect as well. Everything else of K is given to him as it was, which is more than the result shows.
 
     Args:
+        sources: `(n)` what was de-identified, each a batch of one.
         seeds: `(n,)` of the generators, a fresh one for each picture, of which the first face is meant.
         attempts: `(n,)` how many there were, as reported.
-        level: that the pictures were made with, without `keep_attributes`.
+        level, attributes: that the pictures were made with.
         observed: `(n, 128)` z_id of the results.
         gallery: `(p, 128)` z_id of photos of `gallery_people`.
     """
     suspects, observed = torch.from_numpy(gallery).float(), torch.from_numpy(observed).float()
-    sampler, limit = pipe.identity_sampler, pipe.config.identity_limit
     fits = torch.zeros(len(observed), len(suspects))
-    for probe, seed in enumerate(seeds):
-        fresh = torch.Generator().manual_seed(int(seed))
-        shared = sampler(pipe.num_sampled_identities, num_inference_steps=20, generator=fresh).identity
-        refused = (1 - suspects @ shared.T < limit).any(1)
+    for probe, (source, seed) in enumerate(zip(sources, seeds, strict=True)):
+        drawn = None
         for column, suspect in enumerate(suspects):
-            same = attempts[probe] == 1 and not refused[column]  # sparing one sampling per suspect
-            pool = shared if same else _pool(pipe, suspect[None], int(seed), attempts[probe])
-            ranks = (pool @ suspect).argsort().argsort()
-            near = torch.exp(-(((ranks - ranks[select_level(pool, suspect, level)]) / RANK_ERROR) ** 2) / 2)
-            fits[probe, column] = (LIKENESS * (pool @ observed[probe])).softmax(0) @ near
+            if drawn is None or attributes == "source":
+                accused = replace(source, identity=suspect[None].to(source.identity))
+                drawn, usable = _drawn(pipe, accused, attributes, int(seed), attempts[probe])
+            distances = 1 - drawn @ suspect
+            bounds = [least_distance(lower, pipe.config.identity_limit) for lower in range(level, 0, -1)]
+            bound = next((bound for bound in bounds if (usable & (distances >= bound)).any()), bounds[-1])
+            taken = usable * torch.sigmoid((distances - bound) / DISTANCE_ERROR)
+            first = taken * torch.cat([taken.new_ones(1), (1 - taken).cumprod(0)[:-1]])
+            fits[probe, column] = (LIKENESS * (drawn @ observed[probe])).softmax(0) @ first
     scores, columns = person_scores(fits.numpy(), np.eye(len(suspects)), list(gallery_people))  # the best photo of each
     return identification("replay", label, [lambda said: scores], _places(people, columns))
 
 
-def _pool(pipe: DiffDeIDPipeline, source: Tensor, seed: int, attempts: int) -> Tensor:
-    """What `sample_identity` chooses from in the last attempt; between two, the noise of a picture is drawn."""
-    generator = torch.Generator().manual_seed(seed)
-    limits = pipe.num_sampled_identities, source, pipe.config.identity_limit
+def _drawn(pipe: DiffDeIDPipeline, source: SourceFaces, attributes: str, seed: int, attempts: int) -> tuple[Tensor, Tensor]:
+    """Whom the last attempt chose from, `(DRAWS, 128)`, and who of them may be painted; between two attempts a picture's noise is
+    drawn."""
+    generator, sampler = torch.Generator().manual_seed(seed), pipe.identity_sampler
     for attempt in range(attempts):
         if attempt > 0:
             pipe.prepare_latents(1, generator)
-        pool = pipe.identity_sampler(*limits, num_inference_steps=20, generator=generator).identity
-    return pool
+        latents, asked = sampler.prepare_latents(DRAWS, generator), attributes if attempt < pipe.max_attempts // 2 else "any"
+    embeddings, shapes = sampler.sample(latents, pipe.identity_conditions(source, asked))
+    return embeddings.float(), sampler.may_be_painted(embeddings, shapes)
 
 
 @torch.no_grad()

@@ -10,13 +10,14 @@ import numpy as np
 from torch import nn
 
 from diffdeid.errors import DiffDeIDError
-from diffdeid.evaluation.examiner import ExaminedFace, Examiner, each
+from diffdeid.evaluation.examiner import CONTEXT, FILTER, ExaminedFace, Examiner, each
 from diffdeid.evaluation.features import features
 from diffdeid.evaluation.memory import Memory
 from diffdeid.evaluation.originals import RealPicture, choose_probes
 from diffdeid.evaluation.structures import Evaluation, ExaminedPair, Metric, Scores
 from diffdeid.geometry.align import ffhq_matrix, warp
 from diffdeid.geometry.boxes import intersection_over_union
+from diffdeid.geometry.composite import FEATHER
 from diffdeid.geometry.guides import eye_map, face_region, mouth_region
 from diffdeid.imaging import read_image
 from diffdeid.metrics import privacy, quality
@@ -34,7 +35,12 @@ UTILITY = (
     "EXP", "POSE", "GAZE", "pose", "gaze", "landmark error", "same expression class", "face found", "box overlap",
     "age difference", "same sex",
 )  # fmt: skip
-QUALITY = ("PSNR in the face", "PSNR outside", "SSIM in the face", "SSIM outside", "skin colour difference")
+QUALITY = (
+    "PSNR in the face", "PSNR outside", "SSIM in the face", "SSIM outside", "skin colour difference",
+    "colour step at the border", "colour step at the border of originals",
+)  # fmt: skip
+FEW = 10  # pictures, below which five folds teach a classifier nothing
+FLOOR = "floor of K, rank-1"
 
 
 def compare(
@@ -118,13 +124,17 @@ def compare_faces(
         "box overlap": intersection_over_union(source.face.box, result.face.box),
     }
     numbers |= {name: value if result.found else float("nan") for name, value in known.items()}
+    erased, skin = _crop_regions(source.face)
+    step, own_step = quality.colour_step(*crops, erased, FEATHER * CROP)
     return numbers | {
         "face found": float(result.found),
         "PSNR in the face": quality.psnr(before, after, inside),
         "PSNR outside": quality.psnr(before, after, outside),
         "SSIM in the face": similarities[0],
         "SSIM outside": similarities[1],
-        "skin colour difference": quality.colour_difference(*crops, _skin(source.face)),
+        "skin colour difference": quality.colour_difference(*crops, skin),
+        "colour step at the border": step,
+        "colour step at the border of originals": own_step,
     }
 
 
@@ -136,11 +146,11 @@ def _regions(picture: np.ndarray, face: Face) -> tuple[np.ndarray, np.ndarray]:
     return inside, cv2.distanceTransform((~inside).astype(np.uint8), cv2.DIST_L2, 5) > rim
 
 
-def _skin(face: Face) -> np.ndarray:
-    """The face without mouth and eyes in its crop."""
-    crop = FaceCrop(np.empty(0), ffhq_matrix(face.landmarks, CROP))
-    points = crop.to_crop(face.landmarks)
-    return (face_region(points, CROP) - mouth_region(points, CROP) - (eye_map(points, np.zeros(4), CROP) > 0)) > 0
+def _crop_regions(face: Face) -> tuple[np.ndarray, np.ndarray]:
+    """What is erased in a face's crop, and that without mouth and eyes, `(224, 224)` bool."""
+    points = FaceCrop(np.empty(0), ffhq_matrix(face.landmarks, CROP)).to_crop(face.landmarks)
+    erased = face_region(points, CROP) > 0
+    return erased, erased & ~(mouth_region(points, CROP) > 0) & ~(eye_map(points, np.zeros(4), CROP) > 0)
 
 
 def measure_privacy(evaluation: Evaluation, originals: dict[str, RealPicture], recognisers: Sequence[str]) -> list[Metric]:
@@ -150,8 +160,10 @@ def measure_privacy(evaluation: Evaluation, originals: dict[str, RealPicture], r
     known = [original for original in originals.values() if original.gallery and original.examined is not None]
     people = [original.person for original in known]
     pairs = [pair for pair in pairs if pair.person in set(people)]
-    metrics = []
-    for recogniser in recognisers if pairs and len(set(people)) > 1 else ():
+    comparable = bool(pairs) and len(set(people)) > 1
+    metrics = measure_floor(pairs, known) if comparable else []
+    floor = metrics[0].value if metrics else None
+    for recogniser in recognisers if comparable else ():
         gallery = np.stack([original.examined.embeddings[recogniser] for original in known])
         before, after = (
             np.stack([getattr(pair, side).embeddings[recogniser] for pair in pairs]) for side in ("source", "result")
@@ -160,7 +172,7 @@ def measure_privacy(evaluation: Evaluation, originals: dict[str, RealPicture], r
         scores, _ = privacy.person_scores(after, gallery, people)
         own = np.array([columns.index(pair.person) for pair in pairs])
         genuine, impostor = privacy.genuine_and_impostor(real, own)
-        metrics += recognition(recogniser, scores, own, impostor)
+        metrics += recognition(recogniser, scores, own, impostor, floor)
         metrics.append(Metric("privacy", f"rank-1 of originals [{recogniser}]", float((privacy.ranks(real, own) == 1).mean())))
         evaluation.scores[recogniser] = Scores(genuine, impostor, privacy.genuine_and_impostor(scores, own)[0])
     for recogniser in recognisers:
@@ -173,13 +185,56 @@ def measure_privacy(evaluation: Evaluation, originals: dict[str, RealPicture], r
     return metrics
 
 
-def recognition(recogniser: str, scores: np.ndarray, own: np.ndarray, impostor: np.ndarray) -> list[Metric]:
+def measure_floor(pairs: Sequence[ExaminedPair], known: Sequence[RealPicture]) -> list[Metric]:
+    """How many probes are named by their surroundings alone, which every result shows.
+
+    Two attackers have the gallery and look at the probes with all faces erased. The one compares the features of the erased probe
+    with those of the erased pictures of the gallery. The other has the context encoder, and compares the identity that it expects
+    with the faces of the gallery by the recogniser "filter".
+
+    Returns:
+        The best of the attackers first, in the intervals and in the permutations too, then each of them.
+    """
+    people, scores = [original.person for original in known], {}
+    for network in pairs[0].source.surroundings:
+        around = np.stack([original.examined.surroundings[network] for original in known])
+        gallery = np.stack([original.examined.embeddings[FILTER] for original in known]) if network == CONTEXT else around
+        probes = np.stack([pair.source.surroundings[network] for pair in pairs])
+        scores[network], columns = privacy.person_scores(_directions(probes, around), _directions(gallery, gallery), people)
+    own = np.array([columns.index(pair.person) for pair in pairs])
+    return floor_of_k(scores, own)
+
+
+def floor_of_k(scores: dict[str, np.ndarray], own: np.ndarray) -> list[Metric]:
+    """Rank-1 of the best attacker and of each, from their scores `(n, p)` of probes to people; `own` `(n,)` are their columns."""
+    rows, metrics = np.arange(len(own)), []
+    for name, attackers in {FLOOR: list(scores), **{f"{FLOOR} [{network}]": [network] for network in scores}}.items():
+
+        def best(said: np.ndarray, drawn: np.ndarray, attackers: list[str] = attackers) -> float:
+            return max((privacy.ranks(scores[network][drawn], said[drawn]) == 1).mean() for network in attackers)
+
+        interval = privacy.bootstrap(lambda drawn, best=best: best(own, drawn), len(own))
+        chance = privacy.chance(lambda said, best=best: best(said, rows), own)[0]
+        metrics.append(Metric("privacy", name, float(best(own, rows)), "", interval, chance))
+    return metrics
+
+
+def _directions(vectors: np.ndarray, known: np.ndarray) -> np.ndarray:
+    """Unit vectors `(n, d)` from the mean of the known ones, so that nobody is near to all by being average."""
+    centred = vectors - known.mean(0)
+    return centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(1e-12)
+
+
+def recognition(
+    recogniser: str, scores: np.ndarray, own: np.ndarray, impostor: np.ndarray, floor: float | None = None
+) -> list[Metric]:
     """The numbers of one recogniser, with interval and chance; an alarm where chance is exceeded (permutation test, 2.5 %).
 
     Args:
         scores: cosines `(n, p)` of de-identified probes to people.
         own: `(n,)` their columns.
         impostor: cosines of originals to other people, which set the thresholds.
+        floor: rank-1 of who sees the surroundings alone, to stand beside that of the results.
     """
     rows = np.arange(len(own))
     statistics = {f"rank-{k}": lambda said, drawn, k=k: (privacy.ranks(scores[drawn], said[drawn]) <= k).mean() for k in (1, 5)}
@@ -194,7 +249,8 @@ def recognition(recogniser: str, scores: np.ndarray, own: np.ndarray, impostor: 
         interval = privacy.bootstrap(lambda drawn, f=statistic: f(own, drawn), len(own))
         mean, low, high = privacy.chance(lambda said, f=statistic: f(said, rows), own)
         alarm = value < low if name == "EER" else value > high
-        metrics.append(Metric("privacy", f"{name} [{recogniser}]", value, "", interval, mean, bool(alarm)))
+        beside = floor if name == "rank-1" else None
+        metrics.append(Metric("privacy", f"{name} [{recogniser}]", value, "", interval, mean, bool(alarm), beside))
     return metrics
 
 
@@ -204,7 +260,7 @@ def measure_utility(pairs: list[ExaminedPair]) -> list[Metric]:
 
 
 def measure_quality(pairs: list[ExaminedPair], network: nn.Module) -> list[Metric]:
-    """Means over all, and distances of the distribution of one half of the results to the other half of the originals."""
+    """Means over all, distances of one half of the results to the other half of the originals, and how well results are told."""
     metrics = [_mean("quality", name, pairs) for name in QUALITY]
     if len(pairs) < 4:
         return metrics
@@ -213,6 +269,10 @@ def measure_quality(pairs: list[ExaminedPair], network: nn.Module) -> list[Metri
     for name, distance in (("Fréchet distance", quality.frechet_distance), ("kernel distance", quality.kernel_distance)):
         metrics.append(Metric("quality", f"{name} {label}", distance(after[::2], before[1::2])))
         metrics.append(Metric("quality", f"{name} of originals {label}", distance(before[::2], before[1::2])))
+    if len(pairs) >= FEW:
+        metrics.append(Metric("quality", f"two-sample AUC {label}", quality.two_sample_auc(before, after)))
+        halves = quality.two_sample_auc(before[::2], before[1::2])
+        metrics.append(Metric("quality", f"two-sample AUC of originals {label}", halves))
     return metrics
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TypeVar
 
@@ -19,8 +19,11 @@ from safetensors.numpy import load_file
 from tqdm import tqdm
 
 from diffdeid.errors import AssetNotFoundError
+from diffdeid.evaluation.features import EfficientNetLite0
 from diffdeid.geometry.align import chip_matrix, ffhq_matrix, sample, similarity_transform, square_matrix, warp
 from diffdeid.geometry.boxes import intersection_over_union
+from diffdeid.geometry.surroundings import surroundings
+from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.fitting import fit
@@ -29,6 +32,7 @@ from diffdeid.structures import Face, FaceCrop
 
 CAFFE_MEAN = np.float32([103.939, 116.779, 123.68])  # blue, green, red
 FILTER = "filter"  # the recogniser that accepts or refuses results, reported apart
+FEATURES, CONTEXT = "EfficientNetLite0", "ContextEncoderModel"  # the networks that look at the surroundings of a face
 EMOTIONS = ("angry", "disgusted", "fearful", "happy", "sad", "surprised", "neutral")
 FIT_SIZE = 256
 SAME_PLACE = 0.3  # intersection over union of two boxes, above which they are one face's
@@ -48,6 +52,7 @@ class ExaminedFace:
         emotion: `(7,)` probabilities of `EMOTIONS`, NaN when not found.
         age: in years, NaN when not found.
         femininity: 0 (male) … 1 (female), NaN when not found.
+        surroundings: of originals, what the picture tells without its faces, see `Examiner.look_around`.
     """
 
     face: Face
@@ -57,13 +62,15 @@ class ExaminedFace:
     emotion: np.ndarray
     age: float
     femininity: float
+    surroundings: dict[str, np.ndarray] = field(default_factory=dict)
 
 
 class Examiner:
     """Looks at the faces of pictures.
 
     Args:
-        model: folder of the released models, for the detector, the head and the filter's recogniser.
+        model: folder of the released models, for the detector, the head, the filter's recogniser and, where it has one, the
+            context encoder.
         evaluators: folder of the independent networks.
         recognisers: further ones, ONNX files of the ArcFace kind: one face `(1, 3, 112, 112)` RGB, (x - 127.5) / 127.5, aligned
             by ArcFace's five points -> one embedding. They are named by their file.
@@ -77,16 +84,24 @@ class Examiner:
         self.analyser = FaceAnalyserModel.from_pretrained(model, subfolder="face_analyser")
         self.filter = FaceRecognitionModel.from_pretrained(model, subfolder="face_recognition").float().eval()
         self.head = MorphableModel.from_pretrained(model, subfolder="morphable_model").float()
+        encoder = Path(model, "context_encoder")
+        self.context_encoder = ContextEncoderModel.from_pretrained(encoder).float().eval() if encoder.is_dir() else None
         self._faceplugin = _session(Path(evaluators, "faceplugin.onnx"))
         self._faceres = _session(Path(evaluators, "faceres.onnx"))
         self._faceres_mean = load_file(Path(evaluators, "faceres_mean.safetensors"))["mean"]
         self._emotion = _session(Path(evaluators, "emotion.onnx"))
         self._others = {path.stem: _arcface_session(path) for path in recognisers}
+        self.features = EfficientNetLite0(Path(evaluators, "efficientnet_lite0.safetensors"))
 
     @property
     def recognisers(self) -> tuple[str, ...]:
         """The names of the recognisers, the independent ones first."""
         return ("faceplugin", "faceres", *self._others, FILTER)
+
+    @property
+    def onlookers(self) -> tuple[str, ...]:
+        """The names of the networks that look at the surroundings of a face."""
+        return (FEATURES,) if self.context_encoder is None else (FEATURES, CONTEXT)
 
     def examine_at(self, picture: np.ndarray, source: Face) -> ExaminedFace:
         """The face that took the place of `source`, or what is there now if no face is found.
@@ -131,6 +146,21 @@ class Examiner:
             FILTER: self.filter(chip).embedding[0].numpy(),
         }
         return {name: vector / np.linalg.norm(vector) for name, vector in vectors.items()}
+
+    @torch.no_grad()
+    def look_around(self, picture: np.ndarray, face: Face, others: Sequence[Face]) -> dict[str, np.ndarray]:
+        """What the surroundings of a face tell of the person, with this and all other faces erased.
+
+        Returns:
+            By network, pooled features `(1280,)` and, of the context encoder, the identity `(128,)` that it expects there: a unit
+            vector in the space of the recogniser "filter".
+        """
+        crop = torch.from_numpy(surroundings(picture, face, others)).permute(2, 0, 1)[None].float()
+        seen = {FEATURES: self.features(crop)[0].numpy()}
+        if self.context_encoder is not None:
+            context = self.context_encoder(crop / 127.5 - 1).context
+            seen[CONTEXT] = self.context_encoder.expected_identity(context)[0].numpy()
+        return seen
 
     def faceres(self, picture: np.ndarray, landmarks: np.ndarray) -> list[np.ndarray]:
         """FaceRes' outputs: masculinity `(1,)`, probabilities of ages `(100,)`, embedding `(1024,)` as it comes."""

@@ -21,17 +21,17 @@ Seen = tuple[list[Face], ExaminedFace | None]  # all faces of a picture (boxes a
 
 
 class Memory:
-    """Keeps what was seen by the recognisers of these names in a folder, or nothing without one."""
+    """Keeps what was seen by the networks of these names in a folder, or nothing without one."""
 
-    def __init__(self, folder: Path | None, recognisers: Sequence[str]):
-        self.folder, self.recognisers = folder, recognisers
+    def __init__(self, folder: Path | None, networks: Sequence[str]):
+        self.folder, self.networks = folder, networks
 
     def recall(self, key: str, look: Callable[[], Seen], *files: Path) -> Seen:
         """What was seen under a key in files that had the same bytes, or what `look` sees now."""
         if self.folder is None:
             return look()
         contents = b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
-        path = self.folder / f"{key}-{hashlib.sha256(repr((contents, self.recognisers)).encode()).hexdigest()[:16]}.npz"
+        path = self.folder / f"{key}-{hashlib.sha256(repr((contents, self.networks)).encode()).hexdigest()[:16]}.npz"
         if path.exists():
             with np.load(path) as arrays:
                 return _unpack(dict(arrays))
@@ -56,7 +56,8 @@ def _pack(faces: list[Face], examined: ExaminedFace | None) -> dict[str, np.ndar
     arrays |= {"box": face.box, "landmarks": face.landmarks, "iris": face.iris, "found": np.array(examined.found)}
     arrays |= {"coefficients": examined.coefficients, "emotion": examined.emotion}
     arrays |= {"age": np.array(examined.age), "femininity": np.array(examined.femininity)}
-    return arrays | {f"by {name}": vector for name, vector in examined.embeddings.items()}
+    arrays |= {f"by {name}": vector for name, vector in examined.embeddings.items()}
+    return arrays | {f"around by {name}": vector for name, vector in examined.surroundings.items()}
 
 
 def _unpack(arrays: dict[str, np.ndarray]) -> Seen:
@@ -64,6 +65,9 @@ def _unpack(arrays: dict[str, np.ndarray]) -> Seen:
     if "box" not in arrays:
         return faces, None
     face = Face(arrays["box"], landmarks=arrays["landmarks"], iris=arrays["iris"])
-    embeddings = {name.removeprefix("by "): vector for name, vector in arrays.items() if name.startswith("by ")}
+    embeddings, around = (
+        {name.removeprefix(start): vector for name, vector in arrays.items() if name.startswith(start)}
+        for start in ("by ", "around by ")
+    )
     found, age, femininity = bool(arrays["found"]), float(arrays["age"]), float(arrays["femininity"])
-    return faces, ExaminedFace(face, found, embeddings, arrays["coefficients"], arrays["emotion"], age, femininity)
+    return faces, ExaminedFace(face, found, embeddings, arrays["coefficients"], arrays["emotion"], age, femininity, around)

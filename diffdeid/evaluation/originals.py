@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import csv
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
@@ -124,4 +124,6 @@ def _look(path: Path, examiner: Examiner) -> tuple[list[Face], ExaminedFace | No
     picture = np.asarray(read_image(path).image)
     faces = examiner.analyser(picture)
     placed = next((face for face in faces if face.iris is not None), None)
-    return faces, None if placed is None else examiner.describe(picture, placed)
+    if placed is None:
+        return faces, None
+    return faces, replace(examiner.describe(picture, placed), surroundings=examiner.look_around(picture, placed, faces))

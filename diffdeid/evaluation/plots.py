@@ -74,7 +74,7 @@ def distributions(
 
 
 def bars(evaluations: list[Evaluation], metric_name: str) -> Figure:
-    """One metric of all methods, with its intervals and what chance gives."""
+    """One metric of all methods, with its intervals, and what chance and the surroundings alone give."""
     figure, axes = _axes(metric_name, "")
     figure.set_figheight(1.0 + 0.38 * len(evaluations))
     for place, evaluation in enumerate(evaluations):
@@ -82,8 +82,9 @@ def bars(evaluations: list[Evaluation], metric_name: str) -> Figure:
             axes.set_xlabel(_text(f"{metric_name}, {metric.unit}".rstrip(", ")))
             axes.barh(place, metric.value, color=_style(place)["color"])
             axes.plot(metric.interval or (), [place] * len(metric.interval or ()), color="black", marker="|", linewidth=1.5)
-            if metric.chance is not None:
-                axes.plot([metric.chance] * 2, [place - 0.5, place + 0.5], color="black", linestyle=":", label="chance")
+            for name, level, line in (("chance", metric.chance, ":"), ("floor", metric.floor, "--")):
+                if level is not None:
+                    axes.plot([level] * 2, [place - 0.5, place + 0.5], color="black", linestyle=line, label=name)
     axes.set_yticks(range(len(evaluations)), [_text(evaluation.method) for evaluation in evaluations])
     axes.set_ylim(len(evaluations) - 0.5, -0.5)  # the first on top
     return _with_legend(axes)

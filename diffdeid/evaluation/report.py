@@ -31,11 +31,13 @@ UNKNOWN, ALARM, MARK = "–", "!", "†"
 NOTES = {
     "[a, b]": "95 % bootstrap interval",
     "chance": "what a method gets that gives nothing away",
+    "floor": "what the rest of the picture (K) gives away by itself, with all faces erased",
     UNKNOWN: "could not be measured",
     ALARM: "identity leaks, or a face was missed",
     MARK: "used by the method itself to accept results; not independent evidence",
 }
-SHARES = ("rank-", "TPR", "EER", "same ", "face found", "no face", "faces left", "faces covered")  # begin the names of shares
+# Begin the names of shares.
+SHARES = ("rank-", "TPR", "EER", "same ", "face found", "no face", "faces left", "faces covered", "floor of K")
 NEAREST = 8  # pictures in the row of the worst
 GRIDS = ((160, 24), (128, 24), (96, 24), (72, 16), (56, 8))  # side of a crop and people a method, until they fit
 GRID_BYTES = 4_000_000  # as base64, so that a phone still opens the page, figures and all
@@ -49,14 +51,15 @@ class Row(NamedTuple):
     label: str
     cells: list[tuple[str, str, str]]
     chance: str
+    floor: str
 
 
 def table(evaluations: list[Evaluation]) -> str:
     """All metrics as an aligned Markdown table: a row a metric, a column a method; below it, what the marks mean."""
-    lines = [["", *(evaluation.method for evaluation in evaluations), "chance"]]
+    lines = [["", *(evaluation.method for evaluation in evaluations), "chance", "floor"]]
     for block, rows in groupby(_rows(evaluations), lambda row: row.block):
-        lines.append([block.upper()] + [""] * (len(evaluations) + 1))
-        lines += [[row.label, *(" ".join(filter(None, cell)) for cell in row.cells), row.chance] for row in rows]
+        lines.append([block.upper()] + [""] * (len(evaluations) + 2))
+        lines += [[row.label, *(" ".join(filter(None, cell)) for cell in row.cells), row.chance, row.floor] for row in rows]
     lines = [[" ".join(text.split()).replace("|", r"\|") for text in line] for line in lines]
     widths = [max(map(len, column)) for column in zip(*lines, strict=True)]
     text = ["| " + " | ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]) + " |" for line in lines]
@@ -70,8 +73,9 @@ def to_json(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
     for evaluation in evaluations:
         metrics = []
         for metric in evaluation.metrics:
-            value, chance, *interval = map(_json_number, (metric.value, metric.chance, *(metric.interval or ())))
-            numbers = {"value": value, "interval": interval or None, "chance": chance, "alarm": bool(metric.alarm)}
+            interval = None if metric.interval is None else [*map(_json_number, metric.interval)]
+            value, chance, floor = map(_json_number, (metric.value, metric.chance, metric.floor))
+            numbers = {"value": value, "interval": interval, "chance": chance, "alarm": bool(metric.alarm), "floor": floor}
             metrics.append(asdict(metric) | numbers | {"independent": f"[{FILTER}]" not in metric.name})
         methods.append({"method": evaluation.method, "pictures": len(evaluation.pairs), "metrics": metrics})
     return methods
@@ -167,11 +171,17 @@ def _rows(evaluations: list[Evaluation]) -> list[Row]:
             value, *bounds = _format([metric.value, *(metric.interval or ())], metric.unit)
             interval = f"[{', '.join(bounds)}]" if set(bounds) - {UNKNOWN} else ""
             cells.append((ALARM if metric.alarm else "", value, interval))
-        chances = [metric.chance for metric in metrics if metric.chance is not None]
-        least, most = _format([min(chances), max(chances)], keys[block, name]) if chances else ("", "")
+        chance, floor = (_range([getattr(metric, side) for metric in metrics], keys[block, name]) for side in ("chance", "floor"))
         label = _marked(f"{name}, {keys[block, name]}".rstrip(", "))
-        rows.append(Row(block, name, label, cells, least if least == most else f"{least} … {most}"))
+        rows.append(Row(block, name, label, cells, chance, floor))
     return rows
+
+
+def _range(values: Sequence[float | None], unit: str) -> str:
+    """The smallest and the largest of those that are known, or the one that they all are; empty for none."""
+    known = [value for value in values if value is not None]
+    least, most = _format([min(known), max(known)], unit) if known else ("", "")
+    return least if least == most else f"{least} … {most}"
 
 
 def in_percent(metric: Metric) -> Metric:
@@ -179,8 +189,8 @@ def in_percent(metric: Metric) -> Metric:
     if metric.unit or not (metric.name.startswith(SHARES) or " rank-1 [" in metric.name):
         return metric
     interval = metric.interval and (100 * metric.interval[0], 100 * metric.interval[1])
-    chance = None if metric.chance is None else 100 * metric.chance
-    return replace(metric, value=100 * metric.value, unit="%", interval=interval, chance=chance)
+    chance, floor = (None if share is None else 100 * share for share in (metric.chance, metric.floor))
+    return replace(metric, value=100 * metric.value, unit="%", interval=interval, chance=chance, floor=floor)
 
 
 def _format(values: Sequence[float], unit: str = "") -> list[str]:

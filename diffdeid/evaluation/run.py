@@ -19,7 +19,7 @@ from diffdeid.evaluation.adversary import Adversary
 from diffdeid.evaluation.clips import evaluate_clip
 from diffdeid.evaluation.compare import compare
 from diffdeid.evaluation.examiner import Examiner
-from diffdeid.evaluation.features import EfficientNetLite0, Inception
+from diffdeid.evaluation.features import Inception
 from diffdeid.evaluation.memory import Memory
 from diffdeid.evaluation.methods import METHODS, available_methods, run_method
 from diffdeid.evaluation.originals import choose_probes, identify, list_pictures, read_boxes, read_originals
@@ -35,12 +35,16 @@ class Judges:
     examiner: Examiner
     features: nn.Module
 
+    def memory(self, work: Path | None) -> Memory:
+        """What the examiner saw before it was interrupted, in a folder of the evaluation; nothing without one."""
+        return Memory(work and work / "unfinished", (*self.examiner.recognisers, *self.examiner.onlookers))
+
 
 def judges(model: str, evaluators: Path, recognisers: Sequence[Path] = (), inception: Path | None = None) -> Judges:
     """Load them; `model` is a folder or Hub id of the released models, for the other arguments see `Examiner` and `Inception`."""
     folder = model if Path(model).is_dir() else DiffDeIDPipeline.download(model)
-    network = EfficientNetLite0(evaluators / "efficientnet_lite0.safetensors") if inception is None else Inception(inception)
-    return Judges(Examiner(folder, evaluators, recognisers), network)
+    examiner = Examiner(folder, evaluators, recognisers)
+    return Judges(examiner, examiner.features if inception is None else Inception(inception))
 
 
 def evaluate_pair(
@@ -66,7 +70,7 @@ def evaluate_pair(
     if real.is_file() or anon.is_file():
         return evaluate_clip(real, anon, judges.examiner)
     pictures, results = list_pictures(real), list_pictures(anon)
-    people, memory = identify(list(pictures), identities), Memory(work and work / "unfinished", judges.examiner.recognisers)
+    people, memory = identify(list(pictures), identities), judges.memory(work)
     originals = read_originals(pictures, people, judges.examiner, memory, boxes and read_boxes(boxes))
     evaluation = compare(anon.name, originals, results, judges.examiner, judges.features, memory)
     memory.forget()
@@ -102,7 +106,7 @@ def evaluate_methods(
     if unknown:
         raise ConfigurationError(f"There is no method {sorted(unknown)}. Choose among {', '.join(METHODS)}, all.")
     pictures = list_pictures(data)
-    people, memory = identify(list(pictures), identities), Memory(work and work / "unfinished", judges.examiner.recognisers)
+    people, memory = identify(list(pictures), identities), judges.memory(work)
     probes = {name: pictures[name] for name in choose_probes(people)}
     originals = read_originals(pictures, people, judges.examiner, memory, boxes and read_boxes(boxes))
     evaluations = []

@@ -24,6 +24,7 @@ class Metric:
         interval: 95 % bootstrap interval, or `None`.
         chance: what a method gets that gives nothing away, or `None`.
         alarm: the number shows that identity leaks, or that a face was missed.
+        floor: what the surroundings of the face give away by themselves, whatever a method does in the face, or `None`.
     """
 
     block: Block
@@ -33,6 +34,7 @@ class Metric:
     interval: tuple[float, float] | None = None
     chance: float | None = None
     alarm: bool = False
+    floor: float | None = None
 
 
 @dataclass(frozen=True)

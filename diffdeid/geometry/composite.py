@@ -15,6 +15,7 @@ from diffdeid.geometry.align import invert, warp
 from diffdeid.geometry.landmarks import FACE_OVAL
 from diffdeid.structures import Face
 
+FEATHER = 7 / 256  # width of the soft edge of a new face, inside the erased region, in crop sizes
 COVER_MARGIN = 1.3  # size of a cover in face boxes
 COVER_CELLS = 6  # mosaic cells along a face; the blur is as coarse
 

@@ -58,8 +58,8 @@ def eye_map(landmarks: np.ndarray, gaze: np.ndarray, size: int) -> np.ndarray:
     return canvas.astype(np.float32) / 255
 
 
-def face_region(landmarks: np.ndarray, size: int) -> np.ndarray:
-    """The whole face: hull of all landmarks, grown by `MASK_MARGIN`. Values 0 or 1."""
+def face_region(landmarks: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """The whole face: hull of all landmarks, grown by `MASK_MARGIN`. Values 0 or 1; `size` may be (height, width)."""
     points = landmarks[:, :2]
     return _grown_hull(points, MASK_MARGIN * _face_height(points), size)
 
@@ -79,9 +79,9 @@ def _face_height(points: np.ndarray) -> float:
     return float(np.linalg.norm(points[10] - points[152]))
 
 
-def _grown_hull(points: np.ndarray, margin: float, size: int) -> np.ndarray:
+def _grown_hull(points: np.ndarray, margin: float, size: int | tuple[int, int]) -> np.ndarray:
     hull = cv2.convexHull(points.astype(np.float32))[:, 0]
-    canvas = np.zeros((size, size), np.uint8)
+    canvas = np.zeros((size, size) if isinstance(size, int) else size, np.uint8)
     fixed = _fixed_point(hull)
     cv2.fillPoly(canvas, [fixed], 255, cv2.LINE_8, _SHIFT)
     cv2.polylines(canvas, [fixed], True, 255, max(1, round(2 * margin)), cv2.LINE_8, _SHIFT)  # a thick outline grows the hull

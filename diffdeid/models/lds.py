@@ -1,11 +1,14 @@
 """The network of the latent diffusion over identities (LDS).
 
 Method: DiffDeID, §3.2: diffusion over standardised identity vectors. Written from the paper. What differs: one joint model over
-[z_id ; α] instead of two, so that the sampled recogniser embedding and the sampled head shape belong to one person.
+[z_id ; α] instead of two, so that the sampled recogniser embedding and the sampled head shape belong to one person; and it may
+be told what a result keeps of the source anyway, K: the context vector of the surroundings, expression β, pose p, light γ and the
+tone of the skin. Then the person fits them: p(z, α | K).
 """
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
@@ -17,6 +20,7 @@ from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
 from diffdeid.models.modeling_utils import StrictModelMixin
+from diffdeid.structures import MorphableCoefficients
 
 
 @dataclass
@@ -31,7 +35,7 @@ class LDSOutput(BaseOutput):
 
 
 class LDSBlock(nn.Module):
-    """Residual block of an MLP that knows time and attributes; its second layer starts at zero."""
+    """Residual block of an MLP that knows time and conditions; its second layer starts at zero."""
 
     def __init__(self, hidden_dim: int):
         super().__init__()
@@ -48,21 +52,26 @@ class LDSBlock(nn.Module):
 
 
 class LDSModel(StrictModelMixin, ConfigMixin):
-    r"""Predicts the noise in a standardised joint identity vector x = ([z ; α] - mean) / std.
+    r"""Predicts the noise in a standardised joint identity vector x = ([z ; α] - mean) / std, given what is known of the person.
 
     Args:
         identity_dim: numbers in the identity embedding z_id.
         shape_dim: numbers in the head shape α, standard deviations.
         hidden_dim: width of the network.
         num_layers: residual blocks.
-        attribute_names: what of a person can be asked for: sex, age, descent.
+        context_dim: numbers in the context vector of `ContextEncoderModel`.
+        tone_dim: first numbers of δ that are the tone of the skin.
+        attribute_names: what an embedding tells of a person: sex, age, descent, smile.
+        ghost_names: what in front of faces leaves ghosts in generated ones: glasses, hair or a cap over the forehead.
 
     Buffers:
         mean, std: `(identity_dim + shape_dim,)`, statistics of the training faces in the units of z and α. They travel with
             the weights; `LDSPipeline` applies them.
+        condition_mean, condition_std: `(condition_dim,)`, the same of the conditions.
         attribute_directions, attribute_offsets: `(len(attribute_names), identity_dim)` and `(len(attribute_names),)`, see
             `attributes`.
-        glasses_direction, glasses_limit: `(identity_dim,)` and a number, see `wears_glasses`.
+        ghost_directions, ghost_limits: `(len(ghost_names), identity_dim)` and `(len(ghost_names),)`, see `leaves_ghosts`.
+        shape_limit: a number, see `is_usual`.
     """
 
     @register_to_config
@@ -72,17 +81,25 @@ class LDSModel(StrictModelMixin, ConfigMixin):
         shape_dim: int = 80,
         hidden_dim: int = 512,
         num_layers: int = 4,
+        context_dim: int = 128,
+        tone_dim: int = 3,
         attribute_names: tuple[str, ...] = (),
+        ghost_names: tuple[str, ...] = (),
     ):
         super().__init__()
-        sample_dim = identity_dim + shape_dim
+        sample_dim, (_, expression_dim, _, illumination_dim, pose_dim, _) = identity_dim + shape_dim, MorphableCoefficients.SIZES
+        self.condition_sizes = (context_dim, expression_dim, pose_dim, illumination_dim, tone_dim, len(attribute_names))
+        self.condition_dim = sum(self.condition_sizes)
         self.register_buffer("mean", torch.zeros(sample_dim))
         self.register_buffer("std", torch.ones(sample_dim))
+        self.register_buffer("condition_mean", torch.zeros(self.condition_dim))
+        self.register_buffer("condition_std", torch.ones(self.condition_dim))
         self.register_buffer("attribute_directions", torch.zeros(len(attribute_names), identity_dim))
         self.register_buffer("attribute_offsets", torch.zeros(len(attribute_names)))
-        self.register_buffer("glasses_direction", torch.zeros(identity_dim))
-        self.register_buffer("glasses_limit", torch.zeros(()))
-        self.attribute_embedding = nn.Linear(len(attribute_names), hidden_dim) if attribute_names else None
+        self.register_buffer("ghost_directions", torch.zeros(len(ghost_names), identity_dim))
+        self.register_buffer("ghost_limits", torch.zeros(len(ghost_names)))
+        self.register_buffer("shape_limit", torch.tensor(math.inf))
+        self.condition_embedding = nn.Linear(self.condition_dim + len(self.condition_sizes), hidden_dim)
         self.time_features = Timesteps(hidden_dim, flip_sin_to_cos=True, downscale_freq_shift=0)
         self.time_embedding = nn.Linear(hidden_dim, hidden_dim)
         self.linear_in = nn.Linear(sample_dim, hidden_dim)
@@ -94,27 +111,67 @@ class LDSModel(StrictModelMixin, ConfigMixin):
         """What a recogniser's embedding tells of a person, `(n, 128)` -> `(n, len(attribute_names))` in standard deviations."""
         return identity @ self.attribute_directions.T + self.attribute_offsets
 
-    def wears_glasses(self, identity: Tensor) -> Tensor:
-        """Whether people with these embeddings `(n, 128)` seem to wear glasses, `(n,)` bool; nobody does until it is learned."""
-        return identity @ self.glasses_direction > self.glasses_limit
+    def leaves_ghosts(self, identity: Tensor) -> Tensor:
+        """Whether people with these embeddings `(n, 128)` seem to have something in front of the face, `(n,)` bool.
+
+        What is painted of it ends where the erased region ends.
+        """
+        return (identity @ self.ghost_directions.T > self.ghost_limits).any(dim=1)
+
+    def is_usual(self, shape: Tensor) -> Tensor:
+        """Whether head shapes `(n, 80)` are no more unusual than those of most people, `(n,)` bool; all are until it is learned.
+
+        Fits to faces that are seen from the side give shapes that nobody has, and the network learned these as well.
+        """
+        identity_dim = self.config.identity_dim
+        standardised = (shape - self.mean[identity_dim:]) / self.std[identity_dim:]
+        return standardised.square().mean(dim=1).sqrt() <= self.shape_limit
+
+    def conditions(
+        self,
+        context: Tensor | None = None,
+        coefficients: MorphableCoefficients | None = None,
+        attributes: Tensor | None = None,
+    ) -> Tensor:
+        """What is known of people, as `forward` takes it: `(n, condition_dim)`, NaN where it is not known.
+
+        Args:
+            context: `(n, context_dim)` of the surroundings.
+            coefficients: ρ, of which expression β, pose p, light γ and the tone of the skin count. α and the rest of δ do not.
+            attributes: `(n, len(attribute_names))` as `attributes` gives them.
+        """
+        parts: list[Tensor | None] = [context, None, None, None, None, attributes]
+        if coefficients is not None:
+            tone = coefficients.albedo[:, : self.config.tone_dim]
+            parts[1:5] = coefficients.expression, coefficients.pose, coefficients.illumination, tone
+        known = next((part for part in parts if part is not None), self.condition_mean[None, :0])
+        unknown = [known.new_full((len(known), size), math.nan) for size in self.condition_sizes]
+        return torch.cat([gap if part is None else part.to(known) for part, gap in zip(parts, unknown, strict=True)], dim=1)
+
+    def tells_attributes(self, conditions: Tensor) -> bool:
+        """Whether conditions `(n, condition_dim)` hold attributes, which are asked for instead of K."""
+        return bool(self.config.attribute_names) and not bool(conditions[:, -self.condition_sizes[-1] :].isnan().any())
 
     def forward(
-        self, sample: Tensor, timestep: Tensor | float, attributes: Tensor | None = None, return_dict: bool = True
+        self, sample: Tensor, timestep: Tensor | float, conditions: Tensor | None = None, return_dict: bool = True
     ) -> LDSOutput | tuple[Tensor]:
         """Predict the noise.
 
         Args:
             sample: `(batch, identity_dim + shape_dim)`, noisy standardised vectors.
             timestep: one number, or `(batch,)`, 0…999.
-            attributes: `(batch, len(attribute_names))` of the people asked for; a row of NaN, or `None`, asks for anybody.
+            conditions: `(batch, condition_dim)`, what is known of the people, see `conditions`. A group of them that holds a NaN
+                is not known; `None`: nothing is.
             return_dict: `False` gives a tuple.
         """
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])
         condition = self.time_embedding(self.time_features(timesteps).to(sample.dtype))
-        if attributes is not None:
-            asked = ~attributes.isnan().any(dim=1, keepdim=True)
-            condition = condition + asked * self.attribute_embedding(attributes.nan_to_num())
-        condition = F.silu(condition)
+        if conditions is None:
+            conditions = sample.new_full((len(sample), self.condition_dim), math.nan)
+        groups = ((conditions - self.condition_mean) / self.condition_std).to(sample.dtype).split(self.condition_sizes, dim=1)
+        known = torch.stack([~group.isnan().any(dim=1) for group in groups], dim=1).to(sample.dtype)
+        given = [group.nan_to_num() * flag for group, flag in zip(groups, known.split(1, dim=1), strict=True)]
+        condition = F.silu(condition + self.condition_embedding(torch.cat([*given, known], dim=1)))
         hidden_states = self.linear_in(sample)
         for block in self.blocks:
             hidden_states = block(hidden_states, condition)

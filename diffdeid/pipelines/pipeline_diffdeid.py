@@ -13,16 +13,19 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 from torch import Tensor
 
-from diffdeid.errors import ConfigurationError, DiffDeIDError, NoFaceFoundError
+from diffdeid.errors import ConfigurationError, NoFaceFoundError, NoIdentityFoundError
 from diffdeid.geometry.align import chip_matrix, ffhq_matrix, sample, warp
 from diffdeid.geometry.boxes import bounding_box
-from diffdeid.geometry.composite import cover, paste
+from diffdeid.geometry.composite import FEATHER, cover, paste
 from diffdeid.geometry.eyes import gaze_from_iris
 from diffdeid.geometry.guides import depth_in, face_region, mouth_region
 from diffdeid.geometry.landmarks import LIPS_OUTER
 from diffdeid.geometry.registration import displace, offsets
+from diffdeid.geometry.seam import match
+from diffdeid.geometry.surroundings import surroundings
 from diffdeid.imaging import to_uint8_array
 from diffdeid.models.conditioning import exchange_identity, hide_skin_details, place_marks, render_conditions
+from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
@@ -32,11 +35,9 @@ from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.models.texture_encoder import TextureEncoderModel, TextureEncoderOutput
 from diffdeid.models.unet import DiffDeIDUNet2DModel
 from diffdeid.pipelines.loading import SafeHubMixin
-from diffdeid.pipelines.pipeline_lds import LDSPipeline, select_level
+from diffdeid.pipelines.pipeline_lds import LDSPipeline
 from diffdeid.pipelines.pipeline_output import DiffDeIDPipelineOutput, FaceReport
-from diffdeid.structures import Face, FaceCrop, MorphableCoefficients
-
-FEATHER = 7 / 256  # width of the soft edge, inside the erased region, in crop sizes
+from diffdeid.structures import Face, FaceCrop, MorphableCoefficients, NewIdentity
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ class SourceFaces:
         masks: `(F, 1, S, S)`, 1 where the face is erased.
         coefficients: ρ of the faces.
         identity: `(F, 128)` z_id of the faces.
+        context: `(F, context_dim)`, what the surroundings tell of the people; `None` without a `context_encoder`.
     """
 
     crops: list[FaceCrop]
@@ -58,6 +60,7 @@ class SourceFaces:
     masks: Tensor
     coefficients: MorphableCoefficients
     identity: Tensor
+    context: Tensor | None = None
 
     def one(self, index: int) -> SourceFaces:
         """A batch of one of them."""
@@ -69,6 +72,7 @@ class SourceFaces:
             self.masks[row],
             MorphableCoefficients.unpack(self.coefficients.pack()[row]),
             self.identity[row],
+            None if self.context is None else self.context[row],
         )
 
 
@@ -82,6 +86,7 @@ class Attempt:
         result: `(S, S, 3)` uint8 crop of the picture with the patch in it.
         identity_distance: 1 - cosine to the source, `None` when it could not be measured.
         problem: why it must not be used, `None` when it may.
+        level: whose bound of the distance the new identity keeps; that which was asked for when the identity was given.
     """
 
     patch: np.ndarray
@@ -89,6 +94,7 @@ class Attempt:
     result: np.ndarray
     identity_distance: float | None
     problem: str | None
+    level: int | None = None
 
     @classmethod
     def failed(cls, crop: np.ndarray, problem: str) -> Attempt:
@@ -98,6 +104,11 @@ class Attempt:
 
 class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
     r"""De-identifies every face of a picture and leaves the rest bit-identical.
+
+    The new person is drawn blind, unless for `attributes="source"`: from p(z, α | K), where K is what the result shows or keeps
+    of the source anyway: surroundings, expression, pose, light and the tone of the skin. The source's own embedding
+    only refuses draws that are too near. So, but for these refusals, a result tells no more about the source than K does
+    (data-processing inequality).
 
     Every result is checked: found again, finite, and farther from the source than `identity_limit`. A face that fails
     `max_attempts` times, or that cannot be reconstructed, is covered.
@@ -111,17 +122,17 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         face_analyser: finds faces; without it pass `faces` with landmarks and irises.
         reconstructor: ρ by a network, for `reconstruction="network"`.
         lds, lds_scheduler: sample identities, unless `identity` is passed.
+        context_encoder: what the surroundings tell of a person, for `attributes="context"`.
         identity_limit: smallest accepted 1 - cosine between source and result. The released value lets one in a thousand pairs
             of different people pass for the same person.
         crop_factor: side of the crop in FFHQ squares.
     """
 
-    model_cpu_offload_seq = "reconstructor->face_recognition->texture_encoder->unet"
+    model_cpu_offload_seq = "reconstructor->context_encoder->face_recognition->texture_encoder->unet"
     _exclude_from_cpu_offload = ["face_analyser", "morphable_model", "lds"]  # small, and used outside `forward`
-    _optional_components = ["face_analyser", "reconstructor", "lds", "lds_scheduler"]
+    _optional_components = ["face_analyser", "reconstructor", "lds", "lds_scheduler", "context_encoder"]
     _callback_tensor_inputs = ["latents"]
-    max_attempts = 4
-    num_sampled_identities = 40  # of which the level chooses one
+    max_attempts = 4  # of which in the second half anybody is drawn: being nobody comes before fitting
     _guidance_scale, _num_timesteps = 1.0, 0  # until `__call__` says otherwise: stages work without it
 
     def __init__(
@@ -135,6 +146,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         reconstructor: FaceReconstructorModel | None = None,
         lds: LDSModel | None = None,
         lds_scheduler: SchedulerMixin | None = None,
+        context_encoder: ContextEncoderModel | None = None,
         identity_limit: float = 0.5,
         crop_factor: float = 0.8,
     ):
@@ -149,11 +161,17 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             "reconstructor": (reconstructor, FaceReconstructorModel),
             "lds": (lds, LDSModel),
             "lds_scheduler": (lds_scheduler, SchedulerMixin),
+            "context_encoder": (context_encoder, ContextEncoderModel),
         }
         for name, (component, base) in components.items():
             if not (isinstance(component, base) or (component is None and name in self._optional_components)):
                 raise TypeError(f"`{name}` must be a `{base.__name__}`, got `{type(component).__name__}`.")
         self.register_modules(**{name: component for name, (component, _) in components.items()})
+        if lds is not None and lds.config.tone_dim != morphable_model.config.num_tone:
+            raise ConfigurationError(
+                f"The `lds` is told {lds.config.tone_dim} numbers of the tone of the skin, and `morphable_model` has "
+                f"{morphable_model.config.num_tone}: more of the albedo would tell who somebody is. Train an `lds` for this head."
+            )
         self.register_to_config(identity_limit=identity_limit, crop_factor=crop_factor)
         self.size = getattr(unet.config, "sample_size", 256)
 
@@ -174,12 +192,16 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         sampler.set_progress_bar_config(disable=True)
         return sampler
 
-    def check_inputs(self, level, num_images_per_prompt, fallback, reconstruction, output_type="pil", callback_inputs=()):
+    def check_inputs(
+        self, level, num_images_per_prompt, attributes, fallback, reconstruction, output_type="pil", callback_inputs=()
+    ):
         """Raise for arguments that make no sense."""
         if not 1 <= level <= 10:
             raise ValueError(f"`level` must be between 1 and 10, got {level}.")
         if num_images_per_prompt < 1:
             raise ValueError(f"`num_images_per_prompt` must be at least 1, got {num_images_per_prompt}.")
+        if attributes not in ("context", "any", "source"):
+            raise ValueError(f"`attributes` must be 'context', 'any' or 'source', got {attributes!r}.")
         if fallback not in ("solid", "mosaic", "blur"):
             raise ValueError(f"`fallback` must be 'solid', 'mosaic' or 'blur', got {fallback!r}.")
         if output_type not in ("pil", "np", "pt"):
@@ -213,8 +235,12 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         keep_mouth: bool = False,
         reconstruction: Literal["fit", "network"] = "fit",
         coefficients: Tensor | None = None,
+        others: Sequence[Face] = (),
     ) -> SourceFaces:
-        """Crop faces that have landmarks and irises, and find their coefficients (or unpack given `(F, 261)`) and identities."""
+        """Crop faces that have landmarks and irises, find their coefficients (or unpack given `(F, 261)`) and identities.
+
+        What their surroundings tell is found out, too; `others`, all faces of the picture, are erased from them.
+        """
         self._check_reconstruction(reconstruction)
         crops = [self.crop(picture, face) for face in faces]
         images, landmarks, placed = self._prepare_crops(crops, faces)
@@ -225,7 +251,19 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         else:
             found = self.regress(images, *placed)
         masks = self.masks(landmarks, keep_mouth)
-        return SourceFaces(crops, landmarks, images, masks, found, self.embed(images, landmarks))
+        context = self.encode_context(picture, faces, others)
+        return SourceFaces(crops, landmarks, images, masks, found, self.embed(images, landmarks), context)
+
+    def encode_context(self, picture: np.ndarray, faces: Sequence[Face], others: Sequence[Face] = ()) -> Tensor | None:
+        """What the surroundings of faces tell of the people, `(F, context_dim)`; all these faces and `others` are erased."""
+        if self.context_encoder is None:
+            return None
+        contexts = []
+        for face in faces:  # one by one: a crowd takes no more memory than a face
+            crop = torch.from_numpy(surroundings(picture, face, [*faces, *others])).permute(2, 0, 1)[None]
+            seen = crop.to(self._execution_device, self.context_encoder.dtype) / 127.5 - 1
+            contexts.append(self.context_encoder(seen).context.float())
+        return torch.cat(contexts)
 
     def regress(self, images: Tensor, landmarks: Tensor, iris: Tensor) -> MorphableCoefficients:
         """ρ by the `reconstructor`, of crops `(F, 3, S, S)` in [-1, 1]; the irises are known to the pixel."""
@@ -265,26 +303,41 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         return self.face_recognition(chips.to(self.face_recognition.dtype)).embedding.float()
 
     def sample_identity(
-        self, source: Tensor, level: int, keep_attributes: bool, generator: torch.Generator
-    ) -> tuple[Tensor, Tensor]:
-        """A new identity, z' `(1, 128)` and α' `(1, 80)`, for a source `(1, 128)`; further rows are others to keep away from.
+        self,
+        source: SourceFaces,
+        level: int,
+        attributes: Literal["context", "any", "source"],
+        generator: torch.Generator,
+        others: Tensor | None = None,
+    ) -> NewIdentity:
+        """Draw a new identity for a source (a batch of one), unless for "source" blind to it but for what is too near.
 
-        Of those sampled, none nearer than the limit, the level chooses one by its quantile of the distance to the source.
+        Args:
+            source: the face; all rows of its `identity` are the source's.
+            level: 1…10, see `least_distance`.
+            attributes: "context": people who fit K; "any": anybody; "source": people of the source's attributes.
+            generator: source of the noise.
+            others: `(n, 128)` further people whom nobody may resemble.
         """
-        sampler, attributes = self.identity_sampler, None
-        if keep_attributes:
-            if not self.lds.config.attribute_names:
-                raise ConfigurationError("The `lds` of this pipeline cannot keep attributes. Pass `keep_attributes=False`.")
-            attributes = self.lds.attributes(source.to(self.lds.dtype))[0]
-        limits = self.num_sampled_identities, source, self.config.identity_limit
-        try:
-            pool = sampler(*limits, attributes, num_inference_steps=20, generator=generator)
-        except DiffDeIDError:  # people of these attributes are all too near: being nobody comes first
-            if attributes is None:
-                raise
-            pool = sampler(*limits, num_inference_steps=20, generator=generator)
-        choice = select_level(pool.identity, source[0].to(pool.identity), level)
-        return pool.identity[choice, None].to(source), pool.shape[choice, None].to(source)
+        sampler, limit = self.identity_sampler, self.config.identity_limit
+        conditions = self.identity_conditions(source, attributes)
+        return sampler.draw(source.identity, level, limit, conditions, others, generator=generator)
+
+    def identity_conditions(self, source: SourceFaces, attributes: Literal["context", "any", "source"]) -> Tensor | None:
+        """What the identity sampler is told of a source (a batch of one), as `LDSModel.conditions` gives it."""
+        self.check_attributes(attributes)
+        if attributes == "any":
+            return None
+        if attributes == "source":
+            return self.lds.conditions(attributes=self.lds.attributes(source.identity[:1].to(self.lds.dtype)).float())
+        return self.lds.conditions(source.context, source.coefficients)
+
+    def check_attributes(self, attributes: Literal["context", "any", "source"]) -> None:
+        """Raise `ConfigurationError` if this pipeline has not what it takes to draw people of such attributes."""
+        if attributes == "context" and self.context_encoder is None:
+            raise ConfigurationError("This pipeline has no `context_encoder` to look around faces with. Pass `attributes='any'`.")
+        if attributes == "source" and not self.lds.config.attribute_names:
+            raise ConfigurationError("The `lds` of this pipeline knows no attributes. Pass `attributes='context'` or 'any'.")
 
     def encode_texture(self, images: Tensor, masks: Tensor) -> TextureEncoderOutput:
         """K and V of the masked pictures I_m: images `(B, 3, S, S)`, masks `(B, 1, S, S)`. Once a picture, used in every step."""
@@ -399,7 +452,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         num_inference_steps: int = 8,
         guidance_scale: float = 1.0,
         keep_mouth: bool = False,
-        keep_attributes: bool = False,
+        attributes: Literal["context", "any", "source"] = "context",
         fallback: Literal["solid", "mosaic", "blur"] = "solid",
         min_face: float = 0,
         reconstruction: Literal["fit", "network"] = "fit",
@@ -419,13 +472,16 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
 
         Args:
             image: PIL image, uint8 array `(H, W, 3)`, float array or tensor `(3, H, W)` in [0, 1], or a list of them.
-            level: how far the new identity is from the source, 1…10: the quantile of the distance among sampled identities.
+            level: how far the new identity is from the source at least, 1…10, see `pipeline_lds.least_distance`; a bound that
+                none of twenty draws meets is lowered, and the report says so.
             num_images_per_prompt: candidates per picture, each with other people.
             num_inference_steps: denoising steps.
             guidance_scale: 1 is off; above, the identity is exaggerated (1…1.5 is sensible) at twice the cost.
             keep_mouth: leave the mouth of the source (paper) instead of erasing it too; gives some of the identity away.
-            keep_attributes: sample identities of about the sex, age and descent that the source seems to have, where
-                enough of them are beyond the limit; they go better with hair, neck and hands and are easier to recognise.
+            attributes: whom the new identity is drawn from. "context": people who fit what the result shows or keeps anyway
+                (hair, neck, clothes, expression, pose, light, tone of the skin); "any": anybody, which gives least away and often
+                contradicts hair and body; "source": people of the sex, age, descent and smile that the erased face seems
+                to have, which gives most away.
             fallback: how faces that cannot be de-identified are covered. Only "solid" protects.
             min_face: faces whose box is narrower or lower than this many pixels are covered.
             reconstruction: "fit" finds ρ by least squares on landmarks and pixels, "network" by the `reconstructor`.
@@ -444,7 +500,9 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             NoFaceFoundError: a picture without a face.
         """
         # 0. check inputs
-        self.check_inputs(level, num_images_per_prompt, fallback, reconstruction, output_type, callback_on_step_end_tensor_inputs)
+        self.check_inputs(
+            level, num_images_per_prompt, attributes, fallback, reconstruction, output_type, callback_on_step_end_tensor_inputs
+        )
         self._guidance_scale = guidance_scale
         if generator is None:
             generator = torch.Generator()
@@ -475,7 +533,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             source = None
             if placed:
                 usable = [found[index] for index in placed]
-                source = self.reconstruct(picture, usable, keep_mouth, reconstruction, coefficients)
+                source = self.reconstruct(picture, usable, keep_mouth, reconstruction, coefficients, found)
             singles = {index: source.one(row) for row, index in enumerate(placed)}
             textures = {index: self.encode_texture(single.images, single.masks) for index, single in singles.items()}
 
@@ -485,15 +543,16 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
                     report = FaceReport(tuple(face.box.tolist()), face.landmarks, fallback, None, None, 0, problems[index])
                     for number in range(1, 1 + self.max_attempts) if index in singles else ():
                         # 3. - 6. sample an identity, condition, denoise, check
+                        asked = attributes if number <= self.max_attempts // 2 else "any"
                         attempt = self.deidentify(
-                            singles[index], textures[index], level, generator, keep_mouth, keep_attributes, num_inference_steps,
+                            singles[index], textures[index], level, generator, keep_mouth, asked, num_inference_steps,
                             None if identity is None else tuple(part[placed.index(index), None] for part in identity),
                             callback_on_step_end, callback_on_step_end_tensor_inputs,
                         )  # fmt: skip
                         report = replace(report, attempts=number, reason=attempt.problem)
                         if attempt.problem is None:
                             distance = attempt.identity_distance
-                            report = replace(report, method="diffusion", level=level, identity_distance=distance)
+                            report = replace(report, method="diffusion", level=attempt.level, identity_distance=distance)
                             result = paste(result, attempt.patch, attempt.opacity, singles[index].crops[0].matrix)
                             break
                     else:
@@ -519,7 +578,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         level: int,
         generator: torch.Generator,
         keep_mouth: bool,
-        keep_attributes: bool,
+        attributes: Literal["context", "any", "source"],
         num_inference_steps: int,
         identity: tuple[Tensor, Tensor] | None = None,
         callback_on_step_end: Callable | None = None,
@@ -528,7 +587,11 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         """One attempt at one face (a batch of one); `identity` is z' `(1, 128)` and α' `(1, 80)` instead of sampled ones."""
         # 3. sample an identity
         if identity is None:
-            identity = self.sample_identity(source.identity, level, keep_attributes, generator)
+            try:
+                drawn = self.sample_identity(source, level, attributes, generator)
+            except NoIdentityFoundError as error:
+                return Attempt.failed(source.crops[0].image, str(error))
+            identity, level = (drawn.embedding, drawn.shape), drawn.level
         z, shape = (part.to(source.identity) for part in identity)
 
         # 4. prepare conditions and noise
@@ -541,12 +604,14 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             num_inference_steps, callback_on_step_end, callback_on_step_end_tensor_inputs,
         )  # fmt: skip
 
-        # 6. register, composite and check
+        # 6. register, match the colour of the skin around, composite and check
         if not torch.isfinite(generated).all():
             return Attempt.failed(source.crops[0].image, "the network returned values that are not finite")
         generated = displace(generated, self.measure_offsets(source, generated, coefficients))
-        patch, opacity, result = self.composite(source, generated)
-        return Attempt(patch, opacity, result, *self.verify(source, result))
+        face = ((generated[0].float().clamp(-1, 1) + 1) / 2).permute(1, 2, 0).cpu().numpy()
+        matched = match(face, source.crops[0].image, source.masks[0, 0].cpu().numpy())
+        patch, opacity, result = self.composite(source, torch.from_numpy(matched * 2 - 1).permute(2, 0, 1)[None])
+        return Attempt(patch, opacity, result, *self.verify(source, result), level)
 
     def _problem(self, face: Face, min_face: float) -> str | None:
         """Why a face cannot be de-identified, if it cannot."""

@@ -1,7 +1,9 @@
 """Sampling identities that belong to nobody.
 
-Method: DiffDeID, §3.2. Written from the paper. What differs: z and α are sampled jointly (models/lds.py), and identities too near
-to given ones, or of people with glasses, are sampled again.
+Method: DiffDeID, §3.2. Written from the paper. What differs: z and α are sampled jointly (models/lds.py), of people who fit what
+a result keeps of the source anyway; and identities too near to given ones, or of people with glasses, caps, fringes or heads that
+nobody has, are refused. The paper chooses among many samples by their distance to the source; here a level is a lower bound of
+that distance, and the first draw beyond it is taken. So the choice depends on the source by refusals only.
 """
 
 from __future__ import annotations
@@ -14,27 +16,36 @@ from diffusers import DiffusionPipeline, SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from diffdeid.errors import ConfigurationError, DiffDeIDError
+from diffdeid.errors import ConfigurationError, NoIdentityFoundError
 from diffdeid.models.lds import LDSModel
 from diffdeid.pipelines.loading import SafeHubMixin
 from diffdeid.pipelines.pipeline_output import LDSPipelineOutput
+from diffdeid.structures import NewIdentity
+
+GUIDANCE = 1.5  # 1 is off
+DRAWS = 20  # people drawn before a bound is lowered, …
+AT_ONCE = 5  # … so many at a time
+SAMPLING_STEPS = 20  # of the denoising of an identity
+LEVELS = 10
+LEVEL_STEP = 1 / 30  # of the bound, from one level to the next
 
 
-def select_level(identities: Tensor, source: Tensor, level: int) -> int:
-    """The index of the identity to use at a de-identification level.
+def least_distance(level: int, limit: float) -> float:
+    """The smallest cosine distance to the source that a new identity may have at a de-identification level.
 
-    Orders the identities by cosine distance to the source and takes the one at the quantile `level / 10`: level 10 is the
-    farthest, level 5 the median, level 1 among the nearest.
+    Level 1 is the recogniser's limit itself; the bounds of higher levels rise evenly. The more people a bound refuses, the less
+    those who are left fit, and the more the refusals tell.
 
     Args:
-        identities: `(n, 128)` unit embeddings.
-        source: `(128,)` unit embedding of the face to be de-identified.
         level: 1…10.
+        limit: `identity_limit` of the pipeline.
+
+    >>> tuple(round(least_distance(level, 0.45), 2) for level in (1, 4, 7, 10))
+    (0.45, 0.55, 0.65, 0.75)
     """
-    if not 1 <= level <= 10:
-        raise ValueError(f"`level` must be between 1 and 10, got {level}.")
-    order = (1 - identities @ source).argsort(stable=True)
-    return order[math.ceil(level * len(order) / 10) - 1].item()
+    if not 1 <= level <= LEVELS:
+        raise ValueError(f"`level` must be between 1 and {LEVELS}, got {level}.")
+    return limit + LEVEL_STEP * (level - 1)
 
 
 class LDSPipeline(SafeHubMixin, DiffusionPipeline):
@@ -60,7 +71,7 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
             )
         self.register_modules(lds=lds, scheduler=scheduler)
 
-    def check_inputs(self, num_identities: int, away_from: Tensor | None, min_distance: float | None, attributes: Tensor | None):
+    def check_inputs(self, num_identities: int, away_from: Tensor | None, min_distance: float | None, conditions: Tensor | None):
         """Raise for arguments that make no sense."""
         if num_identities < 1:
             raise ValueError(f"`num_identities` must be at least 1, got {num_identities}.")
@@ -68,17 +79,29 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
             raise ValueError("`away_from` and `min_distance` belong together: pass both or none.")
         if away_from is not None and (away_from.ndim != 2 or away_from.shape[1] != self.lds.config.identity_dim):
             raise ValueError(f"`away_from` must be (n, {self.lds.config.identity_dim}), got {tuple(away_from.shape)}.")
-        names = self.lds.config.attribute_names
-        if attributes is not None and not (names and attributes.shape == (len(names),)):
-            raise ValueError(f"`attributes` must be a number for each of {list(names)}, got {tuple(attributes.shape)}.")
+        if conditions is not None and conditions.shape != (1, self.lds.condition_dim):
+            raise ValueError(
+                f"`conditions` must be (1, {self.lds.condition_dim}), as `lds.conditions` gives them for one face, "
+                f"got {tuple(conditions.shape)}."
+            )
 
-    def denoise(self, latents: Tensor, num_inference_steps: int, attributes: Tensor | None = None) -> Tensor:
-        """Turn noise `(n, 208)` into standardised vectors [z ; α]."""
+    def denoise(self, latents: Tensor, num_inference_steps: int, conditions: Tensor | None = None) -> Tensor:
+        """Turn noise `(n, 208)` into standardised vectors [z ; α] of people who fit conditions `(n, condition_dim)`.
+
+        Conditions are exaggerated by `GUIDANCE` (classifier-free guidance, Ho & Salimans 2022): people who fit better than most.
+        """
         self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
         latents = latents * self.scheduler.init_noise_sigma
+        if conditions is not None:
+            conditions = torch.cat([conditions, torch.full_like(conditions, math.nan)])
         for t in self.progress_bar(self.scheduler.timesteps):
             # 1. predict noise
-            noise_pred = self.lds(self.scheduler.scale_model_input(latents, t), t, attributes).sample
+            model_input = self.scheduler.scale_model_input(latents, t)
+            if conditions is None:
+                noise_pred = self.lds(model_input, t).sample
+            else:
+                fitting, anybody = self.lds(torch.cat([model_input] * 2), t, conditions).sample.chunk(2)
+                noise_pred = anybody + GUIDANCE * (fitting - anybody)
             # 2. x_t -> x_t-1
             latents = self.scheduler.step(noise_pred, t, latents).prev_sample
         return latents
@@ -89,13 +112,100 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
         identity, shape = vectors.split([self.lds.config.identity_dim, self.lds.config.shape_dim], dim=1)
         return F.normalize(identity, dim=1), shape
 
+    def prepare_latents(self, count: int, generator: torch.Generator | None) -> Tensor:
+        """Noise `(count, 2, 208)` of the two draws of each person."""
+        shape = (count, 2, self.lds.config.identity_dim + self.lds.config.shape_dim)
+        return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.lds.dtype)
+
+    def sample(
+        self, latents: Tensor, conditions: Tensor | None, num_inference_steps: int = SAMPLING_STEPS
+    ) -> tuple[Tensor, Tensor]:
+        """Draw people from p(z, α | conditions), blind to everything else.
+
+        Who is told K is drawn twice. The first draw fits K in all that an embedding holds, also of pose, light and the cut of the
+        hair, and so is near to everybody in such a picture. Its attributes are kept, and the second draw has these.
+
+        Args:
+            latents: `(n, 2, 208)` from `prepare_latents`.
+            conditions: `(1, condition_dim)` from `lds.conditions`: K, or attributes; `None` for anybody.
+            num_inference_steps: denoising steps of a draw.
+
+        Returns:
+            Unit embeddings z `(n, 128)` and shapes α `(n, 80)`, float32.
+        """
+        asked = None if conditions is None else conditions.to(latents.device).expand(len(latents), -1)
+        if asked is not None and self.lds.config.attribute_names and not self.lds.tells_attributes(asked):
+            fitting, _ = self.destandardise(self.denoise(latents[:, 0], num_inference_steps, asked))
+            asked = self.lds.conditions(attributes=self.lds.attributes(fitting.to(self.lds.dtype)))
+        return self.destandardise(self.denoise(latents[:, 1], num_inference_steps, asked))
+
+    @torch.no_grad()
+    def draw(
+        self,
+        source: Tensor,
+        level: int,
+        limit: float,
+        conditions: Tensor | None = None,
+        others: Tensor | None = None,
+        num_inference_steps: int = SAMPLING_STEPS,
+        generator: torch.Generator | None = None,
+    ) -> NewIdentity:
+        """Draw somebody for a source: the first of `DRAWS` people who is beyond the level's bound.
+
+        Which people are drawn does not depend on the source. A bound that none of them meets is lowered to the highest that one
+        of them meets. Where after `max_rounds` nobody who fits is beyond the limit, anybody is drawn: being nobody comes first.
+
+        Args:
+            source: `(n, 128)` unit embeddings of the source, from all of which the level's bound is kept.
+            level: 1…10.
+            limit: smallest distance at all, from `source` and from `others`.
+            conditions: `(1, condition_dim)` from `lds.conditions`; `None`: anybody.
+            others: `(m, 128)` further people whom nobody may resemble.
+            num_inference_steps: denoising steps.
+            generator: source of the noise; `None` for fresh randomness.
+
+        Raises:
+            NoIdentityFoundError: everybody drawn was nearer than the limit, or could not be painted.
+        """
+        self.check_inputs(1, source, limit, conditions)
+        bounds = [least_distance(lower, limit) for lower in range(1, level + 1)]
+        for told in [conditions] * self.max_rounds + [None] * self.max_rounds:
+            drawn, met = [], torch.empty(0, dtype=torch.long)  # the highest level that each of them meets, 0: none
+            for latents in self.prepare_latents(DRAWS, generator).split(AT_ONCE):
+                drawn.append(self.sample(latents, told, num_inference_steps))
+                met = torch.cat([met, self._levels(*drawn[-1], source, bounds, others)])
+                if (met == level).any():
+                    break
+            if met.any():
+                chosen = int(met.argmax())  # the first of the best
+                embedding, shape = (torch.cat(parts)[chosen, None] for parts in zip(*drawn, strict=True))
+                self.maybe_free_model_hooks()
+                return NewIdentity(embedding, shape, int(met[chosen]))
+        raise NoIdentityFoundError(
+            f"None of {2 * self.max_rounds * DRAWS} identities can be painted and is farther than {limit} from the source. "
+            "Lower `identity_limit`."
+        )
+
+    def may_be_painted(self, embeddings: Tensor, shapes: Tensor) -> Tensor:
+        """Which people `(n, 128)` and `(n, 80)` have a usual head and nothing in front of the face, `(n,)` bool."""
+        dtype = self.lds.dtype
+        return ~self.lds.leaves_ghosts(embeddings.to(dtype)) & self.lds.is_usual(shapes.to(dtype))
+
+    def _levels(self, embeddings: Tensor, shapes: Tensor, source: Tensor, bounds: list[float], others: Tensor | None) -> Tensor:
+        """The highest level whose bound each person meets, `(n,)` on the CPU; 0 for those who must not be taken."""
+        usable = self.may_be_painted(embeddings, shapes)
+        if others is not None:
+            usable &= (1 - embeddings @ others.to(embeddings).T >= bounds[0]).all(dim=1)
+        distances = (1 - embeddings @ source.to(embeddings).T).amin(dim=1, keepdim=True)
+        return (usable * (distances >= distances.new_tensor(bounds)).sum(dim=1)).cpu()
+
     @torch.no_grad()
     def __call__(
         self,
         num_identities: int = 1,
         away_from: Tensor | None = None,
         min_distance: float | None = None,
-        attributes: Tensor | None = None,
+        conditions: Tensor | None = None,
         num_inference_steps: int = 50,
         generator: torch.Generator | None = None,
         return_dict: bool = True,
@@ -109,25 +219,21 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
             away_from: `(n, 128)` unit embeddings that no sampled identity may resemble.
             min_distance: smallest allowed cosine distance (1 - cosine, 0…2) to each of `away_from`. Nearer identities are
                 sampled again, at most `max_rounds` times.
-            attributes: `(len(attribute_names),)` numbers as `lds.attributes` gives them, which all identities shall share;
-                `None`: anybody's.
+            conditions: `(1, condition_dim)` from `lds.conditions`, what all the people shall fit; `None`: anybody.
             num_inference_steps: denoising steps.
             generator: source of the noise; `None` for fresh randomness.
             return_dict: `False` gives the tuple `(identity, shape)`.
         """
         # 0. check inputs
-        self.check_inputs(num_identities, away_from, min_distance, attributes)
-        device, sample_dim = self._execution_device, self.lds.config.identity_dim + self.lds.config.shape_dim
+        self.check_inputs(num_identities, away_from, min_distance, conditions)
 
         identities, shapes, missing = [], [], num_identities
         for _ in range(self.max_rounds):
             # 1. sample as many as are missing
-            latents = randn_tensor((missing, sample_dim), generator=generator, device=device, dtype=self.lds.dtype)
-            asked = None if attributes is None else attributes.to(latents).expand(missing, -1)
-            identity, shape = self.destandardise(self.denoise(latents, num_inference_steps, asked))
+            identity, shape = self.sample(self.prepare_latents(missing, generator), conditions, num_inference_steps)
 
-            # 2. refuse those that are too near, or wear glasses, of which a generated face shows ghosts
-            accepted = ~self.lds.wears_glasses(identity.to(self.lds.dtype))
+            # 2. refuse those that are too near, or could not be painted well
+            accepted = self.may_be_painted(identity, shape)
             if away_from is not None:
                 distance = 1 - identity @ away_from.to(identity).T  # (missing, n)
                 accepted &= (distance >= min_distance).all(dim=1)
@@ -138,8 +244,8 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
             if missing == 0:
                 break
         else:
-            raise DiffDeIDError(
-                f"Only {num_identities - missing} of {num_identities} identities wear no glasses and are farther than "
+            raise NoIdentityFoundError(
+                f"Only {num_identities - missing} of {num_identities} identities can be painted and are farther than "
                 f"`min_distance={min_distance}` from all of `away_from` after {self.max_rounds} rounds. Lower `min_distance`."
             )
 

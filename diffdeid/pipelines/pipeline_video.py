@@ -21,11 +21,12 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from diffdeid.errors import DiffDeIDError, NoFaceFoundError
+from diffdeid.errors import DiffDeIDError, NoFaceFoundError, NoIdentityFoundError
 from diffdeid.geometry.boxes import bounding_box
 from diffdeid.geometry.composite import cover, paste
 from diffdeid.geometry.eyes import gaze_from_iris
 from diffdeid.geometry.registration import displace
+from diffdeid.geometry.seam import Cast, match_steadily
 from diffdeid.geometry.steadying import Steadied, begin, steady
 from diffdeid.models.fitting import fit, fit_shape_and_pose
 from diffdeid.models.texture_encoder import TextureEncoderOutput
@@ -76,7 +77,7 @@ class Rendering:
     num_inference_steps: int
     guidance_scale: float
     keep_mouth: bool
-    keep_attributes: bool
+    attributes: Literal["context", "any", "source"]
     follow_light: bool
     reconstruction: Literal["fit", "network"]
     fallback: Literal["solid", "mosaic", "blur"]
@@ -85,7 +86,7 @@ class Rendering:
     views: dict[Track, tuple[float, SourceFaces | None]] = field(default_factory=dict)  # how good, and the best early view
     people: list[Person] = field(default_factory=list)
     owners: dict[Track, Person] = field(default_factory=dict)
-    last: dict[Track, tuple[int, Steadied]] = field(default_factory=dict)  # frame and filtered face
+    last: dict[Track, tuple[int, Steadied, Cast]] = field(default_factory=dict)  # frame, filtered face, colour around it
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         num_inference_steps: int = 8,
         guidance_scale: float = 1.0,
         keep_mouth: bool = False,
-        keep_attributes: bool = False,
+        attributes: Literal["context", "any", "source"] = "context",
         follow_light: bool = False,
         reconstruction: Literal["fit", "network"] = "fit",
         fallback: Literal["solid", "mosaic", "blur"] = "solid",
@@ -157,9 +158,10 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         generator: torch.Generator | None = None,
     ) -> Rendering:
         """Check options (those of `__call__`) and begin a video of `rate` frames a second."""
-        self.check_inputs(level, 1, fallback, reconstruction)
+        self.check_inputs(level, 1, attributes, fallback, reconstruction)
         if on_miss not in ("interpolate", "cover", "error"):
             raise ValueError(f"`on_miss` must be 'interpolate', 'cover' or 'error', got {on_miss!r}.")
+        self.check_attributes(attributes)
         if self.face_analyser is None:
             raise ValueError("A video needs the `face_analyser` to follow faces with, and this pipeline has none.")
         if generator is None:
@@ -168,20 +170,23 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         seed = int(torch.randint(2**62, (1,), generator=generator))
         return Rendering(
             FaceTracker(self.face_analyser, self._embed_in, rate), seed, level, num_inference_steps, guidance_scale, keep_mouth,
-            keep_attributes, follow_light, reconstruction, fallback, on_miss, min_face,
+            attributes, follow_light, reconstruction, fallback, on_miss, min_face,
         )  # fmt: skip
 
     @torch.no_grad()
     def analyse(self, rendering: Rendering, picture: np.ndarray) -> None:
         """Follow the faces into the next frame, uint8 `(H, W, 3)`, and keep their best early views."""
         tracker = rendering.tracker
-        for track in tracker.update(picture):
+        tracks = tracker.update(picture)
+        for track in tracks:
             owner, (best, _) = rendering.owners.get(track), rendering.views.get(track, (0.0, None))
             early = best == 0 or len(track) < EARLY * tracker.rate
             if track.last.landmarks is not None and early and (owner is None or owner.noise is None):
                 quality = _quality(track.last.landmarks)
                 if quality > BETTER * best:
-                    view = self.reconstruct(picture, [track.last], rendering.keep_mouth, rendering.reconstruction)
+                    view = self.reconstruct(
+                        picture, [track.last], rendering.keep_mouth, rendering.reconstruction, others=[one.last for one in tracks]
+                    )
                     rendering.views[track] = quality, view
 
     def render(self, rendering: Rendering, frames: Sequence[tuple[int, np.ndarray]]) -> list[np.ndarray]:
@@ -303,7 +308,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
             resume: keep finished parts in a hidden folder beside the output until it is complete, and go on from those of an
                 interrupted run of the same file, options and seed. The analysis is done again.
             callback_on_frame: called as `f("analyse" or "render", frames done, frames expected)`.
-            options: of `start`: level, num_inference_steps, guidance_scale, keep_mouth, keep_attributes, fallback, min_face,
+            options: of `start`: level, num_inference_steps, guidance_scale, keep_mouth, attributes, fallback, min_face,
                 reconstruction, generator mean what they mean for `DiffDeIDPipeline`. With `follow_light` the light γ is
                 estimated in every frame instead of once a person. `on_miss` says what becomes of a face that was lost for a
                 moment: "interpolate" renders it where it must have been, "cover" covers it there, "error" gives up.
@@ -423,18 +428,19 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         view = replace(view, identity=torch.cat([person.embedding, view.identity]))
         others = [other for other in rendering.people if other.identity is not None and other is not person]
         taken = [part for other in others for part in (other.embedding, other.identity[0])]
+        taken = torch.cat(taken) if taken else None
         texture = self.encode_texture(view.images, view.masks)
         steps = rendering.num_inference_steps
         for number in range(1, 1 + self.max_attempts):
             try:
-                identity = self.sample_identity(
-                    torch.cat([person.embedding, *taken]), rendering.level, rendering.keep_attributes, generator
-                )
-            except DiffDeIDError as error:
+                asked = rendering.attributes if number <= self.max_attempts // 2 else "any"
+                drawn = self.sample_identity(view, rendering.level, asked, generator, taken)
+            except NoIdentityFoundError as error:
                 report.reason = str(error)
                 return
+            identity = drawn.embedding, drawn.shape
             attempt = self.deidentify(
-                view, texture, rendering.level, generator, rendering.keep_mouth, rendering.keep_attributes, steps, identity
+                view, texture, drawn.level, generator, rendering.keep_mouth, rendering.attributes, steps, identity
             )
             report.attempts, report.reason = number, attempt.problem
             if attempt.problem is None:
@@ -442,7 +448,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
                 person.coefficients, person.identity = view.coefficients, tuple(part.to(view.identity) for part in identity)
                 person.texture = self.encode_texture(reference, torch.zeros_like(view.masks))
                 person.noise = self.prepare_latents(1, generator)
-                report.method, report.level = "diffusion", rendering.level
+                report.method, report.level = "diffusion", drawn.level
                 return
 
     def _must_be_covered(self, rendering: Rendering, sighting: Sighting) -> str | None:
@@ -498,7 +504,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         return SourceFaces(crops, landmarks, images, masks, coefficients, self.embed(images, landmarks))
 
     def _check(self, rendering: Rendering, painted: Painted) -> Attempt:
-        """Register and steady a generated face, lay it over its crop, check it against the frame and the person."""
+        """Register and steady a generated face, match its colour, lay it over its crop, check it against frame and person."""
         appearance, source = painted.appearance, painted.source
         crop, frame, track = source.crops[0].image, appearance.frame, appearance.track
         if not torch.isfinite(painted.face).all():
@@ -508,10 +514,12 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         registered = displace(new, self.measure_offsets(source, new, painted.coefficients))  # before the filter: landmarks jitter
         face = ((registered[0].clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()
         seen = face, crop, np.float32(source.landmarks[0, :, :2])
-        number, before = rendering.last.get(track, (None, None))
-        steadied = steady(*seen, before) if number == frame - 1 else begin(*seen)
-        rendering.last[track] = frame, steadied
-        patch, opacity, result = self.composite(source, torch.from_numpy(steadied.face * 2 - 1).permute(2, 0, 1)[None])
+        number, before, cast = rendering.last.get(track, (None, None, None))
+        follows = number == frame - 1
+        steadied = steady(*seen, before) if follows else begin(*seen)
+        matched, cast = match_steadily(steadied.face, crop, source.masks[0, 0].cpu().numpy(), cast if follows else None)
+        rendering.last[track] = frame, steadied, cast
+        patch, opacity, result = self.composite(source, torch.from_numpy(matched * 2 - 1).permute(2, 0, 1)[None])
         if appearance.sighting.state == "found":
             known = torch.cat([source.identity, appearance.person.embedding])
         else:

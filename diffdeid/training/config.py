@@ -129,8 +129,13 @@ class LDSTrainConfig(JsonConfig):
     output: str  # folder for the pipeline
     model: dict[str, Any] = field(default_factory=dict)  # arguments of `LDSModel`, where not its defaults
     validation_names: str | None = None  # as in `TrainConfig`
-    attributes: str | None = None  # JSON lines of labels by the name of a face, `glasses` among them; some faces suffice
-    attribute_dropout: float = 0.3  # share of samples for which anybody is asked for
+    trunk: str = "weights/diffdeid"  # released models, of whose context encoder only the head is fitted anew
+    tight_sets: list[str] = field(default_factory=list)  # sets whose pictures show too little around a face to learn from
+    attributes: str | None = None  # JSON lines of labels by the name of a face, some faces suffice, see docs/training.md
+    unconditional: float = 0.1  # share of samples of which nothing is told …
+    by_attributes: float = 0.4  # … and of which the attributes are told; of the rest K is, …
+    condition_dropout: float = 0.1  # … less each group of it in this share
+    weight_decay: float = 0.01
     batch_size: int = 256  # samples
     learning_rate: float = 1e-3
     max_steps: int = 6000
@@ -142,7 +147,8 @@ class LDSTrainConfig(JsonConfig):
     def __post_init__(self):
         self._require_positive("batch_size", "learning_rate", "max_steps", "eval_steps", "patience")
         self._require(self.eval_steps <= self.max_steps, "eval_steps", "at most `max_steps`")
-        self._require_share("ema_decay", "attribute_dropout")
+        self._require_share("ema_decay", "unconditional", "by_attributes", "condition_dropout")
+        self._require(self.unconditional + self.by_attributes <= 1, "by_attributes", "at most 1 - `unconditional`")
 
 
 @dataclass(frozen=True)

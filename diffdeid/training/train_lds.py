@@ -1,9 +1,13 @@
-"""Training of the identity sampler (LDS): diffusion over standardised vectors [z ; α] with an L1 noise loss (paper §3.2).
+"""Training of the identity sampler (LDS) and of the context encoder that tells it about the surroundings.
 
     diffdeid train lds configs/lds.json
 
-Takes minutes on a CPU. The folder it writes loads with `LDSPipeline.from_pretrained`. Mirrored faces would have the same
-vectors, so there is nothing to augment: training stops when held-out faces stop gaining.
+The LDS is a diffusion over standardised vectors [z ; α] with an L1 noise loss (paper §3.2), told what a result keeps of the
+source anyway, K: context, expression, pose, light and tone of the skin; or attributes; or nothing. So one network knows
+p(z, α | K), p(z, α | attributes) and p(z, α). The context encoder is fitted first (fit_context.py).
+
+Takes a quarter of an hour on a CPU, nearly all of it for the features. Mirrored faces would have the same vectors, so there is
+nothing to augment: training stops when held-out faces stop gaining.
 """
 
 from __future__ import annotations
@@ -21,19 +25,30 @@ import torch
 from diffusers import DDIMScheduler
 from torch import Tensor
 
+from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.models.lds import LDSModel
+from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.pipelines.pipeline_lds import LDSPipeline
+from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.averaging import AveragedModel
 from diffdeid.training.config import LDSTrainConfig
 from diffdeid.training.data import FaceStore
+from diffdeid.training.fit_context import fit_context, read_features, ridge
 
 EVAL_DRAWS = 16  # noise levels per held-out face
+PENALTY = 1.0  # of the ridge regression from identities to labels
+GHOSTS = ("glasses", "covered_forehead")  # labels of what is refused instead of asked for …
+USUAL = 0.85  # share of the faces whose head shapes are
+SPARED = 0.1  # … and the share of people without it who are refused as well
 
 logger = logging.getLogger(__name__)
 
 
 def train(config: LDSTrainConfig | str | Path) -> Path:
-    """Train; returns the folder of the pipeline, whose weights are those of the lowest held-out loss."""
+    """Train; returns the folder of the pipeline, whose weights are those of the lowest held-out loss.
+
+    The folder `context_encoder` lies beside it.
+    """
     if not isinstance(config, LDSTrainConfig):
         config = LDSTrainConfig.from_file(config)
     output = Path(config.output)
@@ -45,38 +60,52 @@ def train(config: LDSTrainConfig | str | Path) -> Path:
     store = FaceStore(config.data)
     train_names, held_out = store.split(config.validation_names)
     vectors, validation = (read_vectors(store, names).to(device) for names in (train_names, held_out))
+    coefficients, held_out_coefficients = (read_coefficients(store, names, device) for names in (train_names, held_out))
 
-    # 2. model
+    # 2. context encoder
     torch.manual_seed(config.seed)
+    encoder = ContextEncoderModel.from_pretrained(config.trunk, subfolder="context_encoder").float().to(device)
+    features, held_out_features = (read_features(store, names, encoder, config.tight_sets) for names in (train_names, held_out))
+    identity_dim = encoder.config.context_dim  # the context is an expected embedding
+    context, held_out_context = fit_context(encoder, features, vectors[:, :identity_dim], held_out_features)
+
+    # 3. model
     scheduler = DDIMScheduler(beta_schedule="linear", timestep_spacing="trailing", clip_sample=False)
     labels = read_labels(config.attributes, set(train_names)) if config.attributes else {}
-    glasses = labels.pop("glasses", None)
-    model = LDSModel(**config.model, attribute_names=tuple(labels)).to(device)
-    identity = vectors[:, : model.config.identity_dim]
+    ghosts = {name: labels.pop(name) for name in GHOSTS if name in labels}
+    sizes = {
+        "context_dim": encoder.config.context_dim,
+        "tone_dim": MorphableModel.load_config(config.trunk, subfolder="morphable_model")["num_tone"],
+    }
+    settings = sizes | {"attribute_names": tuple(labels), "ghost_names": tuple(ghosts)} | config.model
+    model = LDSModel(**settings).to(device)
+    identity = vectors[:, :identity_dim]
     for row, values in enumerate(labels.values()):
         learn_direction(model, row, identity, *labelled(train_names, values))
-    if glasses is not None:
-        learn_glasses(model, identity, *labelled(train_names, glasses))
-    attributes, validation_attributes = (
-        model.attributes(rows[:, : model.config.identity_dim]) if labels else None for rows in (vectors, validation)
-    )
+    for row, (name, values) in enumerate(ghosts.items()):
+        learn_ghost(model, row, name, identity, *labelled(train_names, values))
     model.mean.copy_(vectors.mean(0))
     model.std.copy_(vectors.std(0).clamp(min=1e-4))  # directions that nobody uses stay unused
+    unusual = (vectors - model.mean)[:, identity_dim:] / model.std[identity_dim:]
+    model.shape_limit.copy_(unusual.square().mean(dim=1).sqrt().quantile(USUAL))
+    conditions = model.conditions(context, coefficients, model.attributes(identity) if labels else None)
+    learn_spread(model, conditions)
+    held_out_tellings = {"anybody": None, "K": model.conditions(held_out_context, held_out_coefficients).repeat(EVAL_DRAWS, 1)}
+    if labels:
+        seem = model.conditions(attributes=model.attributes(validation[:, :identity_dim]))
+        held_out_tellings["attributes"] = seem.repeat(EVAL_DRAWS, 1)
     vectors, validation = ((values - model.mean) / model.std for values in (vectors, validation))
     averaged = AveragedModel(model, config.ema_decay)
-    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, config.max_steps)
 
-    # 3. loop
+    # 4. loop
     generator = torch.Generator(device).manual_seed(config.seed)
     best, best_loss, waited, running = None, float("inf"), 0, 0.0
     for step in range(1, config.max_steps + 1):
         chosen = torch.randint(len(vectors), (config.batch_size,), device=device, generator=generator)
-        asked = None
-        if labels:
-            anybody = torch.rand(config.batch_size, 1, device=device, generator=generator) < config.attribute_dropout
-            asked = attributes[chosen].masked_fill(anybody, math.nan)
-        loss = noise_loss(model, scheduler, vectors[chosen], asked, generator)
+        told = forget(model, conditions[chosen], config, generator)
+        loss = noise_loss(model, scheduler, vectors[chosen], told, generator)
         loss.backward()
         optimizer.step()
         optimizer.zero_grad()
@@ -86,15 +115,18 @@ def train(config: LDSTrainConfig | str | Path) -> Path:
         if step % config.eval_steps:
             continue
 
-        with torch.no_grad():
+        losses = {}
+        for name, told in held_out_tellings.items():
             fixed = torch.Generator(device).manual_seed(config.seed)
-            asked = validation_attributes.repeat(EVAL_DRAWS, 1) if labels else None
-            held_out_loss = noise_loss(averaged.model, scheduler, validation.repeat(EVAL_DRAWS, 1), asked, fixed).item()
-        entry = {"step": step, "loss": round(running.item() / config.eval_steps, 4), "validation_loss": round(held_out_loss, 4)}
+            with torch.no_grad():
+                loss = noise_loss(averaged.model, scheduler, validation.repeat(EVAL_DRAWS, 1), told, fixed)
+            losses[f"validation_loss, {name}"] = round(loss.item(), 4)
+        entry = {"step": step, "loss": round(running.item() / config.eval_steps, 4)} | losses
         running = 0.0
         logger.info("%s", entry)
         with open(output / "log.jsonl", "a") as log:
             log.write(json.dumps(entry) + "\n")
+        held_out_loss = sum(losses.values())
         if held_out_loss < best_loss:
             best, best_loss, waited = copy.deepcopy(averaged.model), held_out_loss, 0
         else:
@@ -102,8 +134,9 @@ def train(config: LDSTrainConfig | str | Path) -> Path:
             if waited == config.patience:
                 break
 
-    # 4. save
+    # 5. save
     folder, unfinished = output / "pipeline", output / "unfinished-pipeline"
+    encoder.cpu().half().save_pretrained(output / "context_encoder")
     LDSPipeline(best.cpu(), scheduler).save_pretrained(unfinished)
     shutil.rmtree(folder, ignore_errors=True)
     os.replace(unfinished, folder)
@@ -119,6 +152,40 @@ def read_vectors(store: FaceStore, names: list[str]) -> Tensor:
         with store.open(name) as file:
             rows.append(np.concatenate([file.get_tensor("identity"), file.get_tensor("coefficients")[:80]]))
     return torch.from_numpy(np.stack(rows))
+
+
+def read_coefficients(store: FaceStore, names: list[str], device: torch.device) -> MorphableCoefficients:
+    """ρ of the faces as they were reconstructed."""
+    rows = []
+    for name in names:
+        with store.open(name) as file:
+            rows.append(file.get_tensor("fit"))
+    return MorphableCoefficients.unpack(torch.from_numpy(np.stack(rows)).to(device))
+
+
+def learn_spread(model: LDSModel, conditions: Tensor) -> None:
+    """Mean and deviation of the conditions, where they are known."""
+    known = ~conditions.isnan()
+    count = known.sum(0).clamp(min=1)
+    mean = conditions.nan_to_num().sum(0) / count
+    deviation = ((conditions - mean).nan_to_num().square().sum(0) / count).sqrt()
+    model.condition_mean.copy_(mean)
+    model.condition_std.copy_(torch.where(deviation > 1e-4, deviation, torch.ones_like(deviation)))  # unused slots stay zero
+
+
+def forget(model: LDSModel, conditions: Tensor, config: LDSTrainConfig, generator: torch.Generator) -> Tensor:
+    """What the network is told of people: of some nothing, of others their attributes alone, of the rest K alone.
+
+    Each group of K is left out at times.
+    """
+    drawn = torch.rand(len(conditions), 1 + len(model.condition_sizes), device=conditions.device, generator=generator)
+    kind, parts = drawn[:, :1], drawn[:, 1:]
+    by_attributes = kind < config.by_attributes
+    dropped = torch.where(by_attributes, torch.ones_like(parts, dtype=torch.bool), parts < config.condition_dropout)
+    dropped[:, -1:] = ~by_attributes
+    dropped |= kind > 1 - config.unconditional
+    sizes = torch.tensor(model.condition_sizes, device=dropped.device)
+    return conditions.masked_fill(dropped.repeat_interleave(sizes, dim=1), math.nan)
 
 
 def read_labels(path: str | Path, names: set[str]) -> dict[str, dict[str, float]]:
@@ -147,33 +214,27 @@ def learn_direction(model: LDSModel, row: int, identity: Tensor, chosen: list[in
     model.attribute_offsets[row] = -values.mean() / values.std()
 
 
-def learn_glasses(model: LDSModel, identity: Tensor, chosen: list[int], worn: Tensor) -> None:
-    """Fit what tells labelled faces with glasses (1) from those without (0), of whom one in 20 may seem to wear them."""
+def learn_ghost(model: LDSModel, row: int, name: str, identity: Tensor, chosen: list[int], worn: Tensor) -> None:
+    """Fit what tells labelled faces that wear something (1) from those that do not (0), of whom one in 10 may seem to."""
     if set(worn.tolist()) != {0.0, 1.0}:
-        raise ValueError(f"Labels `glasses` must be 0 for some faces and 1 for others, got {sorted(set(worn.tolist()))}.")
+        raise ValueError(f"Labels `{name}` must be 0 for some faces and 1 for others, got {sorted(set(worn.tolist()))}.")
     identity, worn = identity[chosen], worn.to(identity)
-    model.glasses_direction.copy_(find_direction(identity, worn))
-    model.glasses_limit.copy_((identity[worn == 0] @ model.glasses_direction).quantile(0.95))
+    model.ghost_directions[row] = find_direction(identity, worn)
+    model.ghost_limits[row] = (identity[worn == 0] @ model.ghost_directions[row]).quantile(1 - SPARED)
 
 
 def find_direction(identity: Tensor, known: Tensor) -> Tensor:
     """The direction `(d,)` along which embeddings `(n, d)` change with what is known of them `(n,)`, by ridge regression."""
     known = known.to(identity)
-    return ridge(identity - identity.mean(0), (known - known.mean())[:, None])[:, 0]
-
-
-def ridge(inputs: Tensor, outputs: Tensor) -> Tensor:
-    """The linear map `(d, k)` from inputs `(n, d)` to outputs `(n, k)`, least squares with a penalty of 1."""
-    gram = inputs.T @ inputs + torch.eye(inputs.shape[1], device=inputs.device)
-    return torch.cholesky_solve(inputs.T @ outputs, torch.linalg.cholesky(gram))
+    return ridge(identity - identity.mean(0), (known - known.mean())[:, None], PENALTY)[:, 0]
 
 
 def noise_loss(
-    model: LDSModel, scheduler: DDIMScheduler, vectors: Tensor, attributes: Tensor | None, generator: torch.Generator
+    model: LDSModel, scheduler: DDIMScheduler, vectors: Tensor, conditions: Tensor | None, generator: torch.Generator
 ) -> Tensor:
     """Mean absolute error of the predicted noise, at noise levels spread evenly over the batch."""
     spread = torch.randperm(len(vectors), device=vectors.device, generator=generator)
     positions = (spread + torch.rand(len(vectors), device=vectors.device, generator=generator)) / len(vectors)
     timesteps = (positions * scheduler.config.num_train_timesteps).long()
     noise = torch.randn(vectors.shape, device=vectors.device, generator=generator)
-    return (model(scheduler.add_noise(vectors, noise, timesteps), timesteps, attributes).sample - noise).abs().mean()
+    return (model(scheduler.add_noise(vectors, noise, timesteps), timesteps, conditions).sample - noise).abs().mean()

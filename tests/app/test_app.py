@@ -10,6 +10,7 @@ import threading
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
@@ -21,7 +22,7 @@ import app
 from diffdeid import DiffDeIDVideoPipeline, VideoReader, VideoWriter, serving
 from diffdeid.video import Frame
 
-OPTIONS = {"level": 7, "steps": 1, "keep_mouth": False, "keep_attributes": False, "seed": 0}
+OPTIONS = {"level": 7, "steps": 1, "keep_mouth": False, "attributes": "context", "seed": 0}
 
 
 @pytest.fixture(scope="module")
@@ -143,6 +144,28 @@ def test_what_cannot_be_done_is_said_without_paths(client, tmp_path, folders, co
     assert str(folders[0]) not in str(caught.value)
 
 
+def test_the_new_person_is_a_choice_of_three_words(client, astronaut):
+    endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+    parameters = {name: {one["parameter_name"]: one for one in entry["parameters"]} for name, entry in endpoints.items()}
+    for name in ("/anonymize", "/anonymize_video", "/anonymize_files", "/explain"):
+        choice = parameters[name]["attributes"]
+        assert choice["parameter_default"] == "context" and choice["type"]["enum"] == ["context", "any", "source"]
+    with pytest.raises(Exception, match="own"):
+        client.predict(photo=handle_file(astronaut), attributes="own", api_name="/anonymize")
+
+
+def test_people_that_were_chosen_come_first_and_the_others_together():
+    def pipe(image, faces, identity=None, **_):
+        calls.append((image, faces, identity))
+        return SimpleNamespace(images=[f"picture {len(calls)}"], faces=[[f"report of {face}" for face in faces]])
+
+    pipe.device, calls = SimpleNamespace(type="cpu"), []
+    picture = SimpleNamespace(image="picture 0")
+    image, reports = serving.replace_faces(pipe, picture, {1: "a", 2: "b", 4: "d"}, {2: "somebody", 3: "nobody's"})
+    assert calls == [("picture 0", ["b"], "somebody"), ("picture 1", ["a", "d"], None)] and image == "picture 2"
+    assert reports == {1: "report of a", 2: "report of b", 4: "report of d"}
+
+
 def test_surprises_are_logged_without_what_they_say(pipeline, astronaut, monkeypatch, caplog):
     def fail(*_):
         raise RuntimeError(name)
@@ -158,7 +181,7 @@ def test_surprises_are_logged_without_what_they_say(pipeline, astronaut, monkeyp
 def test_networks_work_in_one_thread(pipeline, astronaut, clip):
     threads = set()
     hook = pipeline.unet.register_forward_hook(lambda *_: threads.add(threading.current_thread().name))
-    chosen = 7, 1, False, False, 0
+    chosen = 7, 1, False, "context", 0
     only(app.anonymize(pipeline, astronaut, None, {}, *chosen))
     only(app.anonymize_video(DiffDeIDVideoPipeline.sharing(pipeline), clip, *chosen))
     app.show_candidates(pipeline, astronaut, 1, *chosen)

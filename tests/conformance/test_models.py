@@ -38,7 +38,7 @@ class LDS(suite.BaseModelTesterConfig):
         return dict(tiny_lds().config)
 
     def get_dummy_inputs(self):
-        return {"sample": seeded(2, 208), "timestep": 5, "attributes": seeded(2, 2)}
+        return {"sample": seeded(2, 208), "timestep": 5, "conditions": seeded(2, 230)}
 
 
 class FaceRecognition(suite.BaseModelTesterConfig):

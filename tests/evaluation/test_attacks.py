@@ -1,5 +1,7 @@
 """Planted leaks are found, noise is not."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,9 +9,8 @@ import torch
 from diffdeid.evaluation import attacks
 from diffdeid.imaging import read_image
 from diffdeid.models.face_analyser import FaceAnalyserModel
-from diffdeid.pipelines.pipeline_lds import select_level
 from tests.conftest import ROOT
-from tests.tiny import tiny_pipeline
+from tests.tiny import perturb, tiny_pipeline
 
 SIZE = 32
 
@@ -91,13 +92,19 @@ def test_averaging_of_noise_is_chance_though_the_best_of_three_counts(rng):
     assert alarms(metrics) == [False, False] and 0.5 < metrics[1].chance < 0.6
 
 
-def test_the_level_is_an_alarm_when_it_is_chosen_by_the_distance_to_the_source(rng):
-    """As the pipeline chooses it, but with results that show their identity perfectly."""
-    gallery = torch.from_numpy(noise(rng, 40))
-    pools = torch.from_numpy(noise(rng, 40, 20, 40))
-    chosen = [[pool[select_level(pool, source, 5)] for pool in row] for row, source in zip(pools, gallery, strict=True)]
-    candidates = torch.stack([torch.stack(row) for row in chosen]).numpy()
-    assert alarms(attacks.averaging(candidates, names(40), gallery.numpy(), names(40), "x")) == [True, True]
+def first_beyond(bound, drawn, source):
+    """What the pipeline does: the first identity of `(n, d)` beyond a bound."""
+    return drawn[(1 - drawn @ source >= bound).argmax()]
+
+
+@pytest.mark.parametrize(("bound", "leaks"), [(0.0, False), (1.1, True)])
+def test_a_bound_that_refuses_many_is_an_alarm_and_one_that_refuses_few_is_not(rng, bound, leaks):
+    """Of results that show their identity perfectly; in 128 dimensions strangers are at distances of 1 ± .09."""
+    gallery, drawn = noise(rng, 40), noise(rng, 40, 5, 60)
+    candidates = np.stack(
+        [[first_beyond(bound, row, source) for row in rows] for rows, source in zip(drawn, gallery, strict=True)]
+    )
+    assert alarms(attacks.averaging(candidates, names(40), gallery, names(40), "x")) == [leaks, leaks]
 
 
 def smooth(count, seed):
@@ -147,30 +154,40 @@ def test_black_gives_nothing_back():
     assert alarms(metrics) == [True, True] and metrics[0].name == "reconstruction rank-1 [x]"
 
 
-def sampled(pipe, sources, seeds, attempts, level):
+@pytest.fixture(scope="module")
+def source(astronaut):
+    """A face as the pipeline sees it."""
+    picture = np.asarray(read_image(astronaut).image)
+    face = FaceAnalyserModel.from_pretrained(ROOT / "weights/diffdeid", subfolder="face_analyser")(picture)[0]
+    return tiny_pipeline().reconstruct(picture, [face])
+
+
+def drawn(pipe, sources, seeds, attempts, level, attributes):
     """z' of the last of the attempts, as the pipeline makes them."""
     chosen = []
-    for source, seed, count in zip(torch.from_numpy(sources).float(), seeds, attempts, strict=True):
+    for source, seed, count in zip(sources, seeds, attempts, strict=True):
         generator = torch.Generator().manual_seed(seed)
         for attempt in range(count):
             if attempt > 0:
                 pipe.prepare_latents(1, generator)
-            z, _ = pipe.sample_identity(source[None], level, False, generator)
-        chosen.append(z[0].numpy())
+            identity = pipe.sample_identity(source, level, attributes, generator)
+        chosen.append(identity.embedding[0].numpy())
     return np.stack(chosen)
 
 
-def test_replaying_the_seed_finds_for_whom_an_identity_was_chosen():
-    pipe, rng = tiny_pipeline(identity_limit=0.8), np.random.default_rng(0)  # refuses some of many pools
-    pipe.num_sampled_identities = 20
+@pytest.mark.parametrize("attributes", ["context", "source"])
+def test_replaying_the_seed_finds_for_whom_an_identity_was_chosen(source, attributes):
+    pipe, rng = tiny_pipeline(identity_limit=0.85), np.random.default_rng(0)  # refuses a lot
+    perturb(pipe.lds)
     gallery = unit(rng.normal(size=(12, 128)))
+    sources = [replace(source, identity=torch.from_numpy(one).float()[None]) for one in gallery]
     seeds, attempts = range(12), [1] * 11 + [2]
-    observed = unit(sampled(pipe, gallery, seeds, attempts, 7) + 0.3 * unit(rng.normal(size=(12, 128))))
+    observed = unit(drawn(pipe, sources, seeds, attempts, 7, attributes) + 0.3 * unit(rng.normal(size=(12, 128))))
     arguments = observed, names(12), gallery, names(12), "x"
-    right = attacks.replay(pipe, seeds, attempts, 7, *arguments)
-    assert alarms(right) == [True, True] and right[1].value > 0.8
-    wrong = attacks.replay(pipe, range(100, 112), [1] * 12, 7, *arguments)
-    assert alarms(wrong) == [False, False]
+    right = attacks.replay(pipe, sources, seeds, attempts, 7, attributes, *arguments)
+    assert alarms(right)[1] and right[1].value > 0.7
+    wrong = attacks.replay(pipe, sources, range(100, 112), [1] * 12, 7, attributes, *arguments)
+    assert wrong[1].value < right[1].value - 0.1
 
 
 def test_inversion_gives_a_face_in_place_of_the_result(astronaut):

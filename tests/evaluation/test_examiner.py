@@ -9,13 +9,15 @@ import pytest
 import torch
 
 from diffdeid.errors import AssetNotFoundError
-from diffdeid.evaluation.examiner import EMOTIONS, Examiner
+from diffdeid.evaluation.examiner import CONTEXT, EMOTIONS, FEATURES, Examiner
 from diffdeid.geometry.camera import to_camera
 from diffdeid.geometry.eyes import eye_coordinates
+from diffdeid.geometry.guides import face_region
 from diffdeid.geometry.renderer import render
 from diffdeid.imaging import read_image
 from diffdeid.metrics.utility import coefficient_distances
-from diffdeid.structures import MorphableCoefficients
+from diffdeid.structures import Face, MorphableCoefficients
+from tests.tiny import tiny_context_encoder
 
 ROOT = Path(__file__).parents[2]
 SIZE = 384
@@ -105,3 +107,41 @@ def test_a_graph_of_another_kind_is_refused():
 def test_missing_networks_are_named(tmp_path):
     with pytest.raises(AssetNotFoundError, match="faceplugin.onnx"):
         Examiner(ROOT / "weights/diffdeid", tmp_path)
+
+
+@pytest.fixture(scope="module")
+def released(tmp_path_factory):
+    """The models that ship, with a small context encoder."""
+    folder = tmp_path_factory.mktemp("released")
+    for part in (ROOT / "weights/diffdeid").iterdir():
+        if part.name != "context_encoder":
+            (folder / part.name).symlink_to(part)
+    tiny_context_encoder().save_pretrained(folder / "context_encoder")
+    return folder
+
+
+def test_a_folder_with_a_context_encoder_has_it_look_around(released, astronaut):
+    examiner, photo = Examiner(released, ROOT / "weights/evaluators"), np.asarray(read_image(astronaut).image)
+    assert examiner.onlookers == (FEATURES, CONTEXT)
+    faces = examiner.analyser(photo)
+    seen = examiner.look_around(photo, faces[0], faces)
+    assert {network: vector.shape for network, vector in seen.items()} == {FEATURES: (1280,), CONTEXT: (128,)}
+    assert np.linalg.norm(seen[CONTEXT]) == pytest.approx(1, abs=1e-5)
+    photo = photo.copy()
+    erased = face_region(faces[0].landmarks, 512) > 0
+    photo[erased] = np.random.default_rng(0).integers(0, 256, (erased.sum(), 3))
+    other = Face(np.float32([0, 0, 60, 90]))
+    for network, vector in examiner.look_around(photo, faces[0], faces).items():
+        np.testing.assert_array_equal(vector, seen[network], err_msg="erased pixels have an influence")
+    hidden = examiner.look_around(photo, faces[0], [other])
+    photo[:90, :60] = 255
+    for network, vector in examiner.look_around(photo, faces[0], [other]).items():
+        np.testing.assert_array_equal(vector, hidden[network], err_msg="pixels of another face have an influence")
+
+
+def test_a_folder_without_a_context_encoder_has_the_features_alone(released, astronaut, tmp_path):
+    for part in released.iterdir():
+        if part.name != "context_encoder":
+            (tmp_path / part.name).symlink_to(part)
+    examiner, photo = Examiner(tmp_path, ROOT / "weights/evaluators"), np.asarray(read_image(astronaut).image)
+    assert examiner.onlookers == (FEATURES,) == tuple(examiner.look_around(photo, examiner.analyser(photo)[0], []))

@@ -92,9 +92,9 @@ def test_a_result_is_made_again_only_when_what_it_depends_on_has_changed(pipelin
     other = tmp_path / "other.png"
     Image.fromarray(255 - np.asarray(read_image(pictures["small"]).image)).save(other)
     assert [made({"small": other}), made({"small": other})] == [1, 0]
-    pipeline.lds.glasses_limit.sub_(1)
+    pipeline.lds.ghost_limits.sub_(1)
     assert [made({"small": other}), made({"small": other})] == [1, 0]
-    pipeline.lds.glasses_limit.add_(1)
+    pipeline.lds.ghost_limits.add_(1)
     assert made({"small": other}) == 1
     (tmp_path / "out/small.png").unlink()
     assert made({"small": other}) == 1 and (tmp_path / "out/small.png").exists()

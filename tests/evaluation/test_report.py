@@ -26,7 +26,7 @@ def made_up(method="blur", count=6, seed=0) -> Evaluation:
         Metric("utility", "gaze", 6.543, "°", (5.9, 7.12)),
         Metric("quality", "PSNR outside", np.inf, "dB"),
         Metric("utility", "EXP", np.nan),
-        *(Metric("privacy", f"rank-1 [{name}]", 0.02, "", (0.004, 0.046), 0.0098, alarm=True) for name in RECOGNISERS),
+        *(Metric("privacy", f"rank-1 [{name}]", 0.02, "", (0.004, 0.046), 0.0098, True, 0.309) for name in RECOGNISERS),
     ]
     face = Face(np.float32([0, 0, 9, 9]), 1.0)
     pairs = []
@@ -75,11 +75,12 @@ def test_table_reads_well():
     lines = table([made_up(), made_up("diff|deid")]).splitlines()
     assert len({len(line) for line in lines if line.startswith("|")}) == 1, "columns are not aligned"
     row = next(line for line in lines if "rank-1 [faceplugin], %" in line)
-    assert row.count("! 2.0 [0.4, 4.6]") == 2 and row.endswith(" 1.0 |")
+    assert row.count("! 2.0 [0.4, 4.6]") == 2 and row.endswith(" 1.0 |  30.9 |")
     text = "\n".join(lines)
     assert text.index("PRIVACY") < text.index("UTILITY") < text.index("QUALITY") < text.index("COST")
     assert re.search(r"EXP +\| +– \| +– \|", text) and re.search(r"PSNR outside, dB +\| +∞ \|", text)
     assert "6.54 [5.90, 7.12]" in text and r"diff\|deid" in text
+    assert re.search(r"chance \| +floor \|", lines[0]) and "all faces erased" in text
     assert "not independent evidence" in text and "identity leaks" in text
     assert "–" in next(line for line in table([made_up(), Evaluation("none")]).splitlines() if "gaze" in line)
 
@@ -109,9 +110,11 @@ def test_chance_that_differs_between_methods_is_a_range():
 def test_shares_are_in_percent_whoever_took_them():
     metrics = [Metric("attacks", "parrot rank-1 [x]", 0.25), Metric("attacks", "parrot AUC [x]", 0.75)]
     metrics.append(Metric("coverage", "no face found in its place", 0.5))
+    metrics.append(Metric("privacy", "floor of K, rank-1", 0.309, "", (0.2, 0.4), 0.048))
     lines = table([Evaluation("m", metrics)])
     assert re.search(r"parrot rank-1 \[x\], % +\| +25.0 ", lines) and re.search(r"parrot AUC \[x\] +\| +0.750 ", lines)
     assert re.search(r"no face found in its place, % +\| +50.0 ", lines)
+    assert re.search(r"floor of K, rank-1, % +\| +30.9 \[20.0, 40.0\] \| +4.8 ", lines)
 
 
 def test_json():
@@ -120,7 +123,7 @@ def test_json():
     assert metrics["EXP"]["value"] is None and metrics["PSNR outside"]["value"] == "Infinity"
     assert metrics["rank-1 [faceplugin]"] == {
         "block": "privacy", "name": "rank-1 [faceplugin]", "value": 0.02, "unit": "", "interval": [0.004, 0.046],
-        "chance": 0.0098, "alarm": True, "independent": True,
+        "chance": 0.0098, "alarm": True, "floor": 0.309, "independent": True,
     }  # fmt: skip
     assert metrics["gaze"]["chance"] is None and not metrics[f"rank-1 [{FILTER}]"]["independent"]
 
@@ -177,6 +180,7 @@ def test_page_is_whole_and_alone(page):
     sources = [value for _, attrs in parsed.tags for name, value in attrs.items() if name in ("src", "href", "srcset")]
     assert sources and all(re.fullmatch(r"data:image/(png|jpeg);base64,[\w+/]+=*", source) for source in sources)
     assert "do not publish" in parsed.text and "anonym" not in parsed.text
+    assert "chance floor PRIVACY".lower() in parsed.text.lower() and "1.0 30.9" in parsed.text
     assert "Along levels" in parsed.text and "nearest to their source" in parsed.text and "no face found" in parsed.text
     assert ("td", {"class": "alarm"}) in parsed.tags and "! 2.0 [0.4, 4.6]" in parsed.text
     order = (
@@ -245,4 +249,5 @@ def test_figures_are_labelled():
     assert (blur.get_color(), ours.get_color()) == (plots.COLOURS[0], plots.COLOURS[2])
     bars = plots.bars([made_up(), Evaluation("none"), made_up("ours")], "rank-1 [faceplugin]").axes[0]
     assert [bar.get_width() for bar in bars.patches] == [2, 2] and bars.get_xlabel().endswith("%")
+    assert {line.get_label() for line in bars.lines} >= {"chance", "floor"}
     assert plots.histograms(scores).axes[0].get_xlabel() == "cosine"

@@ -1,5 +1,7 @@
+import cv2
 import numpy as np
 import pytest
+from skimage.color import deltaE_ciede2000, lab2rgb, rgb2lab
 
 from diffdeid.metrics import quality
 
@@ -76,3 +78,90 @@ def test_kernel_distance_agrees_with_the_sum_over_pairs():
 def test_diversity_of_one_person_is_none():
     assert quality.diversity(np.tile([0.6, 0.8], (5, 1))) == pytest.approx(0, abs=1e-12)
     assert quality.diversity(np.eye(5)) == pytest.approx(1)
+
+
+ROWS, COLUMNS = np.indices((224, 224)) - 111.5
+FACE = (ROWS / 95) ** 2 + (COLUMNS / 75) ** 2 < 1
+FEATHER = 6.0
+
+
+def painted(*lab):
+    return (lab2rgb(np.broadcast_to(lab, (224, 224, 3)).astype(float)) * 255).round().astype(np.uint8)
+
+
+SKIN, OTHER_SKIN, HAIR = painted(65, 14, 18), painted(60, 16, 24), painted(20, 3, 5)
+
+
+def pasted(original, generated):
+    """As results are made: mixed along the soft edge inside of the face."""
+    depth = cv2.distanceTransform(FACE.astype(np.uint8), cv2.DIST_L2, 5)
+    opacity = np.clip(depth / FEATHER, 0, 1)[..., None]
+    return (original + opacity * (generated.astype(float) - original)).round().astype(np.uint8)
+
+
+def known_difference(first, second):
+    return deltaE_ciede2000(*(rgb2lab(picture[0, 0] / 255) for picture in (first, second)))
+
+
+def test_a_drawn_colour_step_is_measured_behind_the_soft_edge():
+    after, before = quality.colour_step(SKIN, pasted(SKIN, OTHER_SKIN), FACE, FEATHER)
+    assert known_difference(SKIN, OTHER_SKIN) > 5
+    assert after == pytest.approx(known_difference(SKIN, OTHER_SKIN), rel=0.02)
+    assert before == pytest.approx(0, abs=1e-3)
+
+
+def test_texture_is_no_colour_step():
+    rng = np.random.default_rng(0)
+    first, second = ((SKIN + rng.normal(0, 6, SKIN.shape)).round().clip(0, 255).astype(np.uint8) for _ in range(2))
+    assert max(quality.colour_step(first, pasted(first, second), FACE, FEATHER)) < 2
+
+
+def test_where_hair_meets_the_border_nothing_counts():
+    hairy = np.where((ROWS < 0)[..., None] & ~FACE[..., None], HAIR, SKIN)
+    bald = pasted(hairy, OTHER_SKIN)
+    after, before = quality.colour_step(hairy, bald, FACE, FEATHER)
+    assert after == pytest.approx(known_difference(SKIN, OTHER_SKIN), rel=0.03) and before < 0.1
+    below = pasted(hairy, np.where((ROWS < 0)[..., None], HAIR, SKIN))  # new hair in the upper half alone
+    assert quality.colour_step(hairy, below, FACE, FEATHER)[0] < 0.5
+
+
+def test_a_fringe_over_the_border_does_not_count():
+    fringe = np.where((ROWS < -40)[..., None], HAIR, SKIN)
+    after, before = quality.colour_step(fringe, pasted(fringe, SKIN), FACE, FEATHER)
+    assert after < 0.5 and before < 0.5
+
+
+def test_without_skin_around_the_face_there_is_no_colour_step():
+    veiled = np.where(FACE[..., None], SKIN, HAIR)
+    assert np.isnan(quality.colour_step(veiled, pasted(veiled, OTHER_SKIN), FACE, FEATHER)).all()
+
+
+def test_uneven_skin_steps_in_the_original_too():
+    lit = (SKIN * (1 + COLUMNS / 800)[..., None]).round().clip(0, 255).astype(np.uint8)
+    after, before = quality.colour_step(lit, lit, FACE, FEATHER)
+    assert after == before and 0.3 < before < 3
+
+
+def test_what_cannot_be_told_apart_has_an_auc_of_a_half():
+    values = [quality.two_sample_auc(*RNG.normal(size=(2, 60, 8))) for _ in range(20)]
+    assert np.mean(values) == pytest.approx(0.5, abs=0.05)
+
+
+def test_shifted_features_are_told_apart():
+    x, y = RNG.normal(size=(2, 60, 100))
+    y[:, 0] += 10
+    auc = quality.two_sample_auc(x, y)
+    assert auc > 0.99
+    assert quality.two_sample_auc(y, x) == pytest.approx(auc) == quality.two_sample_auc(3 * x + 1, 3 * y + 1)
+    assert 0.6 < quality.two_sample_auc(*RNG.normal([[[0]], [[0.4]]], 1, (2, 200, 8))) < 0.9  # 0.79 by the best classifier
+
+
+def test_a_picture_and_its_result_are_in_the_same_fold():
+    """Else the twin in the training set, which has the other label, would draw the answer below a half."""
+    x = RNG.normal(size=(40, 100))
+    assert quality.two_sample_auc(x, x) == pytest.approx(0.5)
+    assert quality.two_sample_auc(x, np.roll(x, 1, axis=0)) < 0.3
+
+
+def test_two_sets_may_differ_in_size():
+    assert quality.two_sample_auc(RNG.normal(size=(6, 5)), RNG.normal(9, 1, size=(5, 5))) == 1

@@ -4,6 +4,7 @@ from safetensors.torch import load_file, save_file
 
 from diffdeid.errors import ConfigurationError
 from diffdeid.models.lds import LDSModel
+from diffdeid.structures import MorphableCoefficients
 from tests.tiny import perturb, tiny_lds
 
 
@@ -21,18 +22,59 @@ def test_a_batch_gives_what_singles_give():
     torch.testing.assert_close(lds(sample, timestep).sample, singles, atol=1e-5, rtol=0)
 
 
+def known(lds, count=2, seed=0, **more):
+    """Conditions of random people, of whom everything but the attributes is known."""
+    generator = torch.Generator().manual_seed(seed)
+    coefficients = MorphableCoefficients.unpack(torch.randn(count, 261, generator=generator))
+    return lds.conditions(torch.randn(count, 128, generator=generator), coefficients, **more)
+
+
 def test_gradients_reach_every_parameter():
     lds = perturb(tiny_lds())
-    lds(torch.randn(2, 208), 5, torch.randn(2, 2)).sample.square().mean().backward()
+    conditions = known(lds, attributes=torch.randn(2, 2))
+    lds(torch.randn(2, 208), 5, conditions).sample.square().mean().backward()
     assert all(parameter.grad is not None and parameter.grad.any() for parameter in lds.parameters())
 
 
 @torch.no_grad()
-def test_attributes_that_are_not_a_number_ask_for_anybody():
-    lds, sample, attributes = perturb(tiny_lds()), torch.randn(2, 208), torch.tensor([[0.5, -1.0], [torch.nan, 0.0]])
-    asked, anybody = lds(sample, 5, attributes).sample, lds(sample, 5).sample
-    torch.testing.assert_close(asked[1], anybody[1])
-    assert not torch.allclose(asked[0], anybody[0], atol=1e-3)
+def test_what_is_not_known_does_not_count():
+    lds, sample, conditions = perturb(tiny_lds()), torch.randn(2, 208), known(tiny_lds())
+    conditions[1] = torch.nan
+    told, nothing = lds(sample, 5, conditions).sample, lds(sample, 5).sample
+    torch.testing.assert_close(told[1], nothing[1])
+    assert not torch.allclose(told[0], nothing[0], atol=1e-3)
+
+
+@torch.no_grad()
+def test_a_group_with_a_gap_is_not_known():
+    lds, sample = perturb(tiny_lds()), torch.randn(1, 208)
+    whole, gap = known(lds, 1), known(lds, 1)
+    whole[:, :128], gap[:, 3] = torch.nan, torch.nan
+    torch.testing.assert_close(lds(sample, 5, whole).sample, lds(sample, 5, gap).sample)
+
+
+@pytest.mark.parametrize("group", range(5))
+@torch.no_grad()
+def test_every_group_of_conditions_counts(group):
+    lds, sample = perturb(tiny_lds()), torch.randn(1, 208)
+    conditions = known(lds, 1)
+    start = sum(lds.condition_sizes[:group])
+    other = conditions.clone()
+    other[:, start : start + lds.condition_sizes[group]] += 1
+    assert not torch.allclose(lds(sample, 5, conditions).sample, lds(sample, 5, other).sample, atol=1e-4)
+
+
+def test_conditions_hold_nothing_of_the_shape_and_of_the_skin_but_its_tone():
+    """α and the rest of δ are who somebody is: K does not have them."""
+    lds, context = tiny_lds(), torch.zeros(1, 128)
+    packed = torch.randn(1, 261)
+    other = packed.clone()
+    other[:, :80] += 1
+    other[:, 80 + 64 + lds.config.tone_dim : 80 + 64 + 80] += 1
+    other[:, -4:] += 1  # gaze
+    one, two = (lds.conditions(context, MorphableCoefficients.unpack(values)) for values in (packed, other))
+    torch.testing.assert_close(one, two, equal_nan=True)
+    assert one.shape == (1, lds.condition_dim) and one[:, -2:].isnan().all() and one[:, :-2].isfinite().all()
 
 
 @torch.no_grad()

@@ -2,9 +2,9 @@ import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
-from diffdeid.errors import ConfigurationError, DiffDeIDError
+from diffdeid.errors import ConfigurationError, NoIdentityFoundError
 from diffdeid.models.lds import LDSOutput
-from diffdeid.pipelines.pipeline_lds import LDSPipeline, select_level
+from diffdeid.pipelines.pipeline_lds import AT_ONCE, DRAWS, LDSPipeline, least_distance
 from tests.tiny import perturb, tiny_lds, tiny_lds_pipeline, tiny_unet
 
 STEPS = {"num_inference_steps": 3}
@@ -49,17 +49,26 @@ def test_near_identities_are_refused_and_sampled_again(pipeline):
     assert (1 - identity @ refused.T).min() >= 0.7
 
 
-def test_people_with_glasses_are_sampled_again(pipeline):
-    pipeline.lds.glasses_direction[0] = 1  # half of all people, then
+def test_people_who_would_leave_ghosts_are_sampled_again(pipeline):
+    pipeline.lds.ghost_directions[1, 0] = 1  # half of all people, then
     before = pipeline(16, generator=seeded(), **STEPS).identity
-    pipeline.lds.glasses_limit.copy_(before[:, 0].median())
+    pipeline.lds.ghost_limits[1] = before[:, 0].median()
     after = pipeline(16, generator=seeded(), **STEPS).identity
-    assert len(after) == 16 and not pipeline.lds.wears_glasses(after).any()
-    torch.testing.assert_close(after[:7], before[~pipeline.lds.wears_glasses(before)][:7])
+    assert len(after) == 16 and not pipeline.lds.leaves_ghosts(after).any()
+    torch.testing.assert_close(after[:4], before[~pipeline.lds.leaves_ghosts(before)][:4])
+
+
+def test_heads_that_nobody_has_are_sampled_again(pipeline):
+    before = pipeline(16, generator=seeded(), **STEPS).shape
+    pipeline.lds.shape_limit.copy_(before.square().mean(1).sqrt().median())
+    after = pipeline(16, generator=seeded(), **STEPS)
+    assert len(after.shape) == 16 and pipeline.lds.is_usual(after.shape).all() and not pipeline.lds.is_usual(before).all()
+    chosen = pipeline.draw(unit(1, 128, seed=7), 1, 0.5, num_inference_steps=3, generator=seeded())
+    assert pipeline.lds.is_usual(chosen.shape).all()
 
 
 def test_impossible_distances_end_in_an_error(pipeline):
-    with pytest.raises(DiffDeIDError, match="Only 0 of 2"):
+    with pytest.raises(NoIdentityFoundError, match="Only 0 of 2"):
         pipeline(2, away_from=torch.eye(128)[:1], min_distance=2.0, generator=seeded(), **STEPS)
 
 
@@ -67,7 +76,7 @@ def test_a_perfect_predictor_returns_the_clean_vector(pipeline):
     target = torch.randn(2, 208, generator=seeded(1))
     alphas = pipeline.scheduler.alphas_cumprod
 
-    def perfect(sample, timestep, attributes):
+    def perfect(sample, timestep):
         alpha = alphas[timestep]
         return LDSOutput(sample=(sample - alpha.sqrt() * target) / (1 - alpha).sqrt())
 
@@ -76,19 +85,46 @@ def test_a_perfect_predictor_returns_the_clean_vector(pipeline):
     torch.testing.assert_close(pipeline.denoise(latents, 50), target, atol=1e-3, rtol=0)
 
 
-def test_identities_follow_the_attributes_asked_for(pipeline):
+def test_identities_follow_the_conditions(pipeline):
     perturb(pipeline.lds)
-    anybody, women, men = (
-        pipeline(3, attributes=attributes, generator=seeded(), **STEPS).identity
-        for attributes in (None, torch.tensor([1.0, 0.0]), torch.tensor([-1.0, 0.0]))
+    told = [pipeline.lds.conditions(context) for context in (torch.ones(1, 128), -torch.ones(1, 128))]
+    anybody, one, other = (
+        pipeline(3, conditions=conditions, generator=seeded(), **STEPS).identity for conditions in (None, *told)
     )
-    assert not any(torch.allclose(x, y) for x, y in ((anybody, women), (women, men), (anybody, men)))
+    assert not any(torch.allclose(x, y) for x, y in ((anybody, one), (one, other), (anybody, other)))
 
 
-@pytest.mark.parametrize("attributes", [torch.zeros(3), torch.zeros(1, 2)])
-def test_wrong_attributes_are_explained(pipeline, attributes):
-    with pytest.raises(ValueError, match=r"for each of \['female', 'age'\]"):
-        pipeline(attributes=attributes, **STEPS)
+def test_a_person_is_the_same_alone_and_among_others(pipeline):
+    perturb(pipeline.lds)
+    latents, conditions = pipeline.prepare_latents(4, seeded()), pipeline.lds.conditions(torch.ones(1, 128))
+    together, _ = pipeline.sample(latents, conditions, 3)
+    torch.testing.assert_close(together, torch.cat([pipeline.sample(one, conditions, 3)[0] for one in latents.split(1)]))
+
+
+def test_of_the_first_draw_the_attributes_are_kept(pipeline, monkeypatch):
+    """The second draw is told them, and nothing of K."""
+    told, denoise = [], LDSPipeline.denoise
+
+    def watched(self, latents, num_inference_steps, conditions=None):
+        drawn = denoise(self, latents, num_inference_steps, conditions)
+        told.append((conditions, self.destandardise(drawn)[0]))
+        return drawn
+
+    monkeypatch.setattr(LDSPipeline, "denoise", watched)
+    conditions = pipeline.lds.conditions(torch.ones(1, 128))
+    pipeline.sample(pipeline.prepare_latents(3, seeded()), conditions, 3)
+    (first, fitting), (second, _) = told
+    torch.testing.assert_close(first, conditions.expand(3, -1), equal_nan=True)
+    torch.testing.assert_close(second[:, -2:], pipeline.lds.attributes(fitting))
+    assert second[:, :-2].isnan().all()
+    pipeline.sample(pipeline.prepare_latents(3, seeded()), pipeline.lds.conditions(attributes=torch.zeros(1, 2)), 3)
+    assert len(told) == 3  # who is told attributes is drawn once
+
+
+@pytest.mark.parametrize("conditions", [torch.zeros(3), torch.zeros(2, 230)])
+def test_wrong_conditions_are_explained(pipeline, conditions):
+    with pytest.raises(ValueError, match=r"`conditions` must be \(1, 230\)"):
+        pipeline(conditions=conditions, **STEPS)
 
 
 def test_pipeline_survives_saving(pipeline, tmp_path):
@@ -129,14 +165,76 @@ def test_wrong_arguments_are_explained(pipeline, arguments, message):
         pipeline(**arguments)
 
 
-def test_levels_go_from_near_to_far():
-    source = torch.nn.functional.normalize(torch.randn(128, generator=seeded()), dim=0)
-    identities = torch.nn.functional.normalize(torch.randn(40, 128, generator=seeded(1)), dim=1)
-    distance = 1 - identities @ source
-    chosen = [distance[select_level(identities, source, level)] for level in range(1, 11)]
-    assert chosen == sorted(chosen)
-    assert chosen[-1] == distance.max()
-    assert chosen[4] == distance.median()
-    assert select_level(identities[:1], source, 1) == 0
-    with pytest.raises(ValueError, match="between 1 and 10"):
-        select_level(identities, source, 0)
+def unit(*shape, seed=0):
+    return torch.nn.functional.normalize(torch.randn(*shape, generator=seeded(seed)), dim=-1)
+
+
+def test_bounds_rise_from_the_limit():
+    bounds = [least_distance(level, 0.4) for level in range(1, 11)]
+    assert bounds[0] == 0.4 and bounds == sorted(set(bounds))
+    for level in (0, 11):
+        with pytest.raises(ValueError, match="between 1 and 10"):
+            least_distance(level, 0.4)
+
+
+def test_the_first_draw_beyond_the_bound_is_taken(pipeline):
+    source, limit = unit(1, 128, seed=7), 0.9
+    drawn, _ = pipeline.sample(pipeline.prepare_latents(DRAWS, seeded()), None, 3)
+    distances = (1 - drawn @ source.T)[:, 0]
+    for level in (1, 3, 4):
+        bound = least_distance(level, limit)
+        chosen = pipeline.draw(source, level, limit, num_inference_steps=3, generator=seeded())
+        assert chosen.level == level
+        torch.testing.assert_close(chosen.embedding[0], drawn[distances >= bound][0])
+
+
+def test_whom_the_source_does_not_refuse_it_does_not_change(pipeline):
+    """The same person for all sources that are far from the first who is drawn: the choice is blind."""
+    first = pipeline.sample(pipeline.prepare_latents(DRAWS, seeded()), None, 3)[0][:1]
+    sources = [source for source in unit(50, 1, 128) if 1 - source @ first.T > 0.9]
+    chosen = [pipeline.draw(source, 1, 0.9, num_inference_steps=3, generator=seeded()).embedding for source in sources]
+    assert len(sources) > 10 and all(torch.allclose(embedding, first, atol=1e-5) for embedding in chosen)
+
+
+def test_distances_rise_with_the_level(pipeline):
+    source = unit(1, 128, seed=7)
+    chosen = [pipeline.draw(source, level, 0.7, num_inference_steps=3, generator=seeded()) for level in range(1, 11)]
+    distances = [1 - (identity.embedding @ source.T).item() for identity in chosen]
+    assert distances == sorted(distances) and distances[-1] > distances[0]
+    assert all(distance >= least_distance(identity.level, 0.7) for distance, identity in zip(distances, chosen, strict=True))
+
+
+def test_a_bound_that_nobody_meets_is_lowered_and_says_so(pipeline):
+    source = unit(1, 128, seed=7)
+    chosen = pipeline.draw(source, 10, 0.95, num_inference_steps=3, generator=seeded())
+    assert 1 <= chosen.level < 10
+    assert 1 - chosen.embedding @ source.T >= least_distance(chosen.level, 0.95)
+
+
+def test_all_embeddings_of_the_source_and_other_people_count(pipeline):
+    near = pipeline.sample(pipeline.prepare_latents(DRAWS, seeded()), None, 3)[0][:2]
+    for who in ({"source": near}, {"source": unit(1, 128, seed=7), "others": near}):
+        chosen = pipeline.draw(**who, level=1, limit=0.5, num_inference_steps=3, generator=seeded())
+        assert (1 - chosen.embedding @ near.T >= 0.5).all()
+
+
+def test_where_all_who_fit_are_too_near_anybody_is_drawn(pipeline, monkeypatch):
+    sample, told, source = LDSPipeline.sample, [], unit(1, 128, seed=7)
+
+    def crowded(self, latents, conditions, *arguments):
+        told.append(conditions)
+        if conditions is not None:
+            return source.expand(len(latents), -1), torch.zeros(len(latents), 80)
+        return sample(self, latents, conditions, *arguments)
+
+    monkeypatch.setattr(LDSPipeline, "sample", crowded)
+    conditions = pipeline.lds.conditions(torch.zeros(1, 128))
+    chosen = pipeline.draw(source, 1, 0.5, conditions, num_inference_steps=3, generator=seeded())
+    assert 1 - chosen.embedding @ source.T >= 0.5
+    assert all(one is conditions for one in told[:-1]) and told[-1] is None
+    assert len(told) > LDSPipeline.max_rounds * DRAWS / AT_ONCE
+
+
+def test_nobody_beyond_the_limit_is_an_error(pipeline):
+    with pytest.raises(NoIdentityFoundError, match="farther than 2.1"):
+        pipeline.draw(unit(1, 128), 1, 2.1, num_inference_steps=1)

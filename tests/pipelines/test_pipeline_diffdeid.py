@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from diffdeid.errors import ConfigurationError, DiffDeIDError, NoFaceFoundError
+from diffdeid.errors import ConfigurationError, NoFaceFoundError
 from diffdeid.geometry.boxes import bounding_box
+from diffdeid.geometry.guides import face_region
 from diffdeid.models.conditioning import place_marks
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.lds import LDSModel
@@ -18,7 +19,7 @@ from diffdeid.pipelines.loading import precisions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.pipelines.pipeline_lds import LDSPipeline
 from diffdeid.structures import Face
-from tests.tiny import tiny_pipeline
+from tests.tiny import perturb, tiny_pipeline
 
 ROOT = Path(__file__).parents[2]
 
@@ -116,37 +117,94 @@ def test_the_kept_mouth_is_the_sources_and_an_erased_one_is_not(run, photo, face
     assert (kept[y, x] == photo[y, x]).all() and (erased[y, x] != photo[y, x]).any()
 
 
-def test_the_source_says_which_attributes_are_kept(tiny, photo, faces, run, monkeypatch):
-    asked, forward = [], tiny.lds.forward
+def test_the_sampler_is_told_what_the_attributes_say(tiny, photo, faces, run, monkeypatch):
+    told, sample = [], LDSPipeline.sample
     monkeypatch.setattr(
-        tiny.lds, "forward", lambda sample, t, attributes: asked.append(attributes) or forward(sample, t, attributes)
+        LDSPipeline,
+        "sample",
+        lambda self, latents, conditions, *more: told.append(conditions) or sample(self, latents, conditions),
     )
-    run(keep_attributes=True)
-    run(keep_attributes=False)
-    expected = tiny.lds.attributes(tiny.reconstruct(photo, faces).identity)
-    torch.testing.assert_close(asked[0], expected.expand_as(asked[0]))
-    assert asked[-1] is None
+    for attributes in ("any", "context", "source"):
+        run(attributes=attributes)
+    face = tiny.reconstruct(photo, faces)
+    assert told[0] is None
+    torch.testing.assert_close(told[1], tiny.lds.conditions(face.context, face.coefficients), equal_nan=True)
+    seems = tiny.lds.conditions(attributes=tiny.lds.attributes(face.identity))
+    torch.testing.assert_close(told[2], seems, equal_nan=True)
 
 
-def test_when_all_people_alike_are_too_near_anybody_is_taken(run, monkeypatch):
-    sample, asked = LDSPipeline.__call__, []
+def test_the_erased_face_is_not_looked_at_to_choose_the_new_one(tiny, photo, faces):
+    """Other pixels under the mask, and another source: the same conditions, bit for bit, but for its expression and light."""
+    scribbled = photo.copy()
+    hull = face_region(faces[0].landmarks, photo.shape[:2]) > 0
+    scribbled[hull] = np.random.default_rng(0).integers(0, 256, (hull.sum(), 3))
+    one, two = (tiny.reconstruct(picture, faces) for picture in (photo, scribbled))
+    assert torch.equal(one.context, two.context) and not torch.allclose(one.identity, two.identity)
+    same = [tiny.identity_conditions(replace(face, coefficients=one.coefficients), "context") for face in (one, two)]
+    torch.testing.assert_close(*same, atol=0, rtol=0, equal_nan=True)
 
-    def crowded(self, count, away_from, min_distance, attributes=None, **options):
+
+def test_who_somebody_is_does_not_change_who_is_drawn(photo, faces):
+    """Another embedding, head shape and skin, the same K, and nobody refused: the same person."""
+    tiny = tiny_pipeline()
+    perturb(tiny.lds)
+    source = tiny.reconstruct(photo, faces)
+    albedo = source.coefficients.albedo.clone()
+    albedo[:, tiny.morphable_model.config.num_tone :] += 1
+    stranger = replace(
+        source,
+        identity=torch.nn.functional.normalize(-source.identity, dim=1),
+        coefficients=replace(source.coefficients, identity=source.coefficients.identity + 1, albedo=albedo),
+    )
+    one, two = (tiny.sample_identity(face, 1, "context", torch.Generator().manual_seed(0)) for face in (source, stranger))
+    assert torch.equal(one.embedding, two.embedding) and torch.equal(one.shape, two.shape)
+    told = tiny.sample_identity(stranger, 1, "source", torch.Generator().manual_seed(0))
+    assert not torch.equal(one.embedding, told.embedding)
+
+
+def test_when_people_who_fit_fail_anybody_is_drawn(run, monkeypatch):
+    asked, sample = [], DiffDeIDPipeline.sample_identity
+
+    def watched(self, source, level, attributes, *more):
         asked.append(attributes)
-        if attributes is not None:
-            raise DiffDeIDError("too near")
-        return sample(self, count, away_from, min_distance, attributes, **options)
+        return sample(self, source, level, attributes, *more)
 
-    monkeypatch.setattr(LDSPipeline, "__call__", crowded)
-    assert run(keep_attributes=True)[1].method == "diffusion" and asked[0] is not None and asked[1] is None
+    monkeypatch.setattr(DiffDeIDPipeline, "sample_identity", watched)
+    monkeypatch.setattr(DiffDeIDPipeline, "verify", lambda self, source, result: (0.1, "too near"))
+    assert run()[1].method == "solid"
+    assert asked == ["context", "context", "any", "any"]
 
 
-def test_attributes_cannot_be_kept_by_an_lds_without(run):
+def test_an_lds_that_is_told_more_of_the_skin_than_its_tone_is_refused():
     pipe = tiny_pipeline()
-    pipe.register_modules(lds=LDSModel(hidden_dim=16, num_layers=1))
-    with pytest.raises(ConfigurationError, match="keep_attributes=False"):
-        run(pipe, keep_attributes=True)
-    assert run(pipe, keep_attributes=False)[1].method == "diffusion"
+    with pytest.raises(ConfigurationError, match="tone of the skin"):
+        DiffDeIDPipeline(**pipe.components | {"lds": LDSModel(hidden_dim=16, num_layers=1, tone_dim=10)})
+
+
+def test_other_faces_are_erased_from_the_surroundings(tiny, photo, faces):
+    other = replace(faces[0], landmarks=faces[0].landmarks + np.float32([90, 0, 0]))  # beside the face
+    scribbled = photo.copy()
+    scribbled[face_region(other.landmarks, photo.shape[:2]) > 0] = 255
+    seen = [tiny.reconstruct(picture, faces, others=[other]).context for picture in (photo, scribbled)]
+    alone = tiny.reconstruct(photo, faces).context
+    assert torch.equal(*seen) and not torch.equal(seen[0], alone)
+
+
+def test_without_a_context_encoder_anybody_can_be_asked_for(run):
+    pipe = tiny_pipeline(context_encoder=None)
+    with pytest.raises(ConfigurationError, match="attributes='any'"):
+        run(pipe)
+    assert run(pipe, attributes="any")[1].method == "diffusion"
+
+
+def test_a_face_that_nobody_is_far_enough_from_is_covered(run, faces):
+    result, report = run(tiny_pipeline(identity_limit=2.1))
+    assert report.method == "solid" and "farther than 2.1" in report.reason and (box_pixels(result, faces[0]) == 0).all()
+
+
+def test_the_report_says_which_level_was_met(run):
+    assert run(tiny_pipeline(identity_limit=0.95), level=10)[1].level < 10
+    assert run(level=10)[1].level == 10
 
 
 @pytest.mark.parametrize("fallback", ["solid", "mosaic", "blur"])
@@ -226,7 +284,8 @@ def test_landmarks_and_irises_of_a_result_are_nearer_to_the_conditions_than_thos
     source = pipeline.reconstruct(photo, faces)
     looking_aside = replace(source.coefficients, gaze=source.coefficients.gaze + torch.tensor([0.08, 0, 0.08, 0]))
     source = replace(source, coefficients=looking_aside)
-    identity = pipeline.sample_identity(source.identity, 7, False, torch.Generator().manual_seed(0))
+    drawn = pipeline.sample_identity(source, 7, "context", torch.Generator().manual_seed(0))
+    identity = drawn.embedding, drawn.shape
     coefficients, maps = pipeline.prepare_conditioning(source.coefficients, identity[1], source.masks, False)
     meant = place_marks(pipeline.morphable_model, coefficients, pipeline.size)[0].numpy()
 
@@ -240,7 +299,7 @@ def test_landmarks_and_irises_of_a_result_are_nearer_to_the_conditions_than_thos
     latents = pipeline.prepare_latents(1, torch.Generator().manual_seed(1))
     inputs = (source.images, source.masks, maps, identity[0], coefficients.pack(), texture)
     painted = pipeline.composite(source, pipeline.denoise(latents, *inputs, 2))[2]
-    options = (source, texture, 7, torch.Generator().manual_seed(1), False, False, 2, identity)
+    options = (source, texture, 7, torch.Generator().manual_seed(1), False, "context", 2, identity)
     registered = pipeline.deidentify(*options).result
     for before, after in zip(errors(painted), errors(registered), strict=True):
         assert after < 0.75 * before
@@ -338,6 +397,7 @@ def test_the_index_of_the_weights_is_frozen():
         "reconstructor": ("diffdeid.models.face_reconstructor", "FaceReconstructorModel"),
         "lds": ("diffdeid.models.lds", "LDSModel"),
         "lds_scheduler": ("diffusers", "DDIMScheduler"),
+        "context_encoder": ("diffdeid.models.context_encoder", "ContextEncoderModel"),
     }
 
 

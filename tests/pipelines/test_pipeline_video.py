@@ -371,7 +371,8 @@ def test_a_stream_has_as_many_frames_and_holds_few(video_pipeline, portrait):
 
 
 @pytest.mark.parametrize("options", [
-    {"on_miss": "ignore"}, {"level": 0}, {"fallback": "none"}, {"audio": "maybe"}, {"start": -1}, {"start": 2, "end": 1},
+    {"on_miss": "ignore"}, {"attributes": "own"}, {"level": 0}, {"fallback": "none"}, {"audio": "maybe"}, {"start": -1},
+    {"start": 2, "end": 1},
 ])  # fmt: skip
 def test_options_that_make_no_sense(video_pipeline, portrait, tmp_path, options):
     path = write(tmp_path / "a.mp4", [portrait] * 2)

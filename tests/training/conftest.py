@@ -22,6 +22,7 @@ def invented_face(seed: int, size: int = 72) -> dict[str, np.ndarray]:
     return face | {
         "identity": identity / np.linalg.norm(identity),
         "coefficients": rng.normal(size=261).astype(np.float32),
+        "fit": rng.normal(size=261).astype(np.float32),
         "landmarks": rng.uniform(12, 52, (468, 3)).astype(np.float32),
     }
 

@@ -1,0 +1,62 @@
+"""What a picture shows around a face: the crop that the context encoder is shown, from which all faces are erased."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import cv2
+import numpy as np
+
+from diffdeid.geometry.align import ffhq_matrix, invert, warp
+from diffdeid.geometry.composite import COVER_MARGIN
+from diffdeid.geometry.guides import face_region
+from diffdeid.structures import Face
+
+SURROUNDINGS_FACTOR = 0.9  # side of the crop in FFHQ squares: as wide as the training crops
+SURROUNDINGS_SIZE = 224  # pixels, as EfficientNet-Lite0 was trained
+ERASED = 127  # grey level of what is erased
+SAFETY = 2  # picture pixels by which more is erased than is painted anew: roundings must not uncover one
+REACH = 4  # picture pixels that interpolation takes into account beyond the crop
+
+
+def surroundings(picture: np.ndarray, face: Face, others: Sequence[Face] = (), size: int = SURROUNDINGS_SIZE) -> np.ndarray:
+    """The crop around a face without the face, and without any other face.
+
+    The faces are erased in the picture, before it is resampled and before its border is mirrored. So no pixel of them can reach
+    the crop by interpolation or by reflection.
+
+    Args:
+        picture: `(H, W, 3)` uint8 RGB.
+        face: a face with landmarks.
+        others: all faces of the picture that are erased too; `face` may be among them. Of those that cannot be painted anew
+            everything is erased that would be covered.
+        size: side of the crop in pixels.
+
+    Returns:
+        `(size, size, 3)` uint8 RGB.
+    """
+    matrix = ffhq_matrix(face.landmarks, size, SURROUNDINGS_FACTOR)
+    back, corners = invert(matrix), np.array([(0, 0), (size, 0), (size, size), (0, size)])
+    corners = corners @ back[:, :2].T + back[:, 2]
+    low, high = np.floor(corners.min(axis=0)) - REACH, np.ceil(corners.max(axis=0)) + REACH
+    border = picture.shape[1::-1]
+    (x0, y0), (x1, y1) = low.clip(0, border).astype(int), high.clip(0, border).astype(int)
+    region, origin = picture[y0:y1, x0:x1].copy(), np.array([x0, y0])
+    if region.size == 0:
+        return np.full((size, size, 3), ERASED, np.uint8)
+    for one in (face, *others):
+        region[_erased(one, origin, region.shape[:2])] = ERASED
+    matrix[:, 2] += matrix[:, :2] @ origin
+    return warp(region, matrix, size)
+
+
+def _erased(face: Face, origin: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
+    """Where a face is, in a part of the picture of `shape` (height, width) that begins at `origin`, bool."""
+    if face.landmarks is not None and face.iris is not None:
+        region = face_region(face.landmarks[:, :2] - origin, shape)
+        return cv2.dilate(region, np.ones((2 * SAFETY + 1, 2 * SAFETY + 1))) > 0
+    mask = np.zeros(shape, bool)
+    centre, half = (face.box[:2] + face.box[2:]) / 2, (face.box[2:] - face.box[:2]) / 2 * COVER_MARGIN
+    (x0, y0), (x1, y1) = (np.clip(corner - origin, 0, shape[::-1]) for corner in (centre - half, centre + half))
+    mask[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))] = True
+    return mask

@@ -1,0 +1,69 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from diffdeid.conversion.efficientnet import load_trunk
+from diffdeid.evaluation.features import EfficientNetLite0
+from diffdeid.models.context_encoder import ContextEncoderModel, InvertedResidual
+from tests.tiny import perturb, tiny_context_encoder, tiny_pipeline
+
+WEIGHTS = Path(__file__).parents[2] / "weights"
+
+
+@torch.no_grad()
+def test_a_context_for_each_picture_alone_and_in_a_batch():
+    encoder, pictures = perturb(tiny_context_encoder()), torch.rand(3, 3, 64, 64) * 2 - 1
+    together = encoder(pictures).context
+    assert together.shape == (3, 128)
+    torch.testing.assert_close(together, torch.cat([encoder(one, return_dict=False)[0] for one in pictures.split(1)]))
+
+
+@torch.no_grad()
+def test_a_mirrored_picture_tells_the_same():
+    encoder, pictures = perturb(tiny_context_encoder()), torch.rand(2, 3, 64, 64) * 2 - 1
+    torch.testing.assert_close(encoder(pictures).context, encoder(pictures.flip(3)).context)
+
+
+@torch.no_grad()
+def test_the_expected_identity_is_a_unit_vector():
+    identity = tiny_context_encoder().expected_identity(torch.randn(4, 128))
+    torch.testing.assert_close(identity.norm(dim=1), torch.ones(4))
+
+
+@torch.no_grad()
+def test_it_survives_saving(tmp_path):
+    encoder = perturb(tiny_context_encoder())
+    encoder.save_pretrained(tmp_path)
+    pictures = torch.rand(1, 3, 64, 64)
+    torch.testing.assert_close(ContextEncoderModel.from_pretrained(tmp_path)(pictures).context, encoder(pictures).context)
+
+
+def test_blocks_add_their_input_where_shapes_agree():
+    same, wider = InvertedResidual(4, 4, 3, 1, 2), InvertedResidual(4, 8, 3, 2, 2)
+    torch.nn.init.zeros_(same.project.conv.weight)
+    torch.nn.init.zeros_(same.project.conv.bias)
+    x = torch.randn(1, 4, 7, 7)
+    assert torch.equal(same(x), x) and wider(x).shape == (1, 8, 4, 4)
+
+
+@torch.no_grad()
+def test_the_trunk_is_that_of_the_evaluators(tmp_path):
+    """An independent implementation, with batch normalisation as layers of its own."""
+    judge = EfficientNetLite0(WEIGHTS / "evaluators/efficientnet_lite0.safetensors")
+    torch.save(judge.state, tmp_path / "lite0.pth")
+    encoder = load_trunk(tmp_path / "lite0.pth")
+    pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 224, 224))).float()
+    ours = encoder.features(encoder.blocks(encoder.stem((pixels - 127) / 128))).mean((2, 3))
+    torch.testing.assert_close(ours, judge(pixels), atol=1e-3, rtol=1e-3)
+
+
+def test_the_released_one_is_small():
+    files = list((WEIGHTS / "diffdeid/context_encoder").glob("*.safetensors"))
+    assert sum(file.stat().st_size for file in files) < 8e6
+
+
+def test_the_pipeline_refuses_another_model_in_its_place():
+    with pytest.raises(TypeError, match="context_encoder"):
+        tiny_pipeline(context_encoder=torch.nn.Linear(1, 1))

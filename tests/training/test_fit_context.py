@@ -1,0 +1,47 @@
+import torch
+
+from diffdeid.training.fit_context import fit_context, people
+from tests.tiny import tiny_context_encoder
+
+
+def faces(count, noise, seed=0):
+    """Features `(count, 16)` that tell of embeddings, of length 1."""
+    generator = torch.Generator().manual_seed(seed)
+    features = torch.randn(count, 16, generator=generator)
+    told = features @ torch.randn(16, 128, generator=torch.Generator().manual_seed(9))
+    embeddings = told + noise * torch.randn(count, 128, generator=generator)
+    return features, torch.nn.functional.normalize(embeddings, dim=1)
+
+
+def test_the_heads_predict_people_from_their_surroundings():
+    encoder = tiny_context_encoder()
+    (features, identity), (new, truth) = faces(600, 1.0), faces(100, 1.0, seed=1)
+    _, context = fit_context(encoder, features, identity, new)
+    assert ((encoder.expected_identity(context) @ truth.T).argmax(1) == torch.arange(100)).float().mean() > 0.5  # chance: .01
+
+
+def test_contexts_of_training_faces_are_no_better_than_of_new_ones(monkeypatch):
+    """Identities that surroundings tell nothing of: a map that was fitted to a face would know it."""
+    monkeypatch.setattr("diffdeid.training.fit_context.PENALTIES", (1.0,))
+    encoder, generator = tiny_context_encoder(), torch.Generator().manual_seed(0)
+    features, identity = torch.randn(200, 16, generator=generator), torch.randn(200, 128, generator=generator)
+    crossed, fitted = fit_context(encoder, features, torch.nn.functional.normalize(identity, dim=1), features)
+    centred = torch.nn.functional.normalize(identity, dim=1)
+    centred = centred - centred.mean(0)
+    of_others, own = (((values - values.mean(0)) * centred).sum(1).mean() for values in (crossed, fitted))
+    assert own > 0.05 and of_others < 0.2 * own
+
+
+def test_faces_without_surroundings_have_no_context():
+    encoder, (features, identity) = tiny_context_encoder(), faces(60, 1.0)
+    features[::3] = torch.nan
+    context, _ = fit_context(encoder, features, identity, features[1:2])
+    assert context[::3].isnan().all() and context[1::3].isfinite().all()
+
+
+def test_one_persons_faces_have_one_number():
+    generator = torch.Generator().manual_seed(0)
+    base = torch.nn.functional.normalize(torch.randn(5, 128, generator=generator), dim=1)
+    rows = torch.nn.functional.normalize(base.repeat(3, 1) + 0.03 * torch.randn(15, 128, generator=generator), dim=1)
+    numbers = people(rows).view(3, 5)
+    assert (numbers == numbers[0]).all() and numbers[0].unique().numel() == 5
