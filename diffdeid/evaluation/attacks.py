@@ -228,7 +228,8 @@ def _drawn(pipe: DiffDeIDPipeline, source: SourceFaces, attributes: str, seed: i
     for attempt in range(attempts):
         if attempt > 0:
             pipe.prepare_latents(1, generator)
-        latents, asked = sampler.prepare_latents(DRAWS, generator), attributes if attempt < pipe.max_attempts // 2 else "any"
+        latents = sampler.prepare_latents(DRAWS, generator)
+    asked = pipe.attributes_of_attempt(attempts, attributes)
     embeddings, shapes = sampler.sample(latents, pipe.identity_conditions(source, asked))
     return embeddings.float(), sampler.may_be_painted(embeddings, shapes)
 

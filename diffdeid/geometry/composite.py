@@ -33,10 +33,8 @@ def paste(image: np.ndarray, patch: np.ndarray, alpha: np.ndarray, matrix: np.nd
         `(H, W, 3)` uint8. Where the warped alpha is 0, the picture is untouched.
     """
     size = len(patch)
-    back = invert(matrix)
-    corners = np.array([(0, 0), (size, 0), (size, size), (0, size)]) @ back[:, :2].T + back[:, 2]
-    result = image.copy()
-    region, origin = _region(result, np.concatenate([corners.min(axis=0), corners.max(axis=0)]))
+    back, result = invert(matrix), image.copy()
+    region, origin = part_of(result, footprint(matrix, size))
     if region.size == 0:
         return result
     back[:, 2] -= origin
@@ -56,27 +54,39 @@ def cover(image: np.ndarray, face: Face, method: Literal["solid", "mosaic", "blu
     """
     if method not in ("solid", "mosaic", "blur"):
         raise ValueError(f"`method` must be 'solid', 'mosaic' or 'blur', got {method!r}.")
-    low, high = face.box[:2].astype(np.float64), face.box[2:].astype(np.float64)
-    if face.landmarks is not None:
-        oval = face.landmarks[list(FACE_OVAL), :2]
-        low, high = np.minimum(low, oval.min(axis=0)), np.maximum(high, oval.max(axis=0))
-    centre, half = (low + high) / 2, (high - low) / 2 * COVER_MARGIN
-    result = image.copy()
-    region, _ = _region(result, np.concatenate([centre - half, centre + half]))
+    box, result = cover_box(face), image.copy()
+    region, _ = part_of(result, box)
     if region.size == 0:
         return result
     if method == "solid":
         region[:] = 0
         return result
     height, width = region.shape[:2]
-    cell = max(1, *(2 * half / COVER_CELLS))
+    cell = max(1, *((box[2:] - box[:2]) / COVER_CELLS))
     cells = (math.ceil(width / cell), math.ceil(height / cell))
     interpolation = cv2.INTER_NEAREST if method == "mosaic" else cv2.INTER_CUBIC
     region[:] = cv2.resize(cv2.resize(region, cells, interpolation=cv2.INTER_AREA), (width, height), interpolation=interpolation)
     return result
 
 
-def _region(image: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def cover_box(face: Face) -> np.ndarray:
+    """What a cover hides of a picture, `(4,)`: the box of the face and of its landmarks, enlarged by `COVER_MARGIN`."""
+    low, high = face.box[:2].astype(np.float64), face.box[2:].astype(np.float64)
+    if face.landmarks is not None:
+        oval = face.landmarks[list(FACE_OVAL), :2]
+        low, high = np.minimum(low, oval.min(axis=0)), np.maximum(high, oval.max(axis=0))
+    centre, half = (low + high) / 2, (high - low) / 2 * COVER_MARGIN
+    return np.concatenate([centre - half, centre + half])
+
+
+def footprint(matrix: np.ndarray, size: int) -> np.ndarray:
+    """The box of a picture, `(4,)`, that a crop of `size` pixels was taken from; `matrix` `(2, 3)` is picture -> crop."""
+    back = invert(matrix)
+    corners = np.array([(0, 0), (size, 0), (size, size), (0, size)]) @ back[:, :2].T + back[:, 2]
+    return np.concatenate([corners.min(axis=0), corners.max(axis=0)])
+
+
+def part_of(image: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The view of the pixels that a box touches, and the picture coordinates of its corner."""
     height, width = image.shape[:2]
     x0, y0 = np.floor(box[:2]).clip(0, (width, height)).astype(int)

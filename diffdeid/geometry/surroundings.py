@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import cv2
 import numpy as np
 
-from diffdeid.geometry.align import ffhq_matrix, invert, warp
-from diffdeid.geometry.composite import COVER_MARGIN
+from diffdeid.geometry.align import ffhq_matrix, warp
+from diffdeid.geometry.composite import cover_box, footprint, part_of
 from diffdeid.geometry.guides import face_region
 from diffdeid.structures import Face
 
@@ -36,14 +36,10 @@ def surroundings(picture: np.ndarray, face: Face, others: Sequence[Face] = (), s
         `(size, size, 3)` uint8 RGB.
     """
     matrix = ffhq_matrix(face.landmarks, size, SURROUNDINGS_FACTOR)
-    back, corners = invert(matrix), np.array([(0, 0), (size, 0), (size, size), (0, size)])
-    corners = corners @ back[:, :2].T + back[:, 2]
-    low, high = np.floor(corners.min(axis=0)) - REACH, np.ceil(corners.max(axis=0)) + REACH
-    border = picture.shape[1::-1]
-    (x0, y0), (x1, y1) = low.clip(0, border).astype(int), high.clip(0, border).astype(int)
-    region, origin = picture[y0:y1, x0:x1].copy(), np.array([x0, y0])
+    region, origin = part_of(picture, footprint(matrix, size) + [-REACH, -REACH, REACH, REACH])
     if region.size == 0:
         return np.full((size, size, 3), ERASED, np.uint8)
+    region = region.copy()
     for one in (face, *others):
         region[_erased(one, origin, region.shape[:2])] = ERASED
     matrix[:, 2] += matrix[:, :2] @ origin
@@ -56,7 +52,6 @@ def _erased(face: Face, origin: np.ndarray, shape: tuple[int, int]) -> np.ndarra
         region = face_region(face.landmarks[:, :2] - origin, shape)
         return cv2.dilate(region, np.ones((2 * SAFETY + 1, 2 * SAFETY + 1))) > 0
     mask = np.zeros(shape, bool)
-    centre, half = (face.box[:2] + face.box[2:]) / 2, (face.box[2:] - face.box[:2]) / 2 * COVER_MARGIN
-    (x0, y0), (x1, y1) = (np.clip(corner - origin, 0, shape[::-1]) for corner in (centre - half, centre + half))
-    mask[int(y0) : int(np.ceil(y1)), int(x0) : int(np.ceil(x1))] = True
+    covered, _ = part_of(mask, cover_box(face) - [*origin, *origin])
+    covered[:] = True
     return mask

@@ -332,6 +332,10 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             return self.lds.conditions(attributes=self.lds.attributes(source.identity[:1].to(self.lds.dtype)).float())
         return self.lds.conditions(source.context, source.coefficients)
 
+    def attributes_of_attempt(self, number: int, attributes: str) -> str:
+        """Whom the attempt of a number, from 1, draws: those asked for, and anybody in the second half of `max_attempts`."""
+        return attributes if number <= self.max_attempts // 2 else "any"
+
     def check_attributes(self, attributes: Literal["context", "any", "source"]) -> None:
         """Raise `ConfigurationError` if this pipeline has not what it takes to draw people of such attributes."""
         if attributes == "context" and self.context_encoder is None:
@@ -543,7 +547,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
                     report = FaceReport(tuple(face.box.tolist()), face.landmarks, fallback, None, None, 0, problems[index])
                     for number in range(1, 1 + self.max_attempts) if index in singles else ():
                         # 3. - 6. sample an identity, condition, denoise, check
-                        asked = attributes if number <= self.max_attempts // 2 else "any"
+                        asked = self.attributes_of_attempt(number, attributes)
                         attempt = self.deidentify(
                             singles[index], textures[index], level, generator, keep_mouth, asked, num_inference_steps,
                             None if identity is None else tuple(part[placed.index(index), None] for part in identity),

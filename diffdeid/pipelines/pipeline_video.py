@@ -433,7 +433,7 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         steps = rendering.num_inference_steps
         for number in range(1, 1 + self.max_attempts):
             try:
-                asked = rendering.attributes if number <= self.max_attempts // 2 else "any"
+                asked = self.attributes_of_attempt(number, rendering.attributes)
                 drawn = self.sample_identity(view, rendering.level, asked, generator, taken)
             except NoIdentityFoundError as error:
                 report.reason = str(error)
