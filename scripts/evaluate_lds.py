@@ -93,7 +93,7 @@ def main() -> None:
         encoder = ContextEncoderModel.from_pretrained(arguments.lds, subfolder="context_encoder").float()
         shown = store.split(arguments.validation_names)[1][:PEOPLE]
         with torch.no_grad():
-            context = encoder.head(read_features(store, shown, encoder, []))
+            context = encoder.read(read_features(store, shown, encoder, []))
         fitting = judge(
             pipeline, pipeline.lds.conditions(context, read_coefficients(store, shown, encoder.device)), z_new[:PEOPLE]
         )
@@ -108,7 +108,9 @@ def judge(pipeline: LDSPipeline, conditions: Tensor, identity: Tensor) -> Tensor
     generator, drawn = torch.Generator().manual_seed(1), []
     with torch.no_grad():
         for row in conditions.split(1):
-            drawn.append(pipeline.lds.attributes(pipeline.sample(pipeline.prepare_latents(1, generator), row)[0])[0])
+            asked = pipeline.expect(row, generator)
+            embedding, _ = pipeline.sample(pipeline.prepare_latents(1, generator), asked)
+            drawn.append(pipeline.lds.attributes(embedding)[0])
     pairs = zip(torch.stack(drawn).T, pipeline.lds.attributes(identity).T, strict=True)
     return torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs])
 

@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from diffdeid.evaluation.structures import Metric
 from diffdeid.metrics.privacy import RESAMPLES, person_scores
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline, SourceFaces
-from diffdeid.pipelines.pipeline_lds import DRAWS, least_distance
+from diffdeid.pipelines.pipeline_lds import DRAWS, least_distance, spread
 from diffdeid.structures import Face
 
 SHRINKAGE = 0.5  # of the covariance within people: a few hundred samples of hundreds of numbers say little of it
@@ -194,6 +194,7 @@ def replay(
     suspect, by which distances are a little wrong. So a suspect counts by how likely it is that all before the published identity
     were refused for him and that it was not, times how alike the result is to it. With `attributes="source"` whom the seed draws
     depends on the suspect as well. Everything else of K is given to him as it was, which is more than the result shows.
+    Of each attempt only the first round is followed; hardly any has a second.
 
     Args:
         sources: `(n)` what was de-identified, each a batch of one.
@@ -225,12 +226,13 @@ def _drawn(pipe: DiffDeIDPipeline, source: SourceFaces, attributes: str, seed: i
     """Whom the last attempt chose from, `(DRAWS, 128)`, and who of them may be painted; between two attempts a picture's noise is
     drawn."""
     generator, sampler = torch.Generator().manual_seed(seed), pipe.identity_sampler
-    for attempt in range(attempts):
-        if attempt > 0:
+    conditions = pipe.identity_conditions(source, attributes)
+    for attempt in range(1, attempts + 1):
+        if attempt > 1:
             pipe.prepare_latents(1, generator)
+        asked = sampler.vary(sampler.expect(conditions, generator), spread(attempt, 0), generator)
         latents = sampler.prepare_latents(DRAWS, generator)
-    asked = pipe.attributes_of_attempt(attempts, attributes)
-    embeddings, shapes = sampler.sample(latents, pipe.identity_conditions(source, asked))
+    embeddings, shapes = sampler.sample(latents, asked)
     return embeddings.float(), sampler.may_be_painted(embeddings, shapes)
 
 

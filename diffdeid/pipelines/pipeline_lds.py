@@ -23,8 +23,12 @@ from diffdeid.pipelines.pipeline_output import LDSPipelineOutput
 from diffdeid.structures import NewIdentity
 
 GUIDANCE = 1.5  # 1 is off
+AVERAGED = 16  # people who fit K, of whose attributes the average is taken …
+DECIDED = {"female": 0.0, "child": 1.0}  # … over the majority in each of these; who has more standard deviations is a yes
 DRAWS = 20  # people drawn before a bound is lowered, …
 AT_ONCE = 5  # … so many at a time
+VARIATION = 0.1  # standard deviations by which the attributes asked for vary more in each such round …
+ATTEMPT_ROUNDS = 5  # … of which an attempt at a face counts as so many
 SAMPLING_STEPS = 20  # of the denoising of an identity
 LEVELS = 10
 LEVEL_STEP = 1 / 30  # of the bound, from one level to the next
@@ -48,6 +52,15 @@ def least_distance(level: int, limit: float) -> float:
     return limit + LEVEL_STEP * (level - 1)
 
 
+def spread(attempt: int, number: int) -> float:
+    """By how many standard deviations attributes vary: `number` counts rounds from 0, `attempt` attempts at a face from 1.
+
+    >>> [round(spread(attempt, number), 1) for attempt, number in ((1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (4, 0))]
+    [0.0, 0.1, 0.2, 0.5, 0.6, 1.5]
+    """
+    return VARIATION * (number + ATTEMPT_ROUNDS * (attempt - 1))
+
+
 class LDSPipeline(SafeHubMixin, DiffusionPipeline):
     r"""Samples identities: a recogniser embedding z' and the head shape α' that goes with it.
 
@@ -57,7 +70,7 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "lds"
-    max_rounds = 20  # samplings before identities far enough from `away_from` are given up
+    max_rounds = 20  # samplings before identities that are far enough are given up
 
     def __init__(self, lds: LDSModel, scheduler: SchedulerMixin):
         super().__init__()
@@ -113,8 +126,8 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
         return F.normalize(identity, dim=1), shape
 
     def prepare_latents(self, count: int, generator: torch.Generator | None) -> Tensor:
-        """Noise `(count, 2, 208)` of the two draws of each person."""
-        shape = (count, 2, self.lds.config.identity_dim + self.lds.config.shape_dim)
+        """Noise `(count, 208)`."""
+        shape = (count, self.lds.config.identity_dim + self.lds.config.shape_dim)
         return randn_tensor(shape, generator=generator, device=self._execution_device, dtype=self.lds.dtype)
 
     def sample(
@@ -122,22 +135,59 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
     ) -> tuple[Tensor, Tensor]:
         """Draw people from p(z, α | conditions), blind to everything else.
 
-        Who is told K is drawn twice. The first draw fits K in all that an embedding holds, also of pose, light and the cut of the
-        hair, and so is near to everybody in such a picture. Its attributes are kept, and the second draw has these.
-
         Args:
-            latents: `(n, 2, 208)` from `prepare_latents`.
-            conditions: `(1, condition_dim)` from `lds.conditions`: K, or attributes; `None` for anybody.
-            num_inference_steps: denoising steps of a draw.
+            latents: `(n, 208)` from `prepare_latents`.
+            conditions: `(1, condition_dim)` from `lds.conditions`; `None` for anybody.
+            num_inference_steps: denoising steps.
 
         Returns:
             Unit embeddings z `(n, 128)` and shapes α `(n, 80)`, float32.
         """
         asked = None if conditions is None else conditions.to(latents.device).expand(len(latents), -1)
-        if asked is not None and self.lds.config.attribute_names and not self.lds.tells_attributes(asked):
-            fitting, _ = self.destandardise(self.denoise(latents[:, 0], num_inference_steps, asked))
-            asked = self.lds.conditions(attributes=self.lds.attributes(fitting.to(self.lds.dtype)))
-        return self.destandardise(self.denoise(latents[:, 1], num_inference_steps, asked))
+        return self.destandardise(self.denoise(latents, num_inference_steps, asked))
+
+    def expect(
+        self, conditions: Tensor | None, generator: torch.Generator | None, num_inference_steps: int = SAMPLING_STEPS
+    ) -> Tensor | None:
+        """K -> the attributes that people who fit K have on average. Conditions that are attributes stay as they are.
+
+        Who fits K does so in all that an embedding holds, also in pose, light and the cut of the hair, and so is near to
+        everybody in such a picture. So nobody of those drawn here is taken: new people are drawn who have their attributes.
+        People of the minority are left out: an average of men and women, or of children and adults, would be like neither.
+
+        Args:
+            conditions: `(1, condition_dim)` from `lds.conditions`; `None` for anybody.
+            generator: source of the noise; `None` for fresh randomness.
+            num_inference_steps: denoising steps.
+        """
+        if conditions is None:
+            return None
+        conditions = conditions.to(self._execution_device)
+        if not self.lds.config.attribute_names or self.lds.tells_attributes(conditions):
+            return conditions
+        fitting, _ = self.sample(self.prepare_latents(AVERAGED, generator), conditions, num_inference_steps)
+        attributes = self.lds.attributes(fitting.to(self.lds.dtype)).float()
+        for name, limit in DECIDED.items():
+            if name in self.lds.config.attribute_names:
+                yes = attributes[:, self.lds.config.attribute_names.index(name)] > limit
+                attributes = attributes[yes == (2 * yes.sum() > len(yes))]
+        return self.lds.conditions(attributes=attributes.mean(dim=0, keepdim=True))
+
+    def vary(
+        self, asked: Tensor | None, by: float, generator: torch.Generator | None, num_inference_steps: int = SAMPLING_STEPS
+    ) -> Tensor | None:
+        """Mix the attributes that conditions `(1, condition_dim)` ask for with those of anybody.
+
+        Anybody's count `by` times, and the sum is scaled to usual attributes again. Conditions without attributes cannot vary: in
+        their place nothing is asked for.
+        """
+        if asked is None or by == 0:
+            return asked
+        if not self.lds.tells_attributes(asked):
+            return None
+        anybody, _ = self.sample(self.prepare_latents(1, generator), None, num_inference_steps)
+        others = self.lds.conditions(attributes=self.lds.attributes(anybody.to(self.lds.dtype)).to(asked)).nan_to_num()
+        return (asked + by * others) / math.sqrt(1 + by**2)
 
     @torch.no_grad()
     def draw(
@@ -149,11 +199,13 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
         others: Tensor | None = None,
         num_inference_steps: int = SAMPLING_STEPS,
         generator: torch.Generator | None = None,
+        attempt: int = 1,
     ) -> NewIdentity:
         """Draw somebody for a source: the first of `DRAWS` people who is beyond the level's bound.
 
         Which people are drawn does not depend on the source. A bound that none of them meets is lowered to the highest that one
-        of them meets. Where after `max_rounds` nobody who fits is beyond the limit, anybody is drawn: being nobody comes first.
+        of them meets. Where none is even beyond the limit, others are drawn, whose attributes vary more from round to round:
+        being nobody comes before fitting.
 
         Args:
             source: `(n, 128)` unit embeddings of the source, from all of which the level's bound is kept.
@@ -163,13 +215,16 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
             others: `(m, 128)` further people whom nobody may resemble.
             num_inference_steps: denoising steps.
             generator: source of the noise; `None` for fresh randomness.
+            attempt: which attempt at a face this is; later ones begin with people who vary more.
 
         Raises:
             NoIdentityFoundError: everybody drawn was nearer than the limit, or could not be painted.
         """
         self.check_inputs(1, source, limit, conditions)
         bounds = [least_distance(lower, limit) for lower in range(1, level + 1)]
-        for told in [conditions] * self.max_rounds + [None] * self.max_rounds:
+        asked = self.expect(conditions, generator, num_inference_steps)
+        for number in range(self.max_rounds):
+            told = self.vary(asked, spread(attempt, number), generator, num_inference_steps)
             drawn, met = [], torch.empty(0, dtype=torch.long)  # the highest level that each of them meets, 0: none
             for latents in self.prepare_latents(DRAWS, generator).split(AT_ONCE):
                 drawn.append(self.sample(latents, told, num_inference_steps))
@@ -182,7 +237,7 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
                 self.maybe_free_model_hooks()
                 return NewIdentity(embedding, shape, int(met[chosen]))
         raise NoIdentityFoundError(
-            f"None of {2 * self.max_rounds * DRAWS} identities can be painted and is farther than {limit} from the source. "
+            f"None of {self.max_rounds * DRAWS} identities can be painted and is farther than {limit} from the source. "
             "Lower `identity_limit`."
         )
 
@@ -219,7 +274,8 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
             away_from: `(n, 128)` unit embeddings that no sampled identity may resemble.
             min_distance: smallest allowed cosine distance (1 - cosine, 0…2) to each of `away_from`. Nearer identities are
                 sampled again, at most `max_rounds` times.
-            conditions: `(1, condition_dim)` from `lds.conditions`, what all the people shall fit; `None`: anybody.
+            conditions: `(1, condition_dim)` from `lds.conditions`, what all the people shall fit; `None`: anybody. All are asked
+                for with the same attributes, see `expect`.
             num_inference_steps: denoising steps.
             generator: source of the noise; `None` for fresh randomness.
             return_dict: `False` gives the tuple `(identity, shape)`.
@@ -227,10 +283,11 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
         # 0. check inputs
         self.check_inputs(num_identities, away_from, min_distance, conditions)
 
+        asked = self.expect(conditions, generator, num_inference_steps)
         identities, shapes, missing = [], [], num_identities
         for _ in range(self.max_rounds):
             # 1. sample as many as are missing
-            identity, shape = self.sample(self.prepare_latents(missing, generator), conditions, num_inference_steps)
+            identity, shape = self.sample(self.prepare_latents(missing, generator), asked, num_inference_steps)
 
             # 2. refuse those that are too near, or could not be painted well
             accepted = self.may_be_painted(identity, shape)

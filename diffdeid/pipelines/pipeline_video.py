@@ -433,11 +433,10 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         steps = rendering.num_inference_steps
         for number in range(1, 1 + self.max_attempts):
             try:
-                asked = self.attributes_of_attempt(number, rendering.attributes)
-                drawn = self.sample_identity(view, rendering.level, asked, generator, taken)
+                drawn = self.sample_identity(view, rendering.level, rendering.attributes, generator, taken, number)
             except NoIdentityFoundError as error:
-                report.reason = str(error)
-                return
+                report.attempts, report.reason = number, str(error)
+                continue
             identity = drawn.embedding, drawn.shape
             attempt = self.deidentify(
                 view, texture, drawn.level, generator, rendering.keep_mouth, rendering.attributes, steps, identity

@@ -1,6 +1,7 @@
 """Fitting the head of the context encoder: reading identities off what surrounds erased faces.
 
-A linear map (ridge regression) from ImageNet features to z: what it predicts is the context vector. A map knows more of the faces
+A linear map of low rank (ridge regression) from the ImageNet features of regions to z: what it predicts is the context vector. A
+map knows more of the faces
 that it was fitted to than of new ones. So training contexts are predicted by maps that were fitted to other people
 (cross-fitting): the identity sampler then trusts contexts as much as those of new faces deserve.
 """
@@ -9,6 +10,7 @@ from __future__ import annotations
 
 import logging
 import math
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
@@ -19,9 +21,10 @@ from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.structures import Face
 from diffdeid.training.data import MARGIN, FaceStore
 
+FAINT = 0.05  # deviation of features below which they do not count in full: few faces say what they mean
 FOLDS = 5  # of the cross-fitting
 SAME_PERSON = 0.8  # cosine of z_id from which on two faces are not told apart by folds; strangers are hardly ever so alike
-PENALTIES = (1e2, 3e2, 1e3, 3e3, 1e4, 3e4)  # of the ridge regression, of which the best is taken
+PENALTIES = (1e2, 1e3, 1e4, 2e4, 4e4)  # of the ridge regression, of which the best is taken
 BATCH = 32
 
 logger = logging.getLogger(__name__)
@@ -30,7 +33,7 @@ logger = logging.getLogger(__name__)
 @torch.no_grad()
 def read_features(store: FaceStore, names: list[str], encoder: ContextEncoderModel, tight_sets: list[str]) -> Tensor:
     """Pooled features of the surroundings of the faces, `(n, d)`; NaN for sets whose pictures show hardly any."""
-    rows = torch.full((len(names), encoder.config.feature_channels), math.nan, device=encoder.device)
+    rows = torch.full((len(names), encoder.reduction.in_features), math.nan, device=encoder.device)
     wide = [row for row, name in enumerate(names) if store.open(name).metadata()["set"] not in tight_sets]
     for start in range(0, len(wide), BATCH):
         batch = wide[start : start + BATCH]
@@ -42,9 +45,10 @@ def read_features(store: FaceStore, names: list[str], encoder: ContextEncoderMod
 
 def _surroundings(store: FaceStore, name: str) -> np.ndarray:
     with store.open(name) as file:
-        picture, landmarks = file.get_tensor("image"), file.get_tensor("landmarks")
-    landmarks = landmarks + [MARGIN * len(picture), MARGIN * len(picture), 0]  # from the crop proper to all of the picture
-    return surroundings(picture, Face(np.zeros(4), landmarks=landmarks))
+        picture, landmarks, iris = (file.get_tensor(part) for part in ("image", "landmarks", "iris"))
+    margin = MARGIN * len(picture)  # from the crop proper to all of the picture
+    face = Face(np.zeros(4), landmarks=landmarks + [margin, margin, 0], iris=iris + margin)
+    return surroundings(picture, face)
 
 
 @torch.no_grad()
@@ -61,27 +65,32 @@ def fit_context(encoder: ContextEncoderModel, features: Tensor, identity: Tensor
     """
     rows = (~features[:, 0].isnan()).nonzero()[:, 0]
     known, wanted = features[rows], identity[rows]
-    mean, spread = known.mean(0), known.std(0).clamp(min=1e-6)
+    mean, spread = known.mean(0), known.std(0).clamp(min=FAINT)
     known, centre = (known - mean) / spread, wanted.mean(0)
     wanted = wanted - centre
     folds = people(wanted + centre) % FOLDS
 
-    def crossed(penalty: float) -> Tensor:
-        predicted = torch.empty_like(wanted)
-        for fold in range(FOLDS):
-            here = folds == fold
-            predicted[here] = known[here] @ ridge(known[~here], wanted[~here], penalty)
-        return predicted
-
-    told = {penalty: 1 - ((crossed(penalty) - wanted).square().mean() / wanted.square().mean()).item() for penalty in PENALTIES}
+    predicted = {penalty: torch.empty_like(wanted) for penalty in PENALTIES}
+    for fold in range(FOLDS):
+        here = folds == fold
+        maps = ridges(known[~here], wanted[~here], PENALTIES)
+        for penalty, weights in zip(PENALTIES, maps, strict=True):
+            predicted[penalty][here] = known[here] @ weights
+    told = {
+        penalty: 1 - ((guess - wanted).square().mean() / wanted.square().mean()).item() for penalty, guess in predicted.items()
+    }
     penalty = max(told, key=told.get)
     logger.info("The surroundings tell %.3f of the variance of z, at a penalty of %g.", told[penalty], penalty)
+
     weights = ridge(known, wanted, penalty)
-    encoder.head.weight.copy_((weights / spread[:, None]).T)
-    encoder.head.bias.copy_(centre - (mean / spread) @ weights)
+    guesses = known @ weights
+    directions = torch.linalg.eigh(guesses.T @ guesses).eigenvectors[:, -encoder.config.rank :]  # in which they differ most
+    encoder.reduction.weight.copy_((weights @ directions / spread[:, None]).T)
+    encoder.head.weight.copy_(directions)
+    encoder.head.bias.copy_(centre - directions @ encoder.reduction(mean))
     context = features.new_full((len(features), encoder.config.context_dim), math.nan)
-    context[rows] = crossed(penalty) + centre
-    return context, encoder.head(held_out)
+    context[rows] = predicted[penalty] + centre  # not along `directions`, which have seen these people
+    return context, encoder.read(held_out)
 
 
 def people(identity: Tensor) -> Tensor:
@@ -99,5 +108,12 @@ def people(identity: Tensor) -> Tensor:
 
 def ridge(inputs: Tensor, outputs: Tensor, penalty: float) -> Tensor:
     """The linear map `(d, k)` from inputs `(n, d)` to outputs `(n, k)`, least squares with a penalty on its size."""
-    gram = inputs.T @ inputs + penalty * torch.eye(inputs.shape[1], device=inputs.device)
-    return torch.cholesky_solve(inputs.T @ outputs, torch.linalg.cholesky(gram))
+    return next(ridges(inputs, outputs, [penalty]))
+
+
+def ridges(inputs: Tensor, outputs: Tensor, penalties: Sequence[float]) -> Iterator[Tensor]:
+    """`ridge` at each penalty."""
+    gram, products = inputs.T @ inputs, inputs.T @ outputs
+    for penalty in penalties:
+        lifted = gram + penalty * torch.eye(len(gram), device=gram.device)
+        yield torch.cholesky_solve(products, torch.linalg.cholesky(lifted))

@@ -170,7 +170,7 @@ def drawn(pipe, sources, seeds, attempts, level, attributes):
         for attempt in range(count):
             if attempt > 0:
                 pipe.prepare_latents(1, generator)
-            identity = pipe.sample_identity(source, level, attributes, generator)
+            identity = pipe.sample_identity(source, level, attributes, generator, attempt=attempt + 1)
         chosen.append(identity.embedding[0].numpy())
     return np.stack(chosen)
 
@@ -188,6 +188,18 @@ def test_replaying_the_seed_finds_for_whom_an_identity_was_chosen(source, attrib
     assert alarms(right)[1] and right[1].value > 0.7
     wrong = attacks.replay(pipe, sources, range(100, 112), [1] * 12, 7, attributes, *arguments)
     assert wrong[1].value < right[1].value - 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attributes", ["context", "any", "source"])
+@pytest.mark.parametrize("attempts", [1, 3])
+def test_the_replay_draws_whom_the_pipeline_draws(source, attributes, attempts):
+    pipe = tiny_pipeline(identity_limit=0.5)
+    perturb(pipe.lds)
+    (taken,) = drawn(pipe, [source], [3], [attempts], 1, attributes)
+    replayed, usable = attacks._drawn(pipe, source, attributes, 3, attempts)
+    beyond = usable & (1 - replayed @ source.identity[0] >= 0.5)
+    np.testing.assert_allclose(replayed[beyond][0], taken, atol=1e-5)
 
 
 def test_inversion_gives_a_face_in_place_of_the_result(astronaut):

@@ -27,6 +27,23 @@ def test_a_mirrored_picture_tells_the_same():
 
 
 @torch.no_grad()
+def test_it_matters_where_in_a_picture_things_are():
+    """Above or below, at a side or in the middle."""
+    encoder = tiny_context_encoder()
+    encoder.stem = encoder.blocks = encoder.features = torch.nn.Identity()
+    top, side, middle = torch.zeros(3, 1, 1, 6, 6)
+    top[:, :, :2], side[..., :2], middle[..., 2:4] = 1, 1, 1
+    assert encoder.pooled_features(top).tolist() == [[1, 1, 0, 0, 0, 0]]
+    assert encoder.pooled_features(side).tolist() == [[0.5, 0] * 3]
+    assert encoder.pooled_features(middle).tolist() == [[0, 1] * 3]
+
+
+def test_more_independent_numbers_than_numbers_are_refused():
+    with pytest.raises(ValueError, match="`rank` must be at most `context_dim`, 128, got 200"):
+        ContextEncoderModel(rank=200)
+
+
+@torch.no_grad()
 def test_the_expected_identity_is_a_unit_vector():
     identity = tiny_context_encoder().expected_identity(torch.randn(4, 128))
     torch.testing.assert_close(identity.norm(dim=1), torch.ones(4))

@@ -3,8 +3,8 @@ import torch
 from diffusers import DDIMScheduler, DDPMScheduler
 
 from diffdeid.errors import ConfigurationError, NoIdentityFoundError
-from diffdeid.models.lds import LDSOutput
-from diffdeid.pipelines.pipeline_lds import AT_ONCE, DRAWS, LDSPipeline, least_distance
+from diffdeid.models.lds import LDSModel, LDSOutput
+from diffdeid.pipelines.pipeline_lds import AVERAGED, DRAWS, LDSPipeline, least_distance, spread
 from tests.tiny import perturb, tiny_lds, tiny_lds_pipeline, tiny_unet
 
 STEPS = {"num_inference_steps": 3}
@@ -101,24 +101,49 @@ def test_a_person_is_the_same_alone_and_among_others(pipeline):
     torch.testing.assert_close(together, torch.cat([pipeline.sample(one, conditions, 3)[0] for one in latents.split(1)]))
 
 
-def test_of_the_first_draw_the_attributes_are_kept(pipeline, monkeypatch):
-    """The second draw is told them, and nothing of K."""
-    told, denoise = [], LDSPipeline.denoise
-
-    def watched(self, latents, num_inference_steps, conditions=None):
-        drawn = denoise(self, latents, num_inference_steps, conditions)
-        told.append((conditions, self.destandardise(drawn)[0]))
-        return drawn
-
-    monkeypatch.setattr(LDSPipeline, "denoise", watched)
+def test_of_those_who_fit_the_average_attributes_are_asked_for(pipeline):
+    """And nothing else of K; who is told attributes or nothing keeps these."""
+    perturb(pipeline.lds)
     conditions = pipeline.lds.conditions(torch.ones(1, 128))
-    pipeline.sample(pipeline.prepare_latents(3, seeded()), conditions, 3)
-    (first, fitting), (second, _) = told
-    torch.testing.assert_close(first, conditions.expand(3, -1), equal_nan=True)
-    torch.testing.assert_close(second[:, -2:], pipeline.lds.attributes(fitting))
-    assert second[:, :-2].isnan().all()
-    pipeline.sample(pipeline.prepare_latents(3, seeded()), pipeline.lds.conditions(attributes=torch.zeros(1, 2)), 3)
-    assert len(told) == 3  # who is told attributes is drawn once
+    asked = pipeline.expect(conditions, seeded(), 3)
+    fitting, _ = pipeline.sample(pipeline.prepare_latents(AVERAGED, seeded()), conditions, 3)
+    attributes = pipeline.lds.attributes(fitting)  # sex and age
+    female = attributes[:, 0] > 0
+    assert AVERAGED / 2 < female.sum() < AVERAGED
+    torch.testing.assert_close(asked[0, -2:], attributes[female].mean(0))
+    assert asked[:, :-2].isnan().all()
+    told = pipeline.lds.conditions(attributes=torch.zeros(1, 2))
+    assert pipeline.expect(told, seeded(), 3) is told and pipeline.expect(None, seeded(), 3) is None
+
+
+@pytest.mark.parametrize(
+    ("female", "child", "kept"),
+    [
+        ([2, 1, 1, -3], [0, 0, 0, 0], [0, 1, 2]),  # most are women
+        ([2, -1, -1, -3], [0, 0, 0, 0], [1, 2, 3]),  # most are men
+        ([2, 1, -1, -3], [0, 0, 0, 0], [2, 3]),  # a tie is a no
+        ([1, 1, 1, 1], [2.0, 1.5, 3.0, 0.9], [0, 1, 2]),  # most are children, who have more than 1
+        ([1, 1, 1, 1], [0.9, 0.8, 3.0, 0.7], [0, 1, 3]),
+    ],
+)
+def test_the_majority_decides_on_sex_and_childhood(pipeline, monkeypatch, female, child, kept):
+    lds = LDSModel(hidden_dim=16, num_layers=1, attribute_names=("child", "female"))
+    lds.attribute_directions[0, 0] = lds.attribute_directions[1, 1] = 1
+    people = torch.zeros(4, 128)
+    people[:, 0], people[:, 1] = torch.tensor(child), torch.tensor(female)
+    pipeline.register_modules(lds=lds)
+    monkeypatch.setattr(LDSPipeline, "sample", lambda self, *arguments: (people, None))
+    asked = pipeline.expect(lds.conditions(torch.zeros(1, 128)), seeded())
+    torch.testing.assert_close(asked[0, -2:], people[kept, :2].mean(0))
+
+
+def test_people_are_drawn_by_the_average_of_those_who_fit(pipeline):
+    perturb(pipeline.lds)
+    conditions, generator = pipeline.lds.conditions(torch.ones(1, 128)), seeded()
+    asked = pipeline.expect(conditions, generator, 3)
+    first = pipeline.sample(pipeline.prepare_latents(DRAWS, generator), asked, 3)[0][:1]
+    chosen = pipeline.draw(-first, 1, 0.0, conditions, num_inference_steps=3, generator=seeded())
+    torch.testing.assert_close(chosen.embedding, first)
 
 
 @pytest.mark.parametrize("conditions", [torch.zeros(3), torch.zeros(2, 230)])
@@ -198,17 +223,17 @@ def test_whom_the_source_does_not_refuse_it_does_not_change(pipeline):
 
 def test_distances_rise_with_the_level(pipeline):
     source = unit(1, 128, seed=7)
-    chosen = [pipeline.draw(source, level, 0.7, num_inference_steps=3, generator=seeded()) for level in range(1, 11)]
+    chosen = [pipeline.draw(source, level, 0.8, num_inference_steps=3, generator=seeded()) for level in range(1, 11)]
     distances = [1 - (identity.embedding @ source.T).item() for identity in chosen]
     assert distances == sorted(distances) and distances[-1] > distances[0]
-    assert all(distance >= least_distance(identity.level, 0.7) for distance, identity in zip(distances, chosen, strict=True))
+    assert all(distance >= least_distance(identity.level, 0.8) for distance, identity in zip(distances, chosen, strict=True))
 
 
 def test_a_bound_that_nobody_meets_is_lowered_and_says_so(pipeline):
     source = unit(1, 128, seed=7)
-    chosen = pipeline.draw(source, 10, 0.95, num_inference_steps=3, generator=seeded())
+    chosen = pipeline.draw(source, 10, 1.0, num_inference_steps=3, generator=seeded())
     assert 1 <= chosen.level < 10
-    assert 1 - chosen.embedding @ source.T >= least_distance(chosen.level, 0.95)
+    assert 1 - chosen.embedding @ source.T >= least_distance(chosen.level, 1.0)
 
 
 def test_all_embeddings_of_the_source_and_other_people_count(pipeline):
@@ -218,21 +243,53 @@ def test_all_embeddings_of_the_source_and_other_people_count(pipeline):
         assert (1 - chosen.embedding @ near.T >= 0.5).all()
 
 
-def test_where_all_who_fit_are_too_near_anybody_is_drawn(pipeline, monkeypatch):
+def test_where_all_who_fit_are_too_near_others_are_drawn_who_fit_less(pipeline, monkeypatch):
+    """Not anybody: a child does not become an adult because children look alike."""
     sample, told, source = LDSPipeline.sample, [], unit(1, 128, seed=7)
 
     def crowded(self, latents, conditions, *arguments):
-        told.append(conditions)
+        embeddings, shapes = sample(self, latents, conditions, *arguments)
         if conditions is not None:
-            return source.expand(len(latents), -1), torch.zeros(len(latents), 80)
-        return sample(self, latents, conditions, *arguments)
+            told.append(conditions)
+            if len(told) < 10:
+                return source.expand(len(latents), -1), shapes
+        return embeddings, shapes
 
     monkeypatch.setattr(LDSPipeline, "sample", crowded)
-    conditions = pipeline.lds.conditions(torch.zeros(1, 128))
+    conditions = pipeline.lds.conditions(attributes=torch.tensor([[-30.0, 50.0]]))
     chosen = pipeline.draw(source, 1, 0.5, conditions, num_inference_steps=3, generator=seeded())
-    assert 1 - chosen.embedding @ source.T >= 0.5
-    assert all(one is conditions for one in told[:-1]) and told[-1] is None
-    assert len(told) > LDSPipeline.max_rounds * DRAWS / AT_ONCE
+    assert 1 - chosen.embedding @ source.T >= 0.5 and len(told) == 10
+
+
+def test_later_rounds_vary_more(pipeline, monkeypatch):
+    """By `spread`, whatever the attempt."""
+    varied, vary = [], LDSPipeline.vary
+    monkeypatch.setattr(LDSPipeline, "vary", lambda self, asked, by, *more: varied.append(by) or vary(self, asked, by, *more))
+    conditions = pipeline.lds.conditions(attributes=torch.zeros(1, 2))
+    with pytest.raises(NoIdentityFoundError):
+        pipeline.draw(unit(1, 128), 1, 2.1, conditions, num_inference_steps=1, generator=seeded(), attempt=2)
+    assert varied == [spread(2, number) for number in range(LDSPipeline.max_rounds)]
+
+
+def test_the_more_attributes_vary_the_more_they_are_anybodys(pipeline):
+    """But they stay usual: an unusual person has the same face whatever the noise."""
+    perturb(pipeline.lds)
+    conditions = pipeline.lds.conditions(attributes=torch.tensor([[3.0, -2.0]]))
+    anybody, _ = pipeline.sample(pipeline.prepare_latents(1, seeded()), None, 3)
+    others = pipeline.lds.attributes(anybody)[0]
+    for by in (0.1, 1.0, 50.0):
+        varied = pipeline.vary(conditions, by, seeded(), 3)
+        expected = (conditions[0, -2:] + by * others) / (1 + by**2) ** 0.5
+        torch.testing.assert_close(varied[0, -2:], expected)
+        assert varied[0, :-2].isnan().all()
+    torch.testing.assert_close(varied[0, -2:], others, atol=0.1, rtol=0)
+    assert pipeline.vary(conditions, 0.0, seeded(), 3) is conditions
+
+
+def test_where_no_attributes_are_known_later_rounds_draw_anybody(pipeline):
+    conditions = pipeline.lds.conditions(context=torch.ones(1, 128))
+    assert pipeline.vary(conditions, 0.0, seeded(), 3) is conditions
+    assert pipeline.vary(conditions, 0.1, seeded(), 3) is None and pipeline.vary(None, 0.1, seeded(), 3) is None
 
 
 def test_nobody_beyond_the_limit_is_an_error(pipeline):

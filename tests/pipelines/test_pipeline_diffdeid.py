@@ -17,7 +17,7 @@ from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.lds import LDSModel
 from diffdeid.pipelines.loading import precisions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
-from diffdeid.pipelines.pipeline_lds import LDSPipeline
+from diffdeid.pipelines.pipeline_lds import LDSPipeline, spread
 from diffdeid.structures import Face
 from tests.tiny import perturb, tiny_pipeline
 
@@ -129,8 +129,9 @@ def test_the_sampler_is_told_what_the_attributes_say(tiny, photo, faces, run, mo
     face = tiny.reconstruct(photo, faces)
     assert told[0] is None
     torch.testing.assert_close(told[1], tiny.lds.conditions(face.context, face.coefficients), equal_nan=True)
+    assert tiny.lds.tells_attributes(told[2]) and told[2][:, :-2].isnan().all()  # of K only the attributes are asked for
     seems = tiny.lds.conditions(attributes=tiny.lds.attributes(face.identity))
-    torch.testing.assert_close(told[2], seems, equal_nan=True)
+    torch.testing.assert_close(told[-1], seems, equal_nan=True)
 
 
 def test_the_erased_face_is_not_looked_at_to_choose_the_new_one(tiny, photo, faces):
@@ -162,17 +163,18 @@ def test_who_somebody_is_does_not_change_who_is_drawn(photo, faces):
     assert not torch.equal(one.embedding, told.embedding)
 
 
-def test_when_people_who_fit_fail_anybody_is_drawn(run, monkeypatch):
-    asked, sample = [], DiffDeIDPipeline.sample_identity
+def test_later_attempts_draw_people_who_vary_more(run, monkeypatch):
+    told, vary = [], LDSPipeline.vary
 
-    def watched(self, source, level, attributes, *more):
-        asked.append(attributes)
-        return sample(self, source, level, attributes, *more)
+    def watched(self, asked, by, *more):
+        told.append((asked, by))
+        return vary(self, asked, by, *more)
 
-    monkeypatch.setattr(DiffDeIDPipeline, "sample_identity", watched)
+    monkeypatch.setattr(LDSPipeline, "vary", watched)
     monkeypatch.setattr(DiffDeIDPipeline, "verify", lambda self, source, result: (0.1, "too near"))
     assert run()[1].method == "solid"
-    assert asked == ["context", "context", "any", "any"]
+    assert [by for _, by in told] == [spread(attempt, 0) for attempt in (1, 2, 3, 4)]
+    assert all(asked is not None for asked, _ in told)
 
 
 def test_an_lds_that_is_told_more_of_the_skin_than_its_tone_is_refused():

@@ -24,6 +24,7 @@ def invented_face(seed: int, size: int = 72) -> dict[str, np.ndarray]:
         "coefficients": rng.normal(size=261).astype(np.float32),
         "fit": rng.normal(size=261).astype(np.float32),
         "landmarks": rng.uniform(12, 52, (468, 3)).astype(np.float32),
+        "iris": rng.uniform(20, 44, (2, 5, 2)).astype(np.float32),
     }
 
 
