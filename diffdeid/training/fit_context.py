@@ -1,9 +1,8 @@
 """Fitting the head of the context encoder: reading identities off what surrounds erased faces.
 
 A linear map of low rank (ridge regression) from the ImageNet features of regions to z: what it predicts is the context vector. A
-map knows more of the faces
-that it was fitted to than of new ones. So training contexts are predicted by maps that were fitted to other people
-(cross-fitting): the identity sampler then trusts contexts as much as those of new faces deserve.
+map knows more of the faces that it was fitted to than of new ones. So training contexts are predicted by maps that were fitted to
+other people (cross-fitting): the identity sampler then trusts contexts as much as those of new faces deserve.
 """
 
 from __future__ import annotations

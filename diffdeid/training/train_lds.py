@@ -38,8 +38,8 @@ from diffdeid.training.fit_context import fit_context, read_features, ridge
 EVAL_DRAWS = 16  # noise levels per held-out face
 PENALTY = 1.0  # of the ridge regression from identities to labels
 GHOSTS = ("glasses", "covered_forehead")  # labels of what is refused instead of asked for …
-USUAL = 0.85  # share of the faces whose head shapes are
 SPARED = 0.1  # … and the share of people without it who are refused as well
+USUAL = 0.85  # share of the training faces whose head shapes count as usual
 
 logger = logging.getLogger(__name__)
 
