@@ -29,16 +29,16 @@ MAX_FILES, CANDIDATES = 20, 4
 CACHE = (60, 600)  # seconds between Gradio's rounds of deletion, and the age at which a file goes
 ABOUT = """# DiffDeID
 Gives every face to somebody who does not exist, and keeps expression, pose, gaze and surroundings.
-The new person is chosen without a look at the erased face, unless you ask for its sex, age, descent and smile. The old face only
-refuses people who are too near to it. Apart from that, a result tells no more about who it was than hair, neck, clothes,
-expression, pose and light tell anyway.
+The new person is chosen without a look at the erased face, unless you ask for its sex, age, descent, beard and smile. The old
+face only refuses people who are too near to it. Apart from that, a result tells no more about who it was than hair, neck,
+clothes, expression, pose and light tell anyway.
 The result is **de-identified**. Body, clothes, place and context stay, and no method is certain. Look at it before you publish
 it. Uploads and results are deleted from this server a few minutes later; nothing is logged."""
 INSIDE = "What the network is shown of the largest face, and what it paints. **This shows the source face: do not publish it.**"
 ATTRIBUTES = [  # labels and what they mean, by how much they give away
     ("Fits hair, neck and body", "context"),
     ("Is anybody (gives least away)", "any"),
-    ("Has about the sex, age, descent and smile of the erased face (gives most away)", "source"),
+    ("Has about the sex, age, descent, beard and smile of the erased face (gives most away)", "source"),
 ]
 CSS = ".caption-label {white-space: normal !important} .grid-wrap {max-height: none !important}"  # all of the captions and stages
 WORK = {"analyse": "Looking for faces", "render": "Painting"}

@@ -44,7 +44,7 @@ VIDEOS = "Videos"  # a panel of the help
 Level = Annotated[int, typer.Option(min=1, max=10, help="Least distance of the new identity from the old one.")]
 Attributes = Annotated[
     Literal["context", "any", "source"],
-    typer.Option(help="The new person fits hair and body, is anybody, or has the face's sex, age, descent and smile."),
+    typer.Option(help="The new person fits hair and body, is anybody, or has the face's sex, age, descent, beard and smile."),
 ]
 Config = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSON file, see docs/training.md.")]
 

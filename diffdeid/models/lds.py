@@ -61,7 +61,7 @@ class LDSModel(StrictModelMixin, ConfigMixin):
         num_layers: residual blocks.
         context_dim: numbers in the context vector of `ContextEncoderModel`.
         tone_dim: first numbers of δ that are the tone of the skin.
-        attribute_names: what an embedding tells of a person: sex, age, descent, smile.
+        attribute_names: what an embedding tells of a person: sex, age, descent, beard, smile.
         ghost_names: what in front of faces leaves ghosts in generated ones: glasses, hair or a cap over the forehead.
 
     Buffers:

@@ -310,6 +310,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
         generator: torch.Generator,
         others: Tensor | None = None,
         attempt: int = 1,
+        margin: float = 0.0,
     ) -> NewIdentity:
         """Draw a new identity for a source (a batch of one), unless for "source" blind to it but for what is too near.
 
@@ -319,11 +320,13 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             attributes: "context": people who fit K; "any": anybody; "source": people of the source's attributes.
             generator: source of the noise.
             others: `(n, 128)` further people whom nobody may resemble.
-            attempt: which attempt at this face it is, see `LDSPipeline.draw`.
+            attempt, margin: which attempt at this face it is, and how far beyond the limit to stay, see `LDSPipeline.draw`.
         """
         sampler, limit = self.identity_sampler, self.config.identity_limit
         conditions = self.identity_conditions(source, attributes)
-        return sampler.draw(source.identity, level, limit, conditions, others, generator=generator, attempt=attempt)
+        return sampler.draw(
+            source.identity, level, limit, conditions, others, generator=generator, attempt=attempt, margin=margin
+        )
 
     def identity_conditions(self, source: SourceFaces, attributes: Literal["context", "any", "source"]) -> Tensor | None:
         """What the identity sampler is told of a source (a batch of one), as `LDSModel.conditions` gives it."""
@@ -482,7 +485,7 @@ class DiffDeIDPipeline(SafeHubMixin, DiffusionPipeline):
             keep_mouth: leave the mouth of the source (paper) instead of erasing it too; gives some of the identity away.
             attributes: whom the new identity is drawn from. "context": people who fit what the result shows or keeps anyway
                 (hair, neck, clothes, expression, pose, light, tone of the skin); "any": anybody, which gives least away and often
-                contradicts hair and body; "source": people of the sex, age, descent and smile that the erased face seems
+                contradicts hair and body; "source": people of the sex, age, descent, beard and smile that the erased face seems
                 to have, which gives most away.
             fallback: how faces that cannot be de-identified are covered. Only "solid" protects.
             min_face: faces whose box is narrower or lower than this many pixels are covered.

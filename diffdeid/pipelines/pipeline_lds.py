@@ -200,6 +200,7 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
         num_inference_steps: int = SAMPLING_STEPS,
         generator: torch.Generator | None = None,
         attempt: int = 1,
+        margin: float = 0.0,
     ) -> NewIdentity:
         """Draw somebody for a source: the first of `DRAWS` people who is beyond the level's bound.
 
@@ -216,6 +217,7 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
             num_inference_steps: denoising steps.
             generator: source of the noise; `None` for fresh randomness.
             attempt: which attempt at a face this is; later ones begin with people who vary more.
+            margin: by how much more than the limit they are away from `source`, also where the bound is lowered.
 
         Raises:
             NoIdentityFoundError: everybody drawn was nearer than the limit, or could not be painted.
@@ -228,7 +230,7 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
             drawn, met = [], torch.empty(0, dtype=torch.long)  # the highest level that each of them meets, 0: none
             for latents in self.prepare_latents(DRAWS, generator).split(AT_ONCE):
                 drawn.append(self.sample(latents, told, num_inference_steps))
-                met = torch.cat([met, self._levels(*drawn[-1], source, bounds, others)])
+                met = torch.cat([met, self._levels(*drawn[-1], source, bounds, others, margin)])
                 if (met == level).any():
                     break
             if met.any():
@@ -237,8 +239,8 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
                 self.maybe_free_model_hooks()
                 return NewIdentity(embedding, shape, int(met[chosen]))
         raise NoIdentityFoundError(
-            f"None of {self.max_rounds * DRAWS} identities can be painted and is farther than {limit} from the source. "
-            "Lower `identity_limit`."
+            f"None of {self.max_rounds * DRAWS} identities can be painted and is farther than {limit + margin:.2f} from the "
+            "source. Lower `identity_limit`."
         )
 
     def may_be_painted(self, embeddings: Tensor, shapes: Tensor) -> Tensor:
@@ -246,12 +248,15 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
         dtype = self.lds.dtype
         return ~self.lds.leaves_ghosts(embeddings.to(dtype)) & self.lds.is_usual(shapes.to(dtype))
 
-    def _levels(self, embeddings: Tensor, shapes: Tensor, source: Tensor, bounds: list[float], others: Tensor | None) -> Tensor:
+    def _levels(
+        self, embeddings: Tensor, shapes: Tensor, source: Tensor, bounds: list[float], others: Tensor | None, margin: float
+    ) -> Tensor:
         """The highest level whose bound each person meets, `(n,)` on the CPU; 0 for those who must not be taken."""
         usable = self.may_be_painted(embeddings, shapes)
         if others is not None:
             usable &= (1 - embeddings @ others.to(embeddings).T >= bounds[0]).all(dim=1)
         distances = (1 - embeddings @ source.to(embeddings).T).amin(dim=1, keepdim=True)
+        usable &= distances[:, 0] >= bounds[0] + margin
         return (usable * (distances >= distances.new_tensor(bounds)).sum(dim=1)).cpu()
 
     @torch.no_grad()

@@ -32,7 +32,7 @@ from diffdeid.models.fitting import fit, fit_shape_and_pose
 from diffdeid.models.texture_encoder import TextureEncoderOutput
 from diffdeid.pipelines.pipeline_diffdeid import Attempt, DiffDeIDPipeline, SourceFaces
 from diffdeid.pipelines.pipeline_output import DiffDeIDVideoPipelineOutput, PersonReport
-from diffdeid.structures import Face, FaceCrop, MorphableCoefficients
+from diffdeid.structures import Face, FaceCrop, MorphableCoefficients, NewIdentity
 from diffdeid.tracking.track import Sighting, Track
 from diffdeid.tracking.tracker import FaceTracker
 from diffdeid.video import Frame, VideoReader, VideoWriter, check_video_writable
@@ -41,6 +41,8 @@ from diffdeid.video_parts import PART_FRAMES, VideoParts
 BATCH = 4  # faces that the networks are shown at once; 8 are hardly faster, and what they leave free is in ever smaller pieces
 EARLY = 2.0  # seconds of a track in which its best view is looked for
 BETTER = 1.1  # by which factor a view must be better to take the place of the best one
+MARGIN, MARGIN_SEEN = 0.15, 0.2  # how far beyond the limit z' and the reference are, for frames differ from it …
+CASTS = 4  # … and how many people are tried at each attempt until one is
 ONE_AT_A_TIME = Lock()  # of the threads; to run an offloaded network moves others off the accelerator, and itself in the end
 
 
@@ -420,35 +422,49 @@ class DiffDeIDVideoPipeline(DiffDeIDPipeline):
         return person
 
     def _recast(self, rendering: Rendering, person: Person, view: SourceFaces) -> None:
-        """Find somebody who does not exist for a person: z', α' and the de-identified reference I_d."""
+        """Find somebody who does not exist for a person: z', α' and the de-identified reference I_d.
+
+        A frame in which they are nearer to each other than the limit is covered. So they are asked to differ by more, and where
+        nobody in the reference does by `MARGIN_SEEN`, the best of all who were tried is taken.
+        """
         report = person.report
         generator = torch.Generator().manual_seed(rendering.seed ^ report.number)  # a person does not depend on the others
-        embeddings = np.concatenate([track.embeddings for track in person.tracks])
-        person.embedding = F.normalize(torch.from_numpy(embeddings).float().mean(0, keepdim=True), dim=1).to(view.identity)
-        view = replace(view, identity=torch.cat([person.embedding, view.identity]))
+        seen = torch.from_numpy(np.concatenate([track.embeddings for track in person.tracks])).to(view.identity)
+        person.embedding = F.normalize(seen.mean(0, keepdim=True), dim=1)
+        view = replace(view, identity=torch.cat([person.embedding, view.identity, seen]))
         others = [other for other in rendering.people if other.identity is not None and other is not person]
         taken = [part for other in others for part in (other.embedding, other.identity[0])]
         taken = torch.cat(taken) if taken else None
         texture = self.encode_texture(view.images, view.masks)
-        steps = rendering.num_inference_steps
-        for number in range(1, 1 + self.max_attempts):
+        steps, wanted = rendering.num_inference_steps, self.config.identity_limit + MARGIN_SEEN
+        best: tuple[NewIdentity, Attempt] | None = None
+        for number in range(CASTS * self.max_attempts):
+            report.attempts = number + 1
             try:
-                drawn = self.sample_identity(view, rendering.level, rendering.attributes, generator, taken, number)
+                drawn = self.sample_identity(
+                    view, rendering.level, rendering.attributes, generator, taken, number // CASTS + 1, MARGIN
+                )
             except NoIdentityFoundError as error:
-                report.attempts, report.reason = number, str(error)
+                report.reason = str(error)
                 continue
             identity = drawn.embedding, drawn.shape
             attempt = self.deidentify(
                 view, texture, drawn.level, generator, rendering.keep_mouth, rendering.attributes, steps, identity
             )
-            report.attempts, report.reason = number, attempt.problem
-            if attempt.problem is None:
-                reference = self._to_tensor([FaceCrop(attempt.result, view.crops[0].matrix)])
-                person.coefficients, person.identity = view.coefficients, tuple(part.to(view.identity) for part in identity)
-                person.texture = self.encode_texture(reference, torch.zeros_like(view.masks))
-                person.noise = self.prepare_latents(1, generator)
-                report.method, report.level = "diffusion", drawn.level
-                return
+            report.reason = attempt.problem
+            if attempt.problem is None and (best is None or attempt.identity_distance > best[1].identity_distance):
+                best = drawn, attempt
+            if best is not None and best[1].identity_distance >= wanted:
+                break
+        if best is None:
+            return
+        drawn, attempt = best
+        reference = self._to_tensor([FaceCrop(attempt.result, view.crops[0].matrix)])
+        person.coefficients = view.coefficients
+        person.identity = drawn.embedding.to(view.identity), drawn.shape.to(view.identity)
+        person.texture = self.encode_texture(reference, torch.zeros_like(view.masks))
+        person.noise = self.prepare_latents(1, generator)
+        report.method, report.level, report.reason = "diffusion", drawn.level, None
 
     def _must_be_covered(self, rendering: Rendering, sighting: Sighting) -> str | None:
         """Why a face is covered in a frame instead of being rendered, if it is."""

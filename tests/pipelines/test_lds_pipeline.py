@@ -236,6 +236,17 @@ def test_a_bound_that_nobody_meets_is_lowered_and_says_so(pipeline):
     assert 1 - chosen.embedding @ source.T >= least_distance(chosen.level, 1.0)
 
 
+def test_a_margin_counts_also_where_the_bound_is_lowered(pipeline):
+    source = unit(1, 128, seed=7)
+    drawn, _ = pipeline.sample(pipeline.prepare_latents(DRAWS, seeded()), None, 3)
+    distances = (1 - drawn @ source.T)[:, 0]
+    limit = distances.sort().values[3].item() - 0.1
+    without = pipeline.draw(source, 1, limit, num_inference_steps=3, generator=seeded())
+    beyond = pipeline.draw(source, 1, limit, num_inference_steps=3, generator=seeded(), margin=0.1)
+    torch.testing.assert_close(without.embedding[0], drawn[distances >= limit][0])
+    torch.testing.assert_close(beyond.embedding[0], drawn[distances >= limit + 0.1 - 1e-6][0])
+
+
 def test_all_embeddings_of_the_source_and_other_people_count(pipeline):
     near = pipeline.sample(pipeline.prepare_latents(DRAWS, seeded()), None, 3)[0][:2]
     for who in ({"source": near}, {"source": unit(1, 128, seed=7), "others": near}):

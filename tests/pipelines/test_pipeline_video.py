@@ -2,6 +2,7 @@
 
 import threading
 import time
+from dataclasses import replace
 from fractions import Fraction
 from pathlib import Path
 
@@ -133,6 +134,44 @@ def test_a_person_has_one_shape_that_moves_as_that_of_the_source(video_pipeline,
     assert found.identity.std(0).max() > 0 and found.pose.std(0).max() > 0
     torch.testing.assert_close(told, [person.identity[1].expand(4, -1)])
     torch.testing.assert_close(rendered[0] - told[0], found.identity - person.coefficients.identity)
+
+
+@pytest.mark.parametrize(
+    ("beyond", "attempts", "taken"),
+    [((0.21,), 1, 0), ((0.01, 0.19, 0.3), 3, 2), ((0.01, 0.1, *[0.05] * 14), 16, 1), ((None, 0.01, *[None] * 14), 16, 1)],
+)
+def test_who_is_barely_far_enough_is_taken_if_nobody_is_farther(video_pipeline, portrait, monkeypatch, beyond, attempts, taken):
+    """Frames differ from the reference: of people just beyond the limit many frames would be covered."""
+    drawn, sources, margins = [], [], []
+    sample_identity, deidentify = DiffDeIDVideoPipeline.sample_identity, DiffDeIDVideoPipeline.deidentify
+
+    def drawing(self, source, *arguments):
+        sources.append(source.identity)
+        margins.append(arguments[-1])
+        drawn.append(sample_identity(self, source, *arguments))
+        return drawn[-1]
+
+    def judged(self, *arguments):
+        distance = beyond[len(drawn) - 1]
+        attempt = deidentify(self, *arguments)
+        if distance is None:
+            return replace(attempt, problem="too near")
+        return replace(attempt, problem=None, identity_distance=self.config.identity_limit + distance)
+
+    monkeypatch.setattr(DiffDeIDVideoPipeline, "sample_identity", drawing)
+    monkeypatch.setattr(DiffDeIDVideoPipeline, "deidentify", judged)
+    rendering = video_pipeline.start(num_inference_steps=1, generator=torch.Generator().manual_seed(0))
+    for number in range(8):
+        video_pipeline.analyse(rendering, shifted(portrait, number))
+    (track,) = rendering.tracker.tracks
+    with torch.no_grad():
+        person = video_pipeline._owner(rendering, track)
+    assert person.report.attempts == attempts and person.report.method == "diffusion" and person.report.reason is None
+    assert torch.equal(person.identity[0], drawn[taken].embedding) and person.report.level == drawn[taken].level
+    assert set(margins) == {pipeline_video.MARGIN}
+    assert len(track.embeddings) > 1
+    for embedding in map(torch.from_numpy, track.embeddings):  # all that was seen of the face, not only the reference
+        assert (sources[0] @ embedding).max() > 0.999
 
 
 def test_no_frame_comes_out_whose_faces_could_not_be_finished(video_pipeline, portrait, tmp_path, monkeypatch):
@@ -330,9 +369,10 @@ def test_covers_of_different_reasons_are_reported_in_their_order(video_pipeline,
 
     def fail(self, latents, *rest):
         generated = denoise(self, latents, *rest)
-        batches.append(len(generated))
-        if len(batches) == 2:  # the first frames; before, I_d comes alone
-            generated[1] = torch.nan
+        if len(generated) > 1:  # frames; before, candidates for I_d come alone
+            batches.append(generated)
+            if len(batches) == 1:
+                generated[1] = torch.nan
         return generated
 
     monkeypatch.setattr(DiffDeIDVideoPipeline, "denoise", fail)
