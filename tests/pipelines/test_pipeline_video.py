@@ -227,8 +227,7 @@ def test_two_people_one_turns_away_and_comes_back(video_pipeline, portrait, stra
     assert cosines(embeddings, faces_of(video_pipeline, [portrait]) * 12).max() < OTHER
     others = faces_of(video_pipeline, halves["other"][:3])
     assert cosines(others, faces_of(video_pipeline, [stranger]) * 3).max() < OTHER
-    strangers = 1 - video_pipeline.config.identity_limit
-    assert cosines(others, embeddings[:3]).max() < strangers  # and not that of the other, though both are drawn to fit alike
+    assert cosines(others, embeddings[:3]).max() < OTHER  # and not that of the other
 
 
 def test_a_scene_cut(video_pipeline, portrait, empty, tmp_path):
