@@ -22,7 +22,8 @@ from pathlib import Path
 import gradio as gr
 import numpy as np
 
-from diffdeid import DiffDeIDError, DiffDeIDPipeline, DiffDeIDVideoPipeline, serving, write_image
+from diffdeid import DeidentifyOptions, DiffDeIDError, DiffDeIDPipeline, DiffDeIDVideoPipeline, serving, write_image
+from diffdeid.stages.detect import why_covered
 
 MODEL = "weights/diffdeid"
 MAX_FILES, CANDIDATES = 20, 4
@@ -102,13 +103,12 @@ def anonymize(pipe, photo, faces, chosen, level, steps, keep_mouth, attributes, 
     """
     with errors_in_words(), tempfile.TemporaryDirectory() as folder:
         picture, found = opened(pipe, photo)
-        found = dict(enumerate(found, 1))
-        wanted = {number: face for number, face in found.items() if not faces or number in faces}
+        numbers = range(1, len(found) + 1)
         asked = serving.options(level, steps, keep_mouth, attributes, seed)
-        image, reports = serving.replace_faces(pipe, picture, wanted, chosen or {}, **asked)
+        image, reports = serving.replace_faces(pipe, picture, found, faces or numbers, chosen or {}, asked)
         target = Path(folder, serving.name_of_result(photo))
         write_image(target, image, picture.alpha, picture.icc_profile)
-        report = "\n\n".join(serving.in_words(number, reports.get(number)) for number in found)
+        report = "\n\n".join(serving.in_words(number, reports.get(number)) for number in numbers)
         yield (serving.preview(picture.image), serving.preview(image)), str(target), report
 
 
@@ -117,10 +117,10 @@ def show_candidates(pipe, photo, number, level, steps, keep_mouth, attributes, s
     with errors_in_words():
         picture, faces = opened(pipe, photo)
         number = min(int(number), len(faces))
-        if not serving.can_be_rendered(faces[number - 1]):
-            raise gr.Error(f"Face {number} can only be covered.")
+        if reason := why_covered(faces[number - 1]):
+            raise gr.Error(f"Face {number} can only be covered: {reason}.")
         asked = serving.options(level, steps, keep_mouth, attributes, seed)
-        people = serving.sample_people(pipe, picture, faces, number, CANDIDATES, **asked)
+        people = serving.sample_people(pipe, picture, faces, number, CANDIDATES, asked)
         if not people:
             raise gr.Error("Nobody of those sampled is far enough from this face. Try again, or another level.")
     pictures, identities = zip(*people, strict=True)
@@ -139,7 +139,7 @@ def anonymize_video(pipe, video, level, steps, keep_mouth, attributes, seed):
         serving.check_video(given(video, "a video"))
         target = Path(folder, f"{Path(video).stem}_anonymized.mp4")
         asked = serving.options(level, steps, keep_mouth, attributes, seed)
-        for update in serving.follow_video(pipe, video, target, **asked):
+        for update in serving.follow_video(pipe, video, target, asked):
             if isinstance(update, serving.Progress):
                 text = f"{WORK[update.stage]}: {update.done} of about {update.total} frames, {update.seconds_left:.0f} s left."
                 yield None, None, text
@@ -170,21 +170,21 @@ def explain(pipe, photo, level, steps, keep_mouth, attributes, seed):
     """The stages of the largest face that can be rendered: pictures with captions."""
     with errors_in_words():
         picture, faces = opened(pipe, photo)
-        usable = [face for face in faces if serving.can_be_rendered(face)]
+        usable = [face for face in faces if why_covered(face) is None]
         if not usable:
             raise gr.Error("The landmarks of no face could be placed.")
         asked = serving.options(level, steps, keep_mouth, attributes, seed)
-        panels = serving.show_stages(pipe, np.asarray(picture.image), usable[0], faces, **asked)
+        panels = serving.show_stages(pipe, np.asarray(picture.image), usable[0], faces, *asked)
         return [(panel, text) for text, panel in panels.items()]
 
 
 def settings() -> list[gr.components.Component]:
     """The inputs that all tabs have, in the order of `serving.options`."""
-    level = gr.Slider(1, 10, value=7, step=1, label="Least distance of the new identity from the old one")
+    level = gr.Slider(1, 10, value=DeidentifyOptions.level, step=1, label="Least distance of the new identity from the old one")
     with gr.Accordion("More", open=False):
-        steps = gr.Slider(1, 50, value=8, step=1, label="Denoising steps")
-        keep_mouth = gr.Checkbox(False, label="Keep the pixels of the mouth (gives more away)")
-        attributes = gr.Radio(ATTRIBUTES, value="context", label="The new person")
+        steps = gr.Slider(1, 50, value=DeidentifyOptions.num_inference_steps, step=1, label="Denoising steps")
+        keep_mouth = gr.Checkbox(DeidentifyOptions.keep_mouth, label="Keep the pixels of the mouth (gives more away)")
+        attributes = gr.Radio(ATTRIBUTES, value=DeidentifyOptions.attributes, label="The new person")
         seed = gr.Number(-1, label="Seed (-1: new people each time)", precision=0)
     return [level, steps, keep_mouth, attributes, seed]
 

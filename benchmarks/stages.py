@@ -17,10 +17,11 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffdeid import DiffDeIDPipeline
-from diffdeid.geometry.registration import displace
-from diffdeid.geometry.seam import match
+from diffdeid import DeidentifyOptions, DiffDeIDPipeline, NewIdentity
 from diffdeid.pipelines.loading import precisions
+from diffdeid.stages.identity import face_generators
+from diffdeid.stages.reconstruct import encode_context
+from diffdeid.structures import FaceJob
 
 ROOT = Path(__file__).parents[1]
 
@@ -28,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--model", default=ROOT / "weights/diffdeid")
-    parser.add_argument("--steps", type=int, default=8)
+    parser.add_argument("--steps", type=int, default=DeidentifyOptions.num_inference_steps)
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--device", default="cpu")
     args = parser.parse_args()
@@ -42,41 +43,38 @@ def main() -> None:
     picture = np.asarray(photo)
     twelve = np.asarray(photo.resize((3464, 3464)))
 
-    pipe._guidance_scale = 1.0
-    generator = torch.Generator().manual_seed(0)
+    engine, options = pipe.engine, DeidentifyOptions(num_inference_steps=args.steps)
+    seed, (people, noise) = [0], face_generators(0)
     with torch.no_grad():
         faces = pipe.detect_faces(picture)
-        source = pipe.reconstruct(picture, faces).one(0)
-        identity = pipe.sample_identity(source, 7, "context", generator)
-        texture = pipe.encode_texture(source.images, source.masks)
-        coefficients, maps = pipe.prepare_conditioning(source.coefficients, identity.shape, source.masks, True)
-        latents = pipe.prepare_latents(1, generator)
-        inputs = (source.images, source.masks, maps, identity.embedding, coefficients.pack(), texture)
-        generated = pipe.denoise(latents, *inputs, args.steps)
-        result = pipe.composite(source, generated)[2]
-        face = ((generated[0].float().cpu().clamp(-1, 1) + 1) / 2).permute(1, 2, 0).numpy()
+        jobs = [FaceJob(picture, face, faces, seed) for face in faces]
+        source = engine.reconstruct(jobs, options)
+        texture, latents = engine.encode_texture(source.images, source.masks), engine.prepare_latents([noise])
+
+        def sample() -> NewIdentity:
+            (casting,) = engine.castings(source, [people], options, [True])
+            return casting.draw(source.embedding, options.level, engine.identity_limit)
+
+        identity = NewIdentity.cat([sample()], source.embedding)
+        painted = engine.paint(source, identity, texture, latents, options)
         stages = {
             "detect, landmarks, iris": lambda: pipe.detect_faces(picture),
-            "crop, fit, embed, context": lambda: pipe.reconstruct(picture, faces),
-            "of which context": lambda: pipe.encode_context(picture, faces),
-            "sample identity": lambda: pipe.sample_identity(source, 7, "context", generator),
-            "encode texture": lambda: pipe.encode_texture(source.images, source.masks),
-            "render conditions": lambda: pipe.prepare_conditioning(source.coefficients, identity.shape, source.masks, True),
-            f"denoise, {args.steps} steps": lambda: pipe.denoise(latents, *inputs, args.steps),
-            "register": lambda: displace(generated, pipe.measure_offsets(source, generated, coefficients)),
-            "match the seam": lambda: match(face, source.crops[0].image, source.masks[0, 0].numpy()),
-            "composite": lambda: pipe.composite(source, generated),
-            "verify": lambda: pipe.verify(source, result),
+            "crop, fit, embed, context": lambda: engine.reconstruct(jobs, options),
+            "of which context": lambda: encode_context(engine.context_encoder, picture, faces[0], faces, engine.device),
+            "sample identity": sample,
+            "encode texture": lambda: engine.encode_texture(source.images, source.masks),
+            f"condition, denoise, {args.steps} steps": lambda: engine.paint(source, identity, texture, latents, options),
+            "register, seam, verify": lambda: engine.finish(painted, source.embedding),
         }
         times = {name: median_time(stage) for name, stage in stages.items()}
         total = sum(times.values()) - times["of which context"]
         for name, seconds in times.items():
-            print(f"{name:26} {1000 * seconds:8.0f} ms {seconds / total:6.1%}")
-        print(f"{'sum, one attempt':26} {1000 * total:8.0f} ms")
+            print(f"{name:28} {1000 * seconds:8.0f} ms {seconds / total:6.1%}")
+        print(f"{'sum, one attempt':28} {1000 * total:8.0f} ms")
         report = pipe(photo, num_inference_steps=args.steps, generator=torch.Generator().manual_seed(0)).faces[0][0]
         whole = median_time(lambda: pipe(photo, num_inference_steps=args.steps, generator=torch.Generator().manual_seed(0)))
-        print(f"{'whole call':26} {1000 * whole:8.0f} ms ({report.method}, {report.attempts} attempt(s))")
-        print(f"{'detect, 12 megapixels':26} {1000 * median_time(lambda: pipe.detect_faces(twelve)):8.0f} ms")
+        print(f"{'whole call':28} {1000 * whole:8.0f} ms ({report.method}, {report.attempts} attempt(s))")
+        print(f"{'detect, 12 megapixels':28} {1000 * median_time(lambda: pipe.detect_faces(twelve)):8.0f} ms")
     print(f"peak memory {resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20:.2f} GiB")
 
 

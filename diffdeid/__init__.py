@@ -7,6 +7,7 @@ __version__ = "0.1.0"
 _HOMES = {
     "AssetNotFoundError": "errors",
     "ConfigurationError": "errors",
+    "DeidentifyOptions": "options",
     "DiffDeIDError": "errors",
     "DiffDeIDPipeline": "pipelines.pipeline_diffdeid",
     "DiffDeIDPipelineOutput": "pipelines.pipeline_output",
@@ -15,6 +16,7 @@ _HOMES = {
     "Face": "structures",
     "FaceCrop": "structures",
     "FaceReport": "pipelines.pipeline_output",
+    "FileOptions": "options",
     "ImageError": "errors",
     "LDSPipeline": "pipelines.pipeline_lds",
     "LDSPipelineOutput": "pipelines.pipeline_output",
@@ -25,6 +27,7 @@ _HOMES = {
     "PersonReport": "pipelines.pipeline_output",
     "Picture": "imaging",
     "VideoError": "errors",
+    "VideoOptions": "options",
     "VideoReader": "video",
     "VideoWriter": "video",
     "read_image": "imaging",

@@ -7,16 +7,18 @@ import logging
 import os
 import re
 import time
+from collections import Counter
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 
 from diffdeid.errors import NoFaceFoundError
 from diffdeid.imaging import IMAGE_SUFFIXES, check_writable, read_image, write_image
+from diffdeid.options import DeidentifyOptions, FileOptions, VideoOptions
 from diffdeid.video import VIDEO_SUFFIXES, VideoReader, VideoWriter, check_video_writable
 
 logger = logging.getLogger(__name__)
@@ -52,11 +54,15 @@ def plan(inputs: list[str], output: Path | None, candidates: int) -> list[Job]:
     to_one_file = output is not None and output.suffix.lower() in suffixes and not output.is_dir()
     if to_one_file and len(found) > 1:
         raise ValueError(f"`{output}` is one file, but there are {len(found)} inputs. Name a folder.")
+    targets = {
+        file: output if to_one_file else _target(file, file.parent if output is None else output / relative.parent)
+        for file, relative in found.values()
+    }
+    wanted = Counter(targets.values())
     jobs = []
-    for file, relative in found.values():
-        folder = file.parent if output is None else output / relative.parent
-        suffix = ".mp4" if is_video(file) else file.suffix
-        target = output if to_one_file else folder / f"{file.stem}_anonymized{suffix}"
+    for file, target in targets.items():
+        if wanted[target] > 1 and target.suffix != file.suffix:  # IMG_1.mov beside IMG_1.mp4
+            target = target.with_name(f"{file.name}_anonymized{target.suffix}")
         names = [target.stem] if candidates == 1 else [f"{target.stem}_{number}" for number in range(1, candidates + 1)]
         jobs.append(Job(file, tuple(target.with_name(name + target.suffix) for name in names)))
 
@@ -72,16 +78,29 @@ def plan(inputs: list[str], output: Path | None, candidates: int) -> list[Job]:
     return jobs
 
 
+def _target(file: Path, folder: Path) -> Path:
+    return folder / f"{file.stem}_anonymized{'.mp4' if is_video(file) else file.suffix}"
+
+
 def is_video(file: Path) -> bool:
     """Whether a file is read as a video, by its suffix."""
     return file.suffix.lower() in VIDEO_SUFFIXES
 
 
-def run(pipe: Any, job: Job, on_no_face: str, overwrite: bool, seed: int | None, **options: Any) -> list[dict[str, Any]]:
+def run(
+    pipe: Any,
+    job: Job,
+    options: VideoOptions,
+    files: FileOptions,
+    on_no_face: Literal["error", "skip", "copy"],
+    overwrite: bool,
+    seed: int | None,
+) -> list[dict[str, Any]]:
     """De-identify one file and say what happened, once per output; an error becomes a record as well.
 
     Args:
-        pipe: a `DiffDeIDPipeline`, for a video a `DiffDeIDVideoPipeline`; `options` are passed on to its call.
+        pipe: a `DiffDeIDPipeline`, for a video a `DiffDeIDVideoPipeline`.
+        options, files: what a picture has no use for is left out.
         on_no_face: "error", "skip" (write nothing) or "copy" (write the pixels without metadata).
         seed: starts a generator of this file alone, so that results do not depend on the other files.
     """
@@ -90,8 +109,11 @@ def run(pipe: Any, job: Job, on_no_face: str, overwrite: bool, seed: int | None,
     records = []
     try:
         generator = None if seed is None else torch.Generator().manual_seed(seed)
-        process = _process_video if is_video(job.source) else _process_picture
-        for record in process(pipe, job, on_no_face, overwrite, generator, options):
+        if is_video(job.source):
+            made = _process_video(pipe, job, options, files, on_no_face, overwrite, generator)
+        else:
+            made = _process_picture(pipe, job, options.as_kind(DeidentifyOptions), on_no_face, overwrite, generator)
+        for record in made:
             records.append(blank | record)
     except NoFaceFoundError as error:
         records.append(blank | {"status": "no_face", "error": str(error)})
@@ -103,13 +125,13 @@ def run(pipe: Any, job: Job, on_no_face: str, overwrite: bool, seed: int | None,
 
 
 def _process_picture(
-    pipe: Any, job: Job, on_no_face: str, overwrite: bool, generator: torch.Generator | None, options: dict
+    pipe: Any, job: Job, options: DeidentifyOptions, on_no_face: str, overwrite: bool, generator: torch.Generator | None
 ) -> Iterator[dict[str, Any]]:
     picture = read_image(job.source)
     for path in job.outputs:
         check_writable(path, picture.alpha is not None, overwrite)
     try:
-        output = pipe(picture.image, num_images_per_prompt=len(job.outputs), generator=generator, **options)
+        output = pipe(picture.image, num_images_per_prompt=len(job.outputs), generator=generator, **asdict(options))
         images, faces = output.images, output.faces
     except NoFaceFoundError:
         if on_no_face == "error":
@@ -138,19 +160,25 @@ def _describe(report: Any) -> dict[str, Any]:
 
 
 def _process_video(
-    pipe: Any, job: Job, on_no_face: str, overwrite: bool, generator: torch.Generator | None, options: dict
+    pipe: Any,
+    job: Job,
+    options: VideoOptions,
+    files: FileOptions,
+    on_no_face: str,
+    overwrite: bool,
+    generator: torch.Generator | None,
 ) -> Iterator[dict[str, Any]]:
     for path in job.outputs:
         check_video_writable(path, overwrite)
     for path in job.outputs:
         path.parent.mkdir(parents=True, exist_ok=True)
         try:
-            output = pipe(job.source, path, overwrite=overwrite, generator=generator, **options)
+            output = pipe(job.source, path, overwrite=overwrite, generator=generator, **asdict(options), **asdict(files))
         except NoFaceFoundError:
             if on_no_face == "error":
                 raise
             if on_no_face == "copy":
-                _copy_frames(job.source, path, overwrite, options)
+                _copy_frames(job.source, path, overwrite, files)
             yield {"status": "no_face", "output": str(path) if on_no_face == "copy" else None}
         else:
             people = [asdict(report) for report in output.people]
@@ -158,11 +186,10 @@ def _process_video(
             yield {"output": str(path), "status": status, "faces": people, "frames": output.num_frames, "notes": output.notes}
 
 
-def _copy_frames(source: Path, path: Path, overwrite: bool, options: dict) -> None:
+def _copy_frames(source: Path, path: Path, overwrite: bool, files: FileOptions) -> None:
     """The pictures of a video alone, encoded anew."""
-    reader = VideoReader(source, options["start"], options["end"])
-    encoder = {name: options[name] for name in ("codec", "crf", "preset")}
-    with VideoWriter(path, reader.rate, reader.sample_aspect_ratio, overwrite=overwrite, **encoder) as writer:
+    reader = VideoReader(source, files.start, files.end)
+    with VideoWriter(path, reader.rate, reader.sample_aspect_ratio, overwrite=overwrite, **files.encoder) as writer:
         for frame in reader:
             writer.write(frame)
 

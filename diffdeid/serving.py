@@ -5,8 +5,9 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import asdict
 from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,22 +16,30 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffdeid.engine.pictures import PictureJob, deidentify_pictures, draw_seeds
 from diffdeid.errors import DiffDeIDError, ImageError, NoFaceFoundError, VideoError
 from diffdeid.imaging import Picture, read_image
+from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.loading import precisions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.pipelines.pipeline_output import DiffDeIDVideoPipelineOutput, FaceReport, PersonReport
 from diffdeid.pipelines.pipeline_video import DiffDeIDVideoPipeline
-from diffdeid.structures import Face
+from diffdeid.structures import Face, NewIdentity, Replaced
 from diffdeid.video import VideoReader
 from diffdeid.visualization import stages
 
 MAX_MEGAPIXELS, MAX_FACES, MAX_FRAMES, MAX_SIDE = 25, 40, 750, 1920  # a page's; pipelines have none of these
 PREVIEW = 1280  # pixels of the longer side
 SHOWABLE = (".jpg", ".jpeg", ".png", ".webp")
-Identity = tuple[torch.Tensor, torch.Tensor]  # z' (1, 128), α' (1, 80)
 ON_CPU = ThreadPoolExecutor(1, "networks")
 CLOSING = threading.Event()  # set when the server has closed: videos on their way stop, or the process would wait for them
+
+
+class Asked(NamedTuple):
+    """What somebody chose on the page, and the randomness."""
+
+    options: DeidentifyOptions
+    generator: torch.Generator
 
 
 class Progress(NamedTuple):
@@ -70,12 +79,12 @@ show_stages = in_one_thread(stages)
 run_video = in_one_thread(DiffDeIDVideoPipeline.__call__)
 
 
-def options(level: int, steps: int, keep_mouth: bool, attributes: str, seed: float | None) -> dict[str, Any]:
-    """Arguments of a pipeline from what somebody chose; without a seed, or with a negative one, fresh randomness."""
+def options(level: int, steps: int, keep_mouth: bool, attributes: str, seed: float | None) -> Asked:
+    """What somebody chose; without a seed, or with a negative one, fresh randomness."""
     generator = torch.Generator()
     generator.seed() if seed is None or seed < 0 else generator.manual_seed(int(seed))
-    kept = {"keep_mouth": keep_mouth, "attributes": attributes}
-    return {"level": int(level), "num_inference_steps": int(steps), "generator": generator} | kept
+    chosen = {"level": int(level), "num_inference_steps": int(steps), "keep_mouth": keep_mouth, "attributes": attributes}
+    return Asked(DeidentifyOptions(**chosen), generator)
 
 
 def load_photo(path: str | Path) -> Picture:
@@ -101,53 +110,47 @@ def find_faces(pipe: DiffDeIDPipeline, picture: Picture) -> list[Face]:
     return faces
 
 
-def can_be_rendered(face: Face) -> bool:
-    """Whether the face can be more than covered."""
-    return face.landmarks is not None and face.iris is not None
-
-
 @in_one_thread
 def replace_faces(
-    pipe: DiffDeIDPipeline, picture: Picture, faces: dict[int, Face], chosen: dict[int, Identity], **options: Any
+    pipe: DiffDeIDPipeline,
+    picture: Picture,
+    faces: list[Face],
+    wanted: Iterable[int],
+    chosen: Mapping[int, NewIdentity],
+    asked: Asked,
 ) -> tuple[Image.Image, dict[int, FaceReport]]:
-    """De-identify numbered faces, some of them as somebody `chosen`; the picture, and a report for each.
+    """De-identify the wanted faces, some of them as somebody `chosen`; the picture, and a report for each.
 
-    The chosen people come first. The others are then sampled together, so that none of these faces tells who replaces another.
+    Numbers count from 1.
     """
-    image, reports = picture.image, {}
-    for number in [number for number in faces if number in chosen]:
-        output = pipe(image, faces=[faces[number]], identity=chosen[number], **options)
-        image, reports[number] = output.images[0], output.faces[0][0]
-    if others := {number: face for number, face in faces.items() if number not in reports}:
-        output = pipe(image, faces=list(others.values()), **options)
-        image, reports = output.images[0], reports | dict(zip(others, output.faces[0], strict=True))
-    return image, reports
+    wanted = [number for number in wanted if 1 <= number <= len(faces)]
+    if not wanted:
+        raise DiffDeIDError("None of the faces that were chosen is in this photo. Choose again.")
+    people = {number - 1: identity for number, identity in chosen.items() if number in wanted}
+    staying = frozenset(range(len(faces))).difference(number - 1 for number in wanted)
+    job = PictureJob(np.asarray(picture.image), faces, draw_seeds(asked.generator, 1), identities=people, staying=staying)
+    (((result, outcomes),),) = deidentify_pictures(pipe.engine, [job], asked.options)
+    reports = {number + 1: FaceReport.of(faces[number], one, asked.options.fallback) for number, one in outcomes.items()}
+    return Image.fromarray(result), reports
 
 
 @in_one_thread
 def sample_people(
-    pipe: DiffDeIDPipeline,
-    picture: Picture,
-    faces: list[Face],
-    number: int,
-    count: int,
-    level: int,
-    attributes: str,
-    **options: Any,
-) -> list[tuple[np.ndarray, Identity]]:
+    pipe: DiffDeIDPipeline, picture: Picture, faces: list[Face], number: int, count: int, asked: Asked
+) -> list[tuple[np.ndarray, NewIdentity]]:
     """Of `count` people sampled for one of all `faces`, counted from 1, those who may replace it.
 
     Gives crops `(S, S, 3)` that show them, and their identities.
     """
-    people, face = [], faces[number - 1]
-    source = pipe.reconstruct(np.asarray(picture.image), [face], options["keep_mouth"], others=faces)
-    for _ in range(count):
-        sampled = pipe.sample_identity(source, level, attributes, options["generator"])
-        identity = sampled.embedding, sampled.shape
-        output = pipe(picture.image, faces=[face], identity=identity, **options)
-        if output.faces[0][0].method == "diffusion":
-            people.append((pipe.crop(np.asarray(output.images[0]), face).image, identity))
-    return people
+    staying = frozenset(range(len(faces))) - {number - 1}
+    job = PictureJob(np.asarray(picture.image), faces, draw_seeds(asked.generator, count), staying=staying)
+    (candidates,) = deidentify_pictures(pipe.engine, [job], asked.options)
+    made = [(result, outcomes[number - 1]) for result, outcomes in candidates]
+    return [
+        (pipe.engine.crop(result, faces[number - 1]).image, outcome.identity)
+        for result, outcome in made
+        if isinstance(outcome, Replaced)
+    ]
 
 
 def preview(image: Image.Image) -> Image.Image:
@@ -179,7 +182,7 @@ def seconds_for_video(path: str | Path, *_: Any) -> int:
 
 
 def follow_video(
-    pipe: DiffDeIDVideoPipeline, video: str | Path, target: Path, **options: Any
+    pipe: DiffDeIDVideoPipeline, video: str | Path, target: Path, asked: Asked
 ) -> Iterator[Progress | DiffDeIDVideoPipelineOutput]:
     """De-identify a video in a thread: says how far it is, then gives the output. Closing the iterator stops the work."""
     news: queue.Queue = queue.Queue()
@@ -196,7 +199,8 @@ def follow_video(
 
     def work() -> None:
         try:
-            news.put(run_video(pipe, video, target, callback_on_frame=tell, **options))
+            options = asdict(asked.options)
+            news.put(run_video(pipe, video, target, generator=asked.generator, callback_on_frame=tell, **options))
         except BaseException as error:
             news.put(error)
 
@@ -220,5 +224,7 @@ def in_words(number: int, report: FaceReport | PersonReport | None) -> str:
     if report.method != "diffusion":
         tried = f", after {report.attempts} attempts" if report.attempts else ""
         return f"**Face {number}** is covered ({report.method}){tried}: {report.reason}."
+    if report.identity_distance is None:
+        return f"**Face {number}** is covered in all frames: {report.reason}."
     attempts = f", at the attempt number {report.attempts}" if report.attempts > 1 else ""
     return f"**Face {number}** is somebody else, at a distance of {report.identity_distance:.2f} from before{attempts}."

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, fields
 
 import numpy as np
@@ -78,17 +79,145 @@ class MorphableCoefficients:
             raise ValueError(f"`packed` must have {sum(cls.SIZES)} coefficients in its last axis, got {packed.shape[-1]}.")
         return cls(*packed.split(cls.SIZES, dim=-1))
 
+    def pick(self, rows: Sequence[int]) -> MorphableCoefficients:
+        """Those of some faces of the batch."""
+        return self.unpack(self.pack()[rows])
+
 
 @dataclass(frozen=True)
 class NewIdentity:
     """Somebody who does not exist.
 
     Attributes:
-        embedding: z' `(1, 128)`, of length 1.
-        shape: α' `(1, 80)`, standard deviations.
-        level: whose bound of the distance to the source is kept, 1…10.
+        embedding: z' `(B, 128)`, of length 1; B is 1 but in batches.
+        shape: α' `(B, 80)`, standard deviations.
+        level: the level whose bound of the distance to the source is kept, 1…10.
     """
 
     embedding: Tensor
     shape: Tensor
     level: int
+
+    @classmethod
+    def cat(cls, people: Sequence[NewIdentity], like: Tensor) -> NewIdentity:
+        """Several people as a batch, on the device and in the precision of a tensor; the level is the lowest."""
+        embedding, shape = (torch.cat([getattr(one, name).to(like) for one in people]) for name in ("embedding", "shape"))
+        return cls(embedding, shape, min(one.level for one in people))
+
+
+@dataclass(frozen=True)
+class FaceBatch:
+    """Faces that can be de-identified, of any pictures.
+
+    Attributes:
+        crops: aligned crops of the pictures, one a face.
+        landmarks: `(F, 468, 3)` in crop pixels.
+        images: `(F, 3, S, S)` in [-1, 1].
+        masks: `(F, 1, S, S)`, 1 where the face is erased.
+        coefficients: ρ of the faces.
+        embedding: `(F, 128)` z_id of the faces.
+        context: `(F, context_dim)`, what the surroundings tell of the people; `None` where nobody asked.
+    """
+
+    crops: list[FaceCrop]
+    landmarks: np.ndarray
+    images: Tensor
+    masks: Tensor
+    coefficients: MorphableCoefficients
+    embedding: Tensor
+    context: Tensor | None = None
+
+    def __len__(self) -> int:
+        return len(self.crops)
+
+    def pick(self, rows: Sequence[int]) -> FaceBatch:
+        """Some of the faces, in this order; one may come several times."""
+        rows = list(rows)
+        return FaceBatch(
+            [self.crops[row] for row in rows],
+            self.landmarks[rows],
+            self.images[rows],
+            self.masks[rows],
+            self.coefficients.pick(rows),
+            self.embedding[rows],
+            None if self.context is None else self.context[rows],
+        )
+
+
+@dataclass(frozen=True)
+class FaceJob:
+    """A face that is to be de-identified.
+
+    Attributes:
+        picture: `(H, W, 3)` uint8 RGB.
+        face: with landmarks and irises.
+        others: all faces of the picture; they are erased from the surroundings.
+        seeds: one for each candidate, see `stages.identity.face_generators`.
+        coefficients: ρ `(1, 261)` if it is known.
+        identity: the new person if it is chosen already.
+    """
+
+    picture: np.ndarray
+    face: Face
+    others: Sequence[Face] = ()
+    seeds: Sequence[int] = ()
+    coefficients: Tensor | None = None
+    identity: NewIdentity | None = None
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """A generated face and what is known about it.
+
+    Attributes:
+        patch: `(S, S, 3)` uint8 crop.
+        opacity: `(S, S)`, 0…1, where it replaces the picture.
+        result: `(S, S, 3)` uint8 crop of the picture with the patch in it.
+        identity_distance: 1 - cosine to the source, `None` when it could not be measured.
+        problem: why it must not be used, `None` when it may.
+        maps: `(9, S, S)`, the spatial conditions that it was painted by.
+    """
+
+    patch: np.ndarray
+    opacity: np.ndarray
+    result: np.ndarray
+    identity_distance: float | None
+    problem: str | None
+    maps: Tensor
+
+
+@dataclass(frozen=True)
+class Replaced:
+    """A new face that passed its checks.
+
+    Attributes:
+        patch: `(S, S, 3)` uint8 crop.
+        opacity: `(S, S)`, 0…1, where it replaces the picture.
+        matrix: `(2, 3)` picture -> crop.
+        identity_distance: 1 - cosine to the source.
+        identity: the new person; its level is that which was asked for when it was given.
+        attempts: identities tried.
+    """
+
+    patch: np.ndarray
+    opacity: np.ndarray
+    matrix: np.ndarray
+    identity_distance: float
+    identity: NewIdentity
+    attempts: int
+
+
+@dataclass(frozen=True)
+class Covered:
+    """A face that is hidden.
+
+    Attributes:
+        reason: why it was not de-identified.
+        attempts: identities tried.
+    """
+
+    reason: str
+    attempts: int = 0
+
+
+Outcome = Replaced | Covered  # of every face that was found: there is no third

@@ -7,8 +7,10 @@ comes along only when asked for. Times of frames are kept, so that a varying fra
 
 from __future__ import annotations
 
+import hashlib
 import os
 import secrets
+import tempfile
 from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
@@ -139,6 +141,48 @@ class VideoReader:
     def _note(self, text: str) -> None:
         if text not in self.notes:
             self.notes.append(text)
+
+
+class HeldFile:
+    """A file that is read twice and must stay the same. It may lose its name once the second reading has begun.
+
+    Attributes:
+        fingerprint: a hash of the content. Time stamps tell less, for servers touch files.
+
+    Raises:
+        VideoError: it cannot be read, or has changed, wherever that is checked.
+    """
+
+    def __init__(self, path: Path):
+        self.path = path
+        try:
+            self._file = path.open("rb")
+        except OSError as error:
+            raise VideoError(f"`{path}` cannot be read: {error.strerror}.") from error
+        self.fingerprint = self._hash()
+
+    def __enter__(self) -> HeldFile:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._file.close()
+
+    def check_name(self) -> None:
+        """Whether the name still stands for this file."""
+        if not (self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))):
+            raise self._changed()
+
+    def check_content(self) -> None:
+        """Whether the content is what it was."""
+        if self._hash() != self.fingerprint:
+            raise self._changed()
+
+    def _hash(self) -> str:
+        self._file.seek(0)
+        return hashlib.file_digest(self._file, "blake2b").hexdigest()
+
+    def _changed(self) -> VideoError:
+        return VideoError(f"`{self.path}` changed while it was read, so faces may have been missed. No output was made.")
 
 
 class VideoWriter:
@@ -325,12 +369,25 @@ def _encoded(packet: av.Packet, stream: av.audio.stream.AudioStream, resampler: 
     return packets if packet.dts is not None else packets + stream.encode(None)
 
 
-def check_video_writable(path: Path, overwrite: bool) -> None:
-    """Raise `VideoError` where a `VideoWriter` would refuse, before time is spent on the pixels."""
+def check_video_writable(path: Path, overwrite: bool, source: Path | None = None) -> None:
+    """Raise `VideoError` where a `VideoWriter` would refuse or write over the source, before time is spent on the pixels."""
+    if source is not None and path.exists() and source.exists() and path.samefile(source):
+        raise VideoError(f"`{path}` is the input and would be the output. Inputs are never written to: name another file.")
     if path.suffix.lower() not in _CODECS:
         raise VideoError(f"Cannot write `{path.name}`: the suffix must be one of {', '.join(sorted(_CODECS))}.")
     if path.exists() and not overwrite:
         raise VideoError(f"`{path}` exists. Pass `--overwrite` (`overwrite=True`) to replace it.")
+
+
+def rehearse(path: Path, codec: str | None, crf: int, preset: str | None) -> None:
+    """Raise `VideoError` where FFmpeg will not encode videos so, by writing one that is thrown away."""
+    with tempfile.TemporaryDirectory() as folder:
+        trial = Path(folder, f"trial{path.suffix}")
+        try:
+            with VideoWriter(trial, codec=codec, crf=crf, preset=preset) as writer:
+                writer.write(Frame(np.zeros((64, 64, 3), np.uint8), Fraction(0)))
+        except VideoError as error:
+            raise VideoError(str(error).replace(str(trial), str(path))) from error
 
 
 def _pictures(container: av.container.InputContainer, path: Path) -> av.video.stream.VideoStream:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import secrets
 import shutil
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,22 @@ class VideoParts:
     def __init__(self, output: Path, job: dict[str, Any], seed: int | None = None):
         self.folder = output.with_name(f".{output.name}.parts")
         self._index = self.folder / "index.json"
+        self._suffix = ".webm" if output.suffix.lower() == ".webm" else ".mp4"  # of a container that keeps decoding times
         stored = self._stored()
         if stored is None or stored["job"] != job or seed not in (None, stored["seed"]):
             stored = {"job": job, "seed": secrets.randbits(62) if seed is None else seed, "frames": [], "reports": []}
         self.seed, self.reports, self._frames = stored["seed"], stored["reports"], stored["frames"]
         self._content = stored
 
-    def begin(self) -> None:
-        """Make room for parts, and throw those of another job away. Nothing is written before."""
+    def begin(self, reports: list[dict[str, Any]]) -> None:
+        """Make room for parts, and throw those of another job or cast away. Nothing is written before.
+
+        Args:
+            reports: of everybody in the video, before the first frame.
+        """
+        if not self.reports or any(_role(one) != _role(other) for one, other in zip_longest(self.reports, reports, fillvalue={})):
+            self._frames.clear()
+            self.reports[:] = reports
         try:
             if not self._frames:
                 shutil.rmtree(self.folder, ignore_errors=True)
@@ -72,7 +81,7 @@ class VideoParts:
         shutil.rmtree(self.folder)
 
     def _path(self, number: int) -> Path:
-        return self.folder / f"{number:06}.mp4"
+        return self.folder / f"{number:06}{self._suffix}"
 
     def _save(self) -> None:
         write_whole(self._index, json.dumps(self._content).encode())
@@ -81,6 +90,12 @@ class VideoParts:
         try:
             stored = json.loads(self._index.read_bytes())
             complete = all(self._path(number).is_file() for number in range(len(stored["frames"])))
-        except (OSError, ValueError, KeyError):  # none, or a damaged one
+            usable = isinstance(sum(stored["frames"]), int) and {"job", "seed", "reports"} <= stored.keys()
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):  # none, or a damaged one
             return None
-        return stored if complete else None
+        return stored if complete and usable else None
+
+
+def _role(report: dict[str, Any]) -> tuple:
+    """What does not change about a person while frames are rendered."""
+    return tuple(report.get(name) for name in ("number", "method", "level", "attempts"))

@@ -13,6 +13,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffdeid.engine.pictures import draw_seeds
 from diffdeid.errors import ImageError, NoFaceFoundError
 from diffdeid.geometry.camera import project, to_camera
 from diffdeid.geometry.eyes import eye_coordinates, paint_eyes
@@ -21,8 +22,10 @@ from diffdeid.geometry.renderer import Rendering, render
 from diffdeid.imaging import check_writable, read_image, write_image, write_whole
 from diffdeid.models.conditioning import exchange_identity
 from diffdeid.models.morphable_model import MorphableModel, MorphableModelOutput
+from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
-from diffdeid.structures import Face, MorphableCoefficients
+from diffdeid.stages.detect import why_covered
+from diffdeid.structures import Face, FaceJob, MorphableCoefficients
 
 MESH_WRITERS = {".obj": write_obj, ".ply": write_ply}
 GREY, WHITE = 0.6, 1.0
@@ -31,6 +34,7 @@ STUDIO_LIGHT = (0.5, 0, 0.5, 0, 0, 0, 0, 0, 0)  # harmonics: from everywhere and
 SIDE_DISTANCE = 3.0  # decimetres back, so that the whole head fits
 
 
+@torch.no_grad()
 def reconstruct_photo(
     pipe: DiffDeIDPipeline,
     photo: Path,
@@ -56,7 +60,7 @@ def reconstruct_photo(
     check_writable(output, False, overwrite)
     picture = read_image(photo)
     pixels = np.asarray(picture.image)
-    faces = [face for face in pipe.detect_faces(pixels) if face.landmarks is not None and face.iris is not None]
+    faces = [face for face in pipe.detect_faces(pixels) if why_covered(face) is None]
     if not faces:
         raise NoFaceFoundError(f"No face whose landmarks can be placed was found in `{photo}`.")
     meshes = []
@@ -69,12 +73,13 @@ def reconstruct_photo(
         if path.exists() and not overwrite:
             raise ImageError(f"`{path}` exists. Pass `--overwrite` (`overwrite=True`) to replace it.")
 
-    source = pipe.reconstruct(pixels, faces, reconstruction=reconstruction)
+    jobs = [FaceJob(pixels, face) for face in faces]
+    source = pipe.engine.reconstruct(jobs, DeidentifyOptions(attributes="any", reconstruction=reconstruction))
     generator = torch.Generator()
     generator.seed() if seed is None else generator.manual_seed(seed)
     panels = draw(pipe.morphable_model, (source.images.permute(0, 2, 3, 1) + 1) / 2, source.coefficients, generator)
     sheet = Image.fromarray(panels.mul(255).round().byte().cpu().numpy())
-    files = [encode_mesh(pipe.morphable_model, source.one(row).coefficients, path.suffix) for row, path in enumerate(meshes)]
+    files = [encode_mesh(pipe.morphable_model, source.coefficients.pick([row]), path.suffix) for row, path in enumerate(meshes)]
 
     for path in (output, *meshes):
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -153,33 +158,23 @@ def stages(
     picture: np.ndarray,
     face: Face,
     others: Sequence[Face],
-    level: int,
-    num_inference_steps: int,
-    keep_mouth: bool,
-    attributes: Literal["context", "any", "source"],
+    options: DeidentifyOptions,
     generator: torch.Generator,
 ) -> dict[str, np.ndarray]:
     """What becomes of one face that has landmarks and irises, step by step: captions and `(S, S, 3)` uint8 pictures.
 
-    `others` are all faces of the picture, which are erased from the surroundings that the new person is to fit. The remaining
-    arguments are those of `DiffDeIDPipeline`; one attempt is made, whatever the filter says of it. **Most of these pictures show
-    the source.**
+    `others` are all faces of the picture, which are erased from the surroundings that the new person is to fit. One attempt is
+    made, whatever the filter says of it. **Most of these pictures show the source.**
     """
-    source = pipe.reconstruct(picture, [face], keep_mouth, others=others)
-    sampled = pipe.sample_identity(source, level, attributes, generator)
-    _, conditions = pipe.prepare_conditioning(source.coefficients, sampled.shape, source.masks, keep_mouth)
-    texture = pipe.encode_texture(source.images, source.masks)
-    identity = sampled.embedding, sampled.shape
-    chosen = (level, generator, keep_mouth, attributes, num_inference_steps, identity)
-    attempt = pipe.deidentify(source, texture, *chosen)
+    source, attempt = pipe.engine.try_once(FaceJob(picture, face, others, draw_seeds(generator, 1)), options)
     maps = {
-        "1 · The face, aligned": source.images,
-        "2 · What is left of it: hair, light, background (I_m)": source.images * (1 - source.masks),
-        "3 · The new head in the old pose, expression and light (I'_3d)": conditions[:, 1:4],
-        "4 · Its normals": conditions[:, 4:7],
-        "5 · Its feature lines": conditions[:, 7:8].expand(-1, 3, -1, -1),
-        "6 · Where its eyes look": conditions[:, 8:9].expand(-1, 3, -1, -1),
+        "1 · The face, aligned": source.images[0],
+        "2 · What is left of it: hair, light, background (I_m)": (source.images * (1 - source.masks))[0],
+        "3 · The new head in the old pose, expression and light (I'_3d)": attempt.maps[1:4],
+        "4 · Its normals": attempt.maps[4:7],
+        "5 · Its feature lines": attempt.maps[7:8].expand(3, -1, -1),
+        "6 · Where its eyes look": attempt.maps[8:9].expand(3, -1, -1),
     }
     verdict = attempt.problem or f"distance {attempt.identity_distance:.2f}"
-    panels = {text: ((one[0].permute(1, 2, 0) + 1) * 127.5).round().byte().cpu().numpy() for text, one in maps.items()}
+    panels = {text: ((one.permute(1, 2, 0) + 1) * 127.5).round().byte().cpu().numpy() for text, one in maps.items()}
     return panels | {f"7 · Painted, and compared with the old one: {verdict}": attempt.result}

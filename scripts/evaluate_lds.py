@@ -105,11 +105,11 @@ def main() -> None:
 
 def judge(pipeline: LDSPipeline, conditions: Tensor, identity: Tensor) -> Tensor:
     """Correlation, attribute by attribute, of people drawn by conditions with the faces `(n, 128)` that these are of."""
-    generator, drawn = torch.Generator().manual_seed(1), []
+    generator, drawn, sampler = torch.Generator().manual_seed(1), [], pipeline.sampler
     with torch.no_grad():
         for row in conditions.split(1):
-            asked = pipeline.expect(row, generator)
-            embedding, _ = pipeline.sample(pipeline.prepare_latents(1, generator), asked)
+            asked = sampler.expect(row, generator)
+            embedding, _ = sampler.sample(sampler.prepare_latents(1, generator), asked)
             drawn.append(pipeline.lds.attributes(embedding)[0])
     pairs = zip(torch.stack(drawn).T, pipeline.lds.attributes(identity).T, strict=True)
     return torch.stack([torch.corrcoef(torch.stack(pair))[0, 1] for pair in pairs])

@@ -24,7 +24,7 @@ from matplotlib.figure import Figure
 from PIL import Image
 from scipy.stats import spearmanr
 
-from diffdeid import DiffDeIDPipeline, DiffDeIDVideoPipeline, VideoReader, VideoWriter, read_image
+from diffdeid import DeidentifyOptions, DiffDeIDPipeline, DiffDeIDVideoPipeline, VideoReader, VideoWriter, read_image
 from diffdeid.evaluation.compare import compare
 from diffdeid.evaluation.methods import available_methods, run_method
 from diffdeid.evaluation.originals import choose_probes, identify, list_pictures, read_originals
@@ -91,7 +91,8 @@ def evaluate_attributes(folder: Path, identities: str, pipe: DiffDeIDPipeline, p
     evaluations = []
     for attributes in ("any", "source"):
         work = FACES / f"{folder.name}-{attributes}"
-        (evaluation,) = evaluate_methods(("diffdeid",), folder, pipe, panel, identities, work=work, attributes=attributes)
+        options = DeidentifyOptions(attributes=attributes)
+        (evaluation,) = evaluate_methods(("diffdeid",), folder, pipe, panel, identities, work=work, options=options)
         evaluations.append(replace(evaluation, method=f"diffdeid, {attributes}"))
     return evaluations
 

@@ -39,9 +39,18 @@ def test_videos_become_mp4_unless_told_otherwise(folder):
     (folder / "b.avi").touch()
     assert planned(["b.avi"]) == {"b.avi": ["b_anonymized.mp4"]}
     assert planned(["b.avi"], "c.mkv") == {"b.avi": ["c.mkv"]}
-    (folder / "b.mov").touch()
-    with pytest.raises(ValueError, match="both be written"):
-        planned(["b.*"])
+
+
+def test_clips_of_one_name_get_outputs_of_their_own(folder):
+    """Phones write IMG_1.mov beside IMG_1.mp4."""
+    for name in ("b.mov", "b.mp4", "b.avi"):
+        (folder / name).touch()
+    assert planned(["b.*"]) == {
+        "b.avi": ["b.avi_anonymized.mp4"],
+        "b.mov": ["b.mov_anonymized.mp4"],
+        "b.mp4": ["b_anonymized.mp4"],
+    }
+    assert planned(["b.mov", "b.avi"], candidates=2)["b.mov"] == ["b.mov_anonymized_1.mp4", "b.mov_anonymized_2.mp4"]
 
 
 def test_a_pattern_is_mirrored_below_its_fixed_part(folder):

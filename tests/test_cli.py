@@ -11,6 +11,7 @@ from typer.testing import CliRunner
 
 from diffdeid import DiffDeIDPipeline, DiffDeIDVideoPipeline, NoFaceFoundError, __version__, batch, cli, write_image
 from diffdeid.cli import app
+from diffdeid.engine.faces import Engine
 from diffdeid.imaging import read_image
 from diffdeid.video import Frame, VideoReader, VideoWriter
 from tests.tiny import tiny_pipeline
@@ -150,7 +151,7 @@ def test_a_video_becomes_a_video_with_another_face(anonymize, clip):
 def test_options_of_videos(anonymize, clip, tmp_path):
     output = tmp_path / "out.mkv"
     code, [record], _ = anonymize(
-        clip, "-o", output, "--start", 0.2, "--end", 0.5, "--audio", "keep", "--crf", 30, "--preset", "fast", "--fast"
+        clip, "-o", output, "--start", 0.2, "--end", 0.5, "--audio", "keep", "--crf", 30, "--preset", "fast", "--steps", 2
     )
     assert code == 0 and record["frames"] == 3
     with av.open(str(output)) as file:
@@ -230,14 +231,39 @@ def test_an_interrupt_keeps_finished_files_and_no_others(anonymize, astronaut, t
 @pytest.mark.parametrize(("asked", "expected"), [((), torch.bfloat16), (("--dtype", "float32"), torch.float32)])
 def test_the_precision_is_that_of_the_denoiser_alone(anonymize, photo, monkeypatch, asked, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: {"avx512_bf16": True}, raising=False)
-    seen, denoise = set(), DiffDeIDPipeline.denoise
+    seen, paint = set(), Engine.paint
 
-    def watched(pipe, *given):
-        seen.add((pipe.unet.dtype, pipe.face_recognition.dtype))
-        return denoise(pipe, *given)
+    def watched(engine, *given):
+        seen.add((engine.unet.dtype, engine.face_recognition.dtype))
+        return paint(engine, *given)
 
-    monkeypatch.setattr(DiffDeIDPipeline, "denoise", watched)
+    monkeypatch.setattr(Engine, "paint", watched)
     assert anonymize(photo, *asked)[0] == 0 and seen == {(expected, torch.float32)}
+
+
+@pytest.mark.parametrize(
+    ("arguments", "word"),
+    [
+        (["{photo}", "--fast", "--steps", "8"], "Give one of them"),
+        (["{photo}", "--audio", "keep"], "--audio"),
+        (["{photo}", "--on-miss", "cover", "--resume"], "--on-miss, --resume"),
+        (["cam", "-o", "out.mp4"], "--output"),
+        (["cam", "--end", "3", "--json"], "--end, --json"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(photo, arguments, word):
+    result = invoke("anonymize", *[argument.format(photo=photo) for argument in arguments])
+    assert result.exit_code == 2 and word in " ".join(result.stderr.replace("│", " ").split())
+
+
+def test_fast_is_two_steps_and_the_camera_takes_a_seed(photo, monkeypatch):
+    monkeypatch.setattr(cli, "load", lambda *_: tiny_pipeline())
+    monkeypatch.setattr(
+        "diffdeid.camera.show_camera", lambda pipe, options, seed: seen.append((options.num_inference_steps, seed))
+    )
+    seen = []
+    assert invoke("anonymize", "cam", "--fast", "--seed", 5).exit_code == 0
+    assert seen == [(2, 5)]
 
 
 def test_names_may_start_with_a_dash(anonymize, photo, monkeypatch):
@@ -285,7 +311,7 @@ def test_whom_the_new_person_fits_reaches_the_pipeline(photo, monkeypatch, name,
     seen = []
     for kind in (DiffDeIDPipeline, DiffDeIDVideoPipeline):
         monkeypatch.setattr(kind, "__call__", answer)
-    monkeypatch.setattr(cli, "_load", lambda *_: tiny_pipeline())
+    monkeypatch.setattr(cli, "load", lambda *_: tiny_pipeline())
     path = photo.with_name(name)
     path.touch()
     assert invoke("anonymize", path, *asked).exit_code == 3

@@ -103,6 +103,8 @@ def test_links_and_pictures_of_the_readme_exist():
     links = re.findall(r"\]\(([^)#]+)#?([^)]*)\)", (ROOT / "README.md").read_text())
     assert links
     for path, anchor in links:
+        if path == "https://openreview.net/forum?id=Bz9wjvToCS":  # the paper; nothing else lies elsewhere
+            continue
         assert (ROOT / path).exists(), path
         headings = re.findall("^#+ (.+)$", (ROOT / path).read_text(), re.MULTILINE) if anchor else []
         assert not anchor or anchor in [heading.lower().replace(" ", "-") for heading in headings], f"{path}#{anchor}"

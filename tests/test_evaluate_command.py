@@ -75,7 +75,7 @@ def test_whom_the_new_person_fits_reaches_the_pipeline(folders, tmp_path, monkey
 
     seen = []
     monkeypatch.setattr(DiffDeIDPipeline, "__call__", answer)
-    monkeypatch.setattr(cli, "_load", lambda *_: tiny_pipeline())
+    monkeypatch.setattr(cli, "load", lambda *_: tiny_pipeline())
     run("--method", "diffdeid", "--data", folders[0], "--report", tmp_path, "--level", 4, *asked)
     assert seen == [(attributes, 4)]
 

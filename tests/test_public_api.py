@@ -3,7 +3,8 @@ import pytest
 import diffdeid
 
 NAMES = {
-    "AssetNotFoundError", "ConfigurationError", "DiffDeIDError", "DiffDeIDPipeline", "DiffDeIDPipelineOutput",
+    "AssetNotFoundError", "ConfigurationError", "DeidentifyOptions", "DiffDeIDError", "DiffDeIDPipeline",
+    "DiffDeIDPipelineOutput", "FileOptions", "VideoOptions",
     "DiffDeIDVideoPipeline", "DiffDeIDVideoPipelineOutput", "Face", "FaceCrop", "FaceReport", "ImageError", "LDSPipeline",
     "LDSPipelineOutput", "MorphableCoefficients", "NewIdentity", "NoFaceFoundError", "NoIdentityFoundError", "PersonReport",
     "Picture", "VideoError", "VideoReader", "VideoWriter", "__version__", "read_image", "write_image",

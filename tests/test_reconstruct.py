@@ -2,11 +2,14 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 from typer.testing import CliRunner
 
 from diffdeid import cli, read_image
 from diffdeid.geometry.align import ffhq_matrix, warp
+from diffdeid.options import DeidentifyOptions
+from diffdeid.structures import FaceJob
 from tests.geometry.test_mesh_io import read_obj, read_ply
 
 WEIGHTS = Path(__file__).parents[1] / "weights" / "diffdeid"
@@ -20,7 +23,7 @@ def invoke(*arguments):
 @pytest.fixture
 def reconstruct(monkeypatch, request):
     """Runs `diffdeid reconstruct` on weights that are loaded once."""
-    monkeypatch.setattr(cli, "_load", lambda *_: request.getfixturevalue("pipeline"))
+    monkeypatch.setattr(cli, "load", lambda *_: request.getfixturevalue("pipeline"))
     return invoke
 
 
@@ -87,7 +90,9 @@ def test_the_mesh_is_the_fitted_head(reconstruct, pipeline, astronaut, tmp_path,
     assert reconstruct(astronaut, "-o", tmp_path / "out.png", "--mesh", tmp_path / f"head{suffix}").exit_code == 0
     vertices, triangles, colours = read((tmp_path / f"head{suffix}").read_bytes())
     picture = np.asarray(read_image(astronaut).image)
-    coefficients = pipeline.reconstruct(picture, pipeline.detect_faces(picture)).coefficients
+    jobs = [FaceJob(picture, face) for face in pipeline.detect_faces(picture)]
+    with torch.no_grad():
+        coefficients = pipeline.engine.reconstruct(jobs, DeidentifyOptions()).coefficients
     model = pipeline.morphable_model
     head = model(coefficients.identity, coefficients.expression, coefficients.albedo)
     np.testing.assert_allclose(vertices, head.vertices[0], atol=1e-4)

@@ -13,6 +13,7 @@ import cv2
 import numpy as np
 import torch
 
+from diffdeid.engine.pictures import draw_seeds
 from diffdeid.evaluation import attacks
 from diffdeid.evaluation.examiner import FILTER, Examiner
 from diffdeid.evaluation.methods import run_method
@@ -22,8 +23,10 @@ from diffdeid.geometry.align import ffhq_matrix, warp
 from diffdeid.geometry.composite import cover
 from diffdeid.imaging import read_image
 from diffdeid.metrics.quality import diversity
-from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline, SourceFaces
-from diffdeid.structures import Face, FaceCrop
+from diffdeid.options import DeidentifyOptions
+from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
+from diffdeid.stages.identity import face_generators
+from diffdeid.structures import Face, FaceBatch, FaceCrop, FaceJob
 
 SUSPECTS = 40
 VERSIONS = 4  # de-identified by the adversary of each photo, besides the published one
@@ -98,23 +101,26 @@ class Adversary:
 
     def _choices(self) -> np.ndarray:
         """Identities of the published results and versions, as if results showed them perfectly: what the choice gives away."""
-        chosen = []
+        chosen, engine = [], self.pipe.engine
         for number, source in enumerate(self._sources()):
-            generator = torch.Generator().manual_seed(SEED + number)
-            versions = [self.pipe.sample_identity(source, *self._choice, generator).embedding for _ in range(1 + VERSIONS)]
+            seeds = draw_seeds(torch.Generator().manual_seed(SEED + number), 1 + VERSIONS)
+            generators = [face_generators(seed)[0] for seed in seeds]
+            castings = engine.castings(source.pick([0] * len(seeds)), generators, self.choice, [True] * len(seeds))
+            versions = [one.draw(source.embedding, self.choice.level, engine.identity_limit).embedding for one in castings]
             chosen.append(torch.cat(versions).numpy())
         return np.stack(chosen)
 
     @property
-    def _choice(self) -> tuple[int, str]:
-        """Level and attributes that the results were made with."""
-        return self.options.get("level", 7), self.options.get("attributes", "context")
+    def choice(self) -> DeidentifyOptions:
+        """What the results were made with."""
+        return DeidentifyOptions(**self.options)
 
-    def _sources(self) -> Iterator[SourceFaces]:
+    @torch.no_grad()
+    def _sources(self) -> Iterator[FaceBatch]:
         """What was de-identified in the published results, from the original photos."""
         for pair in self.suspects:
             picture = np.asarray(read_image(self.originals[pair.name].path).image)
-            yield self.pipe.reconstruct(picture, [pair.source.face])  # the only one, see `_is_single`
+            yield self.pipe.engine.reconstruct([FaceJob(picture, pair.source.face)], self.choice)  # the only one: `_is_single`
 
     def _make(self, pictures: dict[str, Path], name: str, number: int, **options: Any) -> list[dict[str, np.ndarray]]:
         """De-identify photos once more; embeddings of the results, in order."""
@@ -164,7 +170,7 @@ class Adversary:
         if not pair.result.found:
             return pair.result.embeddings
         picture = np.asarray(read_image(self.folder / f"{pair.name}.png").image)
-        crop = attacks.invert(self.pipe, picture, pair.result.face, self.options.get("num_inference_steps", 8))
+        crop = attacks.invert(self.pipe, picture, pair.result.face, self.choice.num_inference_steps)
         return self._embed_crop(crop, pair)
 
     def _embed_crop(self, crop: np.ndarray, pair: ExaminedPair) -> dict[str, np.ndarray]:
@@ -179,13 +185,23 @@ class Adversary:
 
     def _replay(self, people: list[str]) -> list[Metric]:
         """With the seeds of the published results; the adversary knows them only where they were given away."""
-        steps = self.options.get("num_inference_steps", 8)
-        tries = [self.costs[pair.name]["evaluations"] // steps for pair in self.suspects]
+        tries = [self.costs[pair.name]["evaluations"] // self.choice.num_inference_steps for pair in self.suspects]
         seeds = [self.seeds[pair.name] for pair in self.suspects]
         observed = np.stack([pair.result.embeddings[FILTER] for pair in self.suspects])
         gallery = self._gallery(people, FILTER)
         sources = list(self._sources())
-        return attacks.replay(self.pipe, sources, seeds, tries, *self._choice, observed, people, gallery, people, "known seed")
+        return attacks.replay(
+            self.pipe,
+            sources,
+            seeds,
+            tries,
+            self.choice,
+            observed,
+            people,
+            gallery,
+            people,
+            "known seed",
+        )
 
     def _gallery(self, people: list[str], recogniser: str) -> np.ndarray:
         return np.stack([self.originals[self.known[person]].examined.embeddings[recogniser] for person in people])

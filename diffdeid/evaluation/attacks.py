@@ -18,7 +18,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Literal
 
 import numpy as np
 import torch
@@ -26,11 +25,15 @@ import torch.nn.functional as F
 from diffusers import DDIMInverseScheduler
 from torch import Tensor, nn
 
+from diffdeid.engine.faces import Engine
+from diffdeid.engine.pictures import draw_seeds
 from diffdeid.evaluation.structures import Metric
 from diffdeid.metrics.privacy import RESAMPLES, person_scores
-from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline, SourceFaces
-from diffdeid.pipelines.pipeline_lds import DRAWS, least_distance, spread
-from diffdeid.structures import Face
+from diffdeid.options import DeidentifyOptions
+from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
+from diffdeid.stages.compose import lay_over_crop
+from diffdeid.stages.identity import face_generators, least_distance
+from diffdeid.structures import Face, FaceBatch, FaceJob, NewIdentity
 
 SHRINKAGE = 0.5  # of the covariance within people: a few hundred samples of hundreds of numbers say little of it
 BATCH, LEARNING_RATE = 8, 2e-3
@@ -177,11 +180,10 @@ def reidentification(
 @torch.no_grad()
 def replay(
     pipe: DiffDeIDPipeline,
-    sources: Sequence[SourceFaces],
+    sources: Sequence[FaceBatch],
     seeds: Sequence[int],
     attempts: Sequence[int],
-    level: int,
-    attributes: Literal["context", "any", "source"],
+    options: DeidentifyOptions,
     observed: np.ndarray,
     people: Sequence[str],
     gallery: np.ndarray,
@@ -200,20 +202,21 @@ def replay(
         sources: `(n)` what was de-identified, each a batch of one.
         seeds: `(n,)` of the generators, a fresh one for each picture, of which the first face is meant.
         attempts: `(n,)` how many there were, as reported.
-        level, attributes: that the pictures were made with.
+        options: that the pictures were made with.
         observed: `(n, 128)` z_id of the results.
         gallery: `(p, 128)` z_id of photos of `gallery_people`.
     """
+    engine = pipe.engine
     suspects, observed = torch.from_numpy(gallery).float(), torch.from_numpy(observed).float()
     fits = torch.zeros(len(observed), len(suspects))
     for probe, (source, seed) in enumerate(zip(sources, seeds, strict=True)):
         drawn = None
         for column, suspect in enumerate(suspects):
-            if drawn is None or attributes == "source":
-                accused = replace(source, identity=suspect[None].to(source.identity))
-                drawn, usable = _drawn(pipe, accused, attributes, int(seed), attempts[probe])
+            if drawn is None or options.attributes == "source":
+                accused = replace(source, embedding=suspect[None].to(source.embedding))
+                drawn, usable = _drawn(engine, accused, options, int(seed), attempts[probe])
             distances = 1 - drawn @ suspect
-            bounds = [least_distance(lower, pipe.config.identity_limit) for lower in range(level, 0, -1)]
+            bounds = [least_distance(lower, engine.identity_limit) for lower in range(options.level, 0, -1)]
             bound = next((bound for bound in bounds if (usable & (distances >= bound)).any()), bounds[-1])
             taken = usable * torch.sigmoid((distances - bound) / DISTANCE_ERROR)
             first = taken * torch.cat([taken.new_ones(1), (1 - taken).cumprod(0)[:-1]])
@@ -222,22 +225,21 @@ def replay(
     return identification("replay", label, [lambda said: scores], _places(people, columns))
 
 
-def _drawn(pipe: DiffDeIDPipeline, source: SourceFaces, attributes: str, seed: int, attempts: int) -> tuple[Tensor, Tensor]:
-    """Whom the last attempt chose from, `(DRAWS, 128)`, and who of them may be painted; between two attempts a picture's noise is
-    drawn."""
-    generator, sampler = torch.Generator().manual_seed(seed), pipe.identity_sampler
-    conditions = pipe.identity_conditions(source, attributes)
+def _drawn(engine: Engine, source: FaceBatch, options: DeidentifyOptions, seed: int, attempts: int) -> tuple[Tensor, Tensor]:
+    """Whom the last attempt at the first face of a picture chose from, `(DRAWS, 128)`, and who of them may be painted."""
+    (picture_seed,) = draw_seeds(torch.Generator().manual_seed(seed), 1)
+    people, _ = face_generators(picture_seed)
+    (casting,) = engine.castings(source, [people], options, [True])
     for attempt in range(1, attempts + 1):
-        if attempt > 1:
-            pipe.prepare_latents(1, generator)
-        asked = sampler.vary(sampler.expect(conditions, generator), spread(attempt, 0), generator)
-        latents = sampler.prepare_latents(DRAWS, generator)
-    embeddings, shapes = sampler.sample(latents, asked)
-    return embeddings.float(), sampler.may_be_painted(embeddings, shapes)
+        met = list(casting.meet(attempt, 0))
+    embeddings, shapes = (torch.cat(parts) for parts in zip(*met, strict=True))
+    return embeddings.float(), engine.sampler.may_be_painted(embeddings, shapes)
 
 
 @torch.no_grad()
-def invert(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face, num_inference_steps: int = 8) -> np.ndarray:
+def invert(
+    pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face, num_inference_steps: int = DeidentifyOptions.num_inference_steps
+) -> np.ndarray:
     """Run deterministic DDIM backwards from a result to its noise (Song et al. 2021, arXiv 2010.02502), then forwards as nobody.
 
     Everything is taken from the result: context, pose, expression, light, and for the way back its identity too. This undoes
@@ -251,20 +253,15 @@ def invert(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face, num_inferenc
     Returns:
         The crop `(S, S, 3)`, uint8, with the face of no identity (z = 0, α = 0) that the noise gives.
     """
-    scheduler = DDIMInverseScheduler.from_config(pipe.scheduler.config)
-    backwards = DiffDeIDPipeline(**pipe.components | {"scheduler": scheduler}, crop_factor=pipe.config.crop_factor)
-    backwards.set_progress_bar_config(disable=True)
-    source = pipe.reconstruct(picture, [face])
-    texture, latents = pipe.encode_texture(source.images, source.masks), source.images
-    for direction, z, shape in (
-        (backwards, source.identity, source.coefficients.identity),
-        (pipe, torch.zeros_like(source.identity), torch.zeros_like(source.coefficients.identity)),
-    ):
-        direction._guidance_scale = 1.0
-        coefficients, maps = pipe.prepare_conditioning(source.coefficients, shape, source.masks, keep_mouth=False)
-        known = source.images, source.masks, maps, z, coefficients.pack(), texture
-        latents = direction.denoise(latents.to(pipe.unet.dtype), *known, num_inference_steps)
-    return pipe.composite(source, latents)[2]
+    engine, options = pipe.engine, DeidentifyOptions(num_inference_steps=num_inference_steps, attributes="any")
+    backwards = replace(engine, scheduler=DDIMInverseScheduler.from_config(pipe.scheduler.config))
+    source = engine.reconstruct([FaceJob(picture, face)], options)
+    texture, latents = engine.encode_texture(source.images, source.masks), source.images
+    himself = NewIdentity(source.embedding, source.coefficients.identity, options.level)
+    nobody = NewIdentity(torch.zeros_like(himself.embedding), torch.zeros_like(himself.shape), options.level)
+    for direction, person in ((backwards, himself), (engine, nobody)):
+        latents = direction.paint(source, person, texture, latents, options).faces
+    return lay_over_crop(latents, source.crops[0], source.masks[0, 0].cpu().numpy())[2]
 
 
 def identification(

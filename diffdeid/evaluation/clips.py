@@ -14,7 +14,7 @@ from diffdeid.evaluation.compare import is_untouched
 from diffdeid.evaluation.examiner import FILTER, SAME_PLACE, ExaminedFace, Examiner
 from diffdeid.evaluation.structures import Evaluation, Metric
 from diffdeid.geometry.boxes import intersection_over_union
-from diffdeid.geometry.guides import face_region
+from diffdeid.geometry.mask import face_region
 from diffdeid.metrics import video
 from diffdeid.metrics.utility import coefficient_distances
 from diffdeid.structures import Face

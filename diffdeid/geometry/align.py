@@ -20,6 +20,7 @@ from torch import Tensor
 from diffdeid.geometry.landmarks import LEFT_EYE, RIGHT_EYE
 
 CHIN_ROOM = 0.03  # FFHQ's centre, moved down by this part of the side: a square tighter than FFHQ's would cut open mouths' chins
+FINEST = 8  # samples a target pixel, along each axis, that `warp` takes
 CHIP_SIZE = 150
 CHIP_PADDING = 0.25
 CHIP_LANDMARKS = (263, 362, 33, 133, 2)  # left eye outer, inner, right eye outer, inner corner, base of the nose
@@ -116,7 +117,8 @@ def chip_matrix(landmarks: np.ndarray) -> np.ndarray:
 def warp(image: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int], border: int = cv2.BORDER_REFLECT_101) -> np.ndarray:
     """Resample a picture through a similarity, without aliasing when it shrinks.
 
-    Cubic interpolation on an integer multiple of the target grid, then the mean over each target pixel.
+    Cubic interpolation on an integer multiple of the target grid, then the mean over each target pixel. Where that multiple would
+    be larger than `FINEST`, the picture is shrunk first: a matrix gone wild must not take all memory.
 
     Args:
         image: `(H, W)` or `(H, W, C)`, uint8 or float32.
@@ -126,6 +128,10 @@ def warp(image: np.ndarray, matrix: np.ndarray, size: int | tuple[int, int], bor
     """
     width, height = (size, size) if isinstance(size, int) else size
     factor = max(1, math.ceil(1 / scale_of(matrix) - 0.01))
+    if factor > FINEST:
+        shrunk = [max(1, round(side * FINEST / factor)) for side in image.shape[1::-1]]
+        matrix = np.column_stack([matrix[:, :2] * np.divide(image.shape[1::-1], shrunk), matrix[:, 2]])
+        image, factor = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA), FINEST
     centred = matrix * factor
     centred[:, 2] += 0.5 * centred[:, :2].sum(axis=1) - 0.5  # corner coordinates -> OpenCV's pixel centres
     fine = cv2.warpAffine(image, centred, (width * factor, height * factor), flags=cv2.INTER_CUBIC, borderMode=border)

@@ -11,11 +11,6 @@ def intersection_over_union(box: np.ndarray, other: np.ndarray) -> float:
     return float(shared / (_area(box) + _area(other) - shared))
 
 
-def part_of_smaller(box: np.ndarray, other: np.ndarray) -> float:
-    """The part of the smaller box that lies in the other one, 0…1."""
-    return float(_shared_area(box, other) / min(_area(box), _area(other)))
-
-
 def bounding_box(points: np.ndarray) -> np.ndarray:
     """The box of `(N, 2+)` points, float32."""
     return np.concatenate([points[:, :2].min(axis=0), points[:, :2].max(axis=0)]).astype(np.float32)

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffdeid.geometry.guides import depth_in
+from diffdeid.geometry.mask import depth_in
 
 # In crop sizes:
 REACH = 6 / 256  # over which a landmark takes the face with it; about their distance from each other

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from diffdeid.geometry.composite import FEATHER
-from diffdeid.geometry.guides import depth_in
+from diffdeid.geometry.mask import depth_in
 
 CELLS = 32  # a cast is smooth and calculated on a grid
 # In crop sizes:

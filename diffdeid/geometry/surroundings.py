@@ -9,7 +9,7 @@ import numpy as np
 
 from diffdeid.geometry.align import ffhq_matrix, warp
 from diffdeid.geometry.composite import cover_box, footprint, part_of
-from diffdeid.geometry.guides import face_region
+from diffdeid.geometry.mask import face_region
 from diffdeid.structures import Face
 
 SURROUNDINGS_FACTOR = 0.9  # side of the crop in FFHQ squares: as wide as the training crops

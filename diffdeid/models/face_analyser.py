@@ -11,6 +11,7 @@ can do, so the detector's threshold is low; what the mesh then does not recognis
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -23,13 +24,16 @@ from diffusers.configuration_utils import register_to_config
 
 from diffdeid.errors import AssetNotFoundError
 from diffdeid.geometry.align import invert, scale_of, square_matrix, upright, warp
-from diffdeid.geometry.boxes import bounding_box, part_of_smaller
+from diffdeid.geometry.boxes import bounding_box, intersection_over_union
+from diffdeid.geometry.faces import merge, same_face
 from diffdeid.geometry.landmarks import EYE_CORNERS
 from diffdeid.structures import Face
 
 GRAPHS = ("centerface", "attention_mesh")
 MESH_SIZE, MESH_MARGIN = 192, 1.5  # pixels of a crop, and its side in face boxes, as MediaPipe was trained
 SECOND_LOOK_SIZE, SECOND_LOOK_MARGIN = 128, 2.3  # faces are then 56 pixels large
+TILE, OVERLAP = 1600, 160  # pixels of the parts that are searched for small faces; the coarse pass finds those of OVERLAP
+ABOUT_THERE = 0.25  # intersection over union of a face as first seen, and as seen more closely
 LOOKS = (-0.03, 0.03)  # by how many of its sides a crop is shifted, right and down; half of the error of one look is noise
 
 
@@ -41,9 +45,8 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         presence_threshold: lowest score of the mesh at which its landmarks are believed, 0…1.
         disagreement_limit: largest mean distance, in sizes of the face, of the landmarks that two looks see: those of a face move
             with it, made-up ones with the crop.
-        overlap_threshold: two boxes are one face when more than this part of the smaller lies in the other.
         coarse_pixels: size, in pixels, of the pass that also looks for faces lying sideways and upside down.
-        fine_pixels: largest size of the upright pass for small faces.
+        fine_pixels: largest size of the upright pass for small faces. CenterFace sees those of 19 pixels and more.
     """
 
     @register_to_config
@@ -52,9 +55,8 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         detection_threshold: float = 0.35,
         presence_threshold: float = 0.5,
         disagreement_limit: float = 0.03,
-        overlap_threshold: float = 0.6,
         coarse_pixels: int = 640 * 480,
-        fine_pixels: int = 1792 * 1344,
+        fine_pixels: int = 10_500_000,
     ):
         super().__init__()
         self._graphs: dict[str, bytes] = {}
@@ -106,7 +108,7 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
                 f"{f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__}."
             )
         if faces is None:
-            faces = self.detect(image)
+            return merge(self._complete(image, face) for face in self.detect(image))
         return [self._complete(image, face) for face in faces]
 
     def _run(self, graph: str, x: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
@@ -118,15 +120,15 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
     # 1. Detection
 
     def detect(self, image: np.ndarray) -> list[Face]:
-        """All faces of a picture, without landmarks, largest first."""
+        """All detections of a picture, without landmarks, largest first. Several may be one face, see `geometry.faces.merge`."""
         coarse, coarse_scale = _resize(image, self.config.coarse_pixels, limit=2)
         fine, fine_scale = _resize(image, self.config.fine_pixels, limit=1)
         proposals = [_mapped(face, np.eye(2, 3) / coarse_scale) for face in self._centerface_all_round(coarse)]
         if fine_scale > coarse_scale:
-            proposals += [_mapped(face, np.eye(2, 3) / fine_scale) for face in self._centerface(fine)]
-        faces = [self._look_again(image, face) for face in _suppress(proposals, self.config.overlap_threshold)]
-        faces = _suppress(faces, self.config.overlap_threshold)
-        return sorted(faces, key=lambda face: -np.prod(face.box[2:] - face.box[:2]))
+            for tile, origin in _tiles(fine):
+                proposals += [_mapped(face, np.column_stack([np.eye(2), origin]) / fine_scale) for face in self._centerface(tile)]
+        faces = [self._look_again(image, face) for face in _suppress(proposals)]
+        return sorted(_suppress(faces), key=lambda face: -np.prod(face.box[2:] - face.box[:2]))
 
     def glance(self, image: np.ndarray, threshold: float) -> list[Face]:
         """Upright faces that are not small, with scores above `threshold`: a sixth of the work of `detect`, for single frames."""
@@ -142,7 +144,7 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         matrix = square_matrix((face.box[:2] + face.box[2:]) / 2, (1, 0), side, SECOND_LOOK_SIZE)
         crop = warp(image, matrix, SECOND_LOOK_SIZE, cv2.BORDER_REPLICATE)
         seen = [_mapped(other, invert(matrix)) for other in self._centerface_all_round(crop)]
-        same = [other for other in seen if part_of_smaller(face.box, other.box) > self.config.overlap_threshold]
+        same = [other for other in seen if intersection_over_union(face.box, other.box) > ABOUT_THERE]
         return max(same, key=lambda other: other.score, default=face)
 
     def _centerface_all_round(self, image: np.ndarray) -> list[Face]:
@@ -170,14 +172,15 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         boxes = np.concatenate([centres - sizes / 2, centres + sizes / 2], axis=1)
         points = points[:, rows, columns].T.reshape(-1, 5, 2)[:, :, ::-1] * sizes[:, None] + boxes[:, None, :2]
         faces = [Face(*values) for values in zip(boxes, heat[0, rows, columns].tolist(), points, strict=True)]
-        return _suppress(faces, self.config.overlap_threshold)
+        return _suppress(faces)
 
     # 2. Landmarks and irises
 
     def find_again(self, image: np.ndarray, landmarks: np.ndarray) -> Face:
         """The face that is about where `landmarks` `(468, 3)` are: its box is theirs; without landmarks where there is none."""
         points, presence, disagreement = self._look(image, *_extent(landmarks))
-        if presence < self.config.presence_threshold or disagreement > self.config.disagreement_limit:
+        clear = presence >= self.config.presence_threshold and disagreement <= self.config.disagreement_limit  # and no NaN
+        if not (clear and np.isfinite(points).all()):
             return Face(bounding_box(landmarks), presence=presence)  # nothing to paint by
         landmarks, iris = points[:468], points[468:, :2].reshape(2, 5, 2)
         return Face(bounding_box(landmarks), landmarks=landmarks, iris=iris, presence=presence)
@@ -210,7 +213,8 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         for points, shifted in zip(looks, matrices, strict=True):
             points[:, :2] = _transform(points[:, :2], invert(shifted))
         points = looks.mean(axis=0)
-        disagreement = 2 * np.linalg.norm((looks - points)[..., :2], axis=-1).mean() / np.ptp(points[:, :2], axis=0).max()
+        size = max(np.ptp(points[:, :2], axis=0).max(), 1e-6)
+        disagreement = 2 * np.linalg.norm((looks - points)[..., :2], axis=-1).mean() / size
         points[:, 2] /= scale_of(matrix)
         return points, presences.min().item(), disagreement.item()
 
@@ -225,6 +229,14 @@ def _resize(image: np.ndarray, pixels: int, limit: float) -> tuple[np.ndarray, f
     return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC), scale
 
 
+def _tiles(image: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
+    """A picture in overlapping parts of at most `TILE` pixels a side, and where each begins (x, y): memory stays bounded."""
+    height, width = image.shape[:2]
+    for top in range(0, max(height - OVERLAP, 1), TILE - OVERLAP):
+        for left in range(0, max(width - OVERLAP, 1), TILE - OVERLAP):
+            yield image[top : top + TILE, left : left + TILE], (left, top)
+
+
 def _transform(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:
     return points @ matrix[:2, :2].T + matrix[:2, 2]
 
@@ -236,11 +248,11 @@ def _mapped(face: Face, matrix: np.ndarray) -> Face:
     return replace(face, box=box, keypoints=_transform(face.keypoints, matrix).astype(np.float32))
 
 
-def _suppress(faces: list[Face], threshold: float) -> list[Face]:
-    """Greedy non-maximum suppression, best first."""
+def _suppress(faces: list[Face]) -> list[Face]:
+    """Greedy non-maximum suppression, best first. A box in a larger one stays: it may be somebody else."""
     kept: list[Face] = []
     for face in sorted(faces, key=lambda face: -face.score):
-        if all(part_of_smaller(face.box, other.box) <= threshold for other in kept):
+        if not any(same_face(face, other) for other in kept):
             kept.append(face)
     return kept
 

@@ -6,8 +6,10 @@ that they are computed once per picture instead of once per denoising step.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import NamedTuple
 
+import torch
 from diffusers import ConfigMixin, ModelMixin  # noqa: F401  diffusers looks for `ModelMixin` in this module
 from diffusers.configuration_utils import register_to_config
 from diffusers.models.attention import AttentionMixin
@@ -27,6 +29,15 @@ class TextureEncoderOutput(NamedTuple):
 
     keys: list[Tensor]
     values: list[Tensor]
+
+    def pick(self, rows: Sequence[int]) -> TextureEncoderOutput:
+        """Those of some pictures of the batch."""
+        return TextureEncoderOutput(*([level[rows] for level in part] for part in self))
+
+    @classmethod
+    def cat(cls, outputs: Sequence[TextureEncoderOutput]) -> TextureEncoderOutput:
+        """Several batches as one."""
+        return cls(*([torch.cat(level) for level in zip(*part, strict=True)] for part in zip(*outputs, strict=True)))
 
 
 class TextureEncoderModel(StrictModelMixin, ConfigMixin, AttentionMixin):

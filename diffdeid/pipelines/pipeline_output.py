@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import numpy as np
 import torch
 from diffusers.utils import BaseOutput
 from PIL import Image
+
+from diffdeid.engine.faces import StandIn
+from diffdeid.structures import Covered, Face, Outcome, Replaced
 
 
 @dataclass(frozen=True)
@@ -34,6 +37,14 @@ class FaceReport:
     identity_distance: float | None
     attempts: int
     reason: str | None = None
+
+    @classmethod
+    def of(cls, face: Face, outcome: Outcome, fallback: str) -> FaceReport:
+        """What the outcome says, for a face that is covered by `fallback` if it had to be."""
+        where = tuple(face.box.tolist()), face.landmarks
+        if isinstance(outcome, Replaced):
+            return cls(*where, "diffusion", outcome.identity.level, outcome.identity_distance, outcome.attempts)
+        return cls(*where, fallback, None, None, outcome.attempts, outcome.reason)
 
 
 @dataclass
@@ -62,22 +73,31 @@ class PersonReport:
     interpolated: list[tuple[int, int]] = field(default_factory=list)
     covered: list[tuple[int, int]] = field(default_factory=list)
 
-    def add(
-        self,
-        state: Literal["found", "interpolated", "covered"],
-        frame: int,
-        identity_distance: float | None = None,
-        reason: str | None = None,
-    ) -> None:
-        """Enter what happened in a frame; frames come in their order."""
-        ranges = getattr(self, state)
+    @classmethod
+    def stored(cls, values: dict[str, Any]) -> PersonReport:
+        """A report that was kept as JSON, which knows no tuples."""
+        ranges = {name: [tuple(one) for one in values[name]] for name in ("found", "interpolated", "covered")}
+        return cls(**values | ranges)
+
+    def cast(self, stand_in: StandIn | Covered) -> None:
+        """Enter who stands in for the person, or why nobody does, which leaves `method` at the cover."""
+        self.attempts = stand_in.attempts
+        if isinstance(stand_in, Covered):
+            self.reason = stand_in.reason
+        elif self.method != "diffusion":
+            self.method, self.level, self.reason = "diffusion", stand_in.identity.level, None
+
+    def add(self, frame: int, state: Literal["found", "interpolated", "lost"], outcome: Outcome) -> None:
+        """Enter how a face was seen in a frame and what became of it; frames come in their order."""
+        ranges = self.covered if isinstance(outcome, Covered) else getattr(self, state)
         if ranges and ranges[-1][1] >= frame - 1:
             ranges[-1] = (ranges[-1][0], frame)
         else:
             ranges.append((frame, frame))
-        if identity_distance is not None:
-            self.identity_distance = min(identity_distance, self.identity_distance or identity_distance)
-        self.reason = reason or self.reason
+        if isinstance(outcome, Covered):
+            self.reason = outcome.reason if self.method == "diffusion" or self.reason is None else self.reason
+        else:
+            self.identity_distance = min(outcome.identity_distance, self.identity_distance or outcome.identity_distance)
 
 
 @dataclass
@@ -102,12 +122,15 @@ class DiffDeIDPipelineOutput(BaseOutput):
     """De-identified pictures.
 
     Attributes:
-        images: `len(inputs) × num_images_per_prompt` pictures, candidates of one input next to each other.
+        images: `len(inputs) × num_images_per_prompt` pictures, candidates of one input next to each other; `None` in the place
+            of those that failed.
         faces: one list of `FaceReport` per output picture.
+        errors: for each input what went wrong with it, or `None`.
     """
 
-    images: list[Image.Image] | list[np.ndarray] | list[torch.Tensor] | torch.Tensor
+    images: list[Image.Image | None] | list[np.ndarray | None] | list[torch.Tensor | None] | torch.Tensor
     faces: list[list[FaceReport]]
+    errors: list[Exception | None]
 
 
 @dataclass

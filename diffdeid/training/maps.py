@@ -4,7 +4,7 @@ import cv2
 import numpy as np
 import torch
 
-from diffdeid.geometry.guides import face_region, mouth_region
+from diffdeid.geometry.mask import face_region, mouth_region
 from diffdeid.models.conditioning import render_conditions
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients

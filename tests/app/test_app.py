@@ -10,7 +10,6 @@ import threading
 import time
 import zipfile
 from pathlib import Path
-from types import SimpleNamespace
 
 import gradio as gr
 import numpy as np
@@ -154,16 +153,20 @@ def test_the_new_person_is_a_choice_of_three_words(client, astronaut):
         client.predict(photo=handle_file(astronaut), attributes="own", api_name="/anonymize")
 
 
-def test_people_that_were_chosen_come_first_and_the_others_together():
-    def pipe(image, faces, identity=None, **_):
-        calls.append((image, faces, identity))
-        return SimpleNamespace(images=[f"picture {len(calls)}"], faces=[[f"report of {face}" for face in faces]])
-
-    pipe.device, calls = SimpleNamespace(type="cpu"), []
-    picture = SimpleNamespace(image="picture 0")
-    image, reports = serving.replace_faces(pipe, picture, {1: "a", 2: "b", 4: "d"}, {2: "somebody", 3: "nobody's"})
-    assert calls == [("picture 0", ["b"], "somebody"), ("picture 1", ["a", "d"], None)] and image == "picture 2"
-    assert reports == {1: "report of a", 2: "report of b", 4: "report of d"}
+def test_faces_get_the_people_that_were_chosen_for_them_whoever_the_others_are(pipeline, two):
+    """One face's new person does not depend on what is done with its neighbours, nor does a face that stays show around it."""
+    picture = serving.load_photo(two)
+    faces = serving.find_faces(pipe := pipeline, picture)
+    asked = [serving.options(**OPTIONS | {"seed": 1}) for _ in range(3)]
+    (_, somebody), *_ = serving.sample_people(pipe, picture, faces, 2, 1, asked[0])
+    both, reports = serving.replace_faces(pipe, picture, faces, [1, 2], {2: somebody}, asked[1])
+    alone, report = serving.replace_faces(pipe, picture, faces, [1], {2: somebody}, asked[2])
+    assert [reports[number].method for number in (1, 2)] == ["diffusion"] * 2 and set(report) == {1}
+    half = np.s_[:, :540]
+    assert np.abs(np.asarray(both)[half].astype(int) - np.asarray(alone)[half]).max() <= 1
+    assert (np.asarray(alone)[:, 540:] == np.asarray(picture.image)[:, 540:]).all()
+    with pytest.raises(serving.DiffDeIDError, match="Choose again"):
+        serving.replace_faces(pipe, picture, faces, [3], {}, asked[0])
 
 
 def test_surprises_are_logged_without_what_they_say(pipeline, astronaut, monkeypatch, caplog):
@@ -214,14 +217,14 @@ def test_a_candidate_that_was_clicked_is_taken(pipeline, astronaut):
     face = pipeline.detect_faces(np.asarray(Image.open(astronaut)))[0]
     shown, taken, sampled = (
         np.asarray(picture, float)
-        for picture in (gallery["value"][1], *(pipeline.crop(np.asarray(one), face).image for one in (after, other)))
+        for picture in (gallery["value"][1], *(pipeline.engine.crop(np.asarray(one), face).image for one in (after, other)))
     )
     assert np.abs(taken - shown).mean() < 0.6 * np.abs(sampled - shown).mean()
 
 
 def test_a_video_that_nobody_waits_for_stops(pipeline, clip, tmp_path):
     pipe, target = DiffDeIDVideoPipeline.sharing(pipeline), tmp_path / "out.mp4"
-    updates = serving.follow_video(pipe, clip, target, **serving.options(**OPTIONS))
+    updates = serving.follow_video(pipe, clip, target, serving.options(**OPTIONS))
     first = next(updates)
     assert first.stage == "analyse" and first.done == 1 and first.total >= 6
     updates.close()
@@ -231,7 +234,7 @@ def test_a_video_that_nobody_waits_for_stops(pipeline, clip, tmp_path):
 def test_a_video_stops_when_the_server_has_closed(pipeline, clip, tmp_path, monkeypatch):
     monkeypatch.setattr(serving, "CLOSING", threading.Event())
     updates = serving.follow_video(
-        DiffDeIDVideoPipeline.sharing(pipeline), clip, tmp_path / "out.mp4", **serving.options(**OPTIONS)
+        DiffDeIDVideoPipeline.sharing(pipeline), clip, tmp_path / "out.mp4", serving.options(**OPTIONS)
     )
     next(updates)
     serving.CLOSING.set()
@@ -255,7 +258,7 @@ def test_a_video_that_hides_its_length_is_refused_once_it_is_too_long(pipeline, 
     monkeypatch.setattr(serving, "MAX_FRAMES", 3)
     pipe, target = DiffDeIDVideoPipeline.sharing(pipeline), tmp_path / "out.mp4"
     with pytest.raises(serving.VideoError, match="more than 3 frames"):
-        list(serving.follow_video(pipe, clip, target, **serving.options(**OPTIONS)))
+        list(serving.follow_video(pipe, clip, target, serving.options(**OPTIONS)))
     assert list(tmp_path.iterdir()) == []
 
 

@@ -5,6 +5,7 @@ import pytest
 
 from diffdeid.evaluation import adversary
 from diffdeid.evaluation.run import evaluate_methods
+from diffdeid.options import DeidentifyOptions
 
 ATTACKS = ("no attack", "parrot", "linkability", "averaging", "reconstruction", "inversion", "replay")
 
@@ -21,7 +22,14 @@ def attacked(people, pipeline, panel, tmp_path_factory):
         patch.setattr(adversary, "VERSIONS", 2)
         patch.setattr(adversary, "STEPS", 2)
         (evaluation,) = evaluate_methods(
-            ["diffdeid"], folder, pipeline, panel, "names", work=work, attacks=True, num_inference_steps=1
+            ["diffdeid"],
+            folder,
+            pipeline,
+            panel,
+            "names",
+            work=work,
+            attacks=True,
+            options=DeidentifyOptions(num_inference_steps=1),
         )
     return evaluation, work / "diffdeid"
 

@@ -6,9 +6,14 @@ import numpy as np
 import pytest
 import torch
 
+from diffdeid.engine.faces import Engine
+from diffdeid.engine.pictures import draw_seeds
 from diffdeid.evaluation import attacks
 from diffdeid.imaging import read_image
 from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.options import DeidentifyOptions
+from diffdeid.stages.identity import Casting, face_generators
+from diffdeid.structures import FaceJob
 from tests.conftest import ROOT
 from tests.tiny import perturb, tiny_pipeline
 
@@ -159,18 +164,20 @@ def source(astronaut):
     """A face as the pipeline sees it."""
     picture = np.asarray(read_image(astronaut).image)
     face = FaceAnalyserModel.from_pretrained(ROOT / "weights/diffdeid", subfolder="face_analyser")(picture)[0]
-    return tiny_pipeline().reconstruct(picture, [face])
+    with torch.no_grad():
+        return tiny_pipeline().engine.reconstruct([FaceJob(picture, face)], DeidentifyOptions())
 
 
 def drawn(pipe, sources, seeds, attempts, level, attributes):
-    """z' of the last of the attempts, as the pipeline makes them."""
-    chosen = []
+    """z' of the last of the attempts, as the pipeline makes them of the first face of a picture."""
+    chosen, engine = [], pipe.engine
     for source, seed, count in zip(sources, seeds, attempts, strict=True):
-        generator = torch.Generator().manual_seed(seed)
-        for attempt in range(count):
-            if attempt > 0:
-                pipe.prepare_latents(1, generator)
-            identity = pipe.sample_identity(source, level, attributes, generator, attempt=attempt + 1)
+        (seed,) = draw_seeds(torch.Generator().manual_seed(seed), 1)
+        people, noise = face_generators(seed)
+        (casting,) = engine.castings(source, [people], DeidentifyOptions(attributes=attributes), [True])
+        for attempt in range(1, count + 1):
+            identity = casting.draw(source.embedding, level, engine.identity_limit, attempt=attempt)
+            engine.prepare_latents([noise])
         chosen.append(identity.embedding[0].numpy())
     return np.stack(chosen)
 
@@ -180,26 +187,42 @@ def test_replaying_the_seed_finds_for_whom_an_identity_was_chosen(source, attrib
     pipe, rng = tiny_pipeline(identity_limit=0.85), np.random.default_rng(0)  # refuses a lot
     perturb(pipe.lds)
     gallery = unit(rng.normal(size=(12, 128)))
-    sources = [replace(source, identity=torch.from_numpy(one).float()[None]) for one in gallery]
+    sources = [replace(source, embedding=torch.from_numpy(one).float()[None]) for one in gallery]
     seeds, attempts = range(12), [1] * 11 + [2]
     observed = unit(drawn(pipe, sources, seeds, attempts, 7, attributes) + 0.3 * unit(rng.normal(size=(12, 128))))
+    options = DeidentifyOptions(attributes=attributes)
     arguments = observed, names(12), gallery, names(12), "x"
-    right = attacks.replay(pipe, sources, seeds, attempts, 7, attributes, *arguments)
+    right = attacks.replay(pipe, sources, seeds, attempts, options, *arguments)
     assert alarms(right)[1] and right[1].value > 0.7
-    wrong = attacks.replay(pipe, sources, range(100, 112), [1] * 12, 7, attributes, *arguments)
+    wrong = attacks.replay(pipe, sources, range(100, 112), [1] * 12, options, *arguments)
     assert wrong[1].value < right[1].value - 0.1
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("attributes", ["context", "any", "source"])
 @pytest.mark.parametrize("attempts", [1, 3])
-def test_the_replay_draws_whom_the_pipeline_draws(source, attributes, attempts):
-    pipe = tiny_pipeline(identity_limit=0.5)
+def test_the_replay_draws_whom_the_pipeline_draws(astronaut, source, monkeypatch, attributes, attempts):
+    """Whatever is drawn in between: the attack would be void, and nobody would see it."""
+    pipe, limit = tiny_pipeline(identity_limit=0.5), 0.5
     perturb(pipe.lds)
-    (taken,) = drawn(pipe, [source], [3], [attempts], 1, attributes)
-    replayed, usable = attacks._drawn(pipe, source, attributes, 3, attempts)
-    beyond = usable & (1 - replayed @ source.identity[0] >= 0.5)
-    np.testing.assert_allclose(replayed[beyond][0], taken, atol=1e-5)
+    taken = []
+    finish = Engine.finish
+
+    def failing(self, painted, against):
+        attempt = finish(self, painted, against)
+        return replace(attempt, problem=None if len(taken) == attempts else "too near")
+
+    draw = Casting.draw
+    monkeypatch.setattr(Casting, "draw", lambda self, *given, **named: taken.append(draw(self, *given, **named)) or taken[-1])
+    monkeypatch.setattr(Engine, "finish", failing)
+    picture = np.asarray(read_image(astronaut).image)
+    face = FaceAnalyserModel.from_pretrained(ROOT / "weights/diffdeid", subfolder="face_analyser")(picture)
+    options = {"num_inference_steps": 1, "level": 1, "attributes": attributes}
+    output = pipe(picture, faces=face, generator=torch.Generator().manual_seed(3), **options)
+    assert output.faces[0][0].attempts == attempts == len(taken)
+    replayed, usable = attacks._drawn(pipe.engine, source, DeidentifyOptions(attributes=attributes), 3, attempts)
+    beyond = usable & (1 - replayed @ source.embedding[0] >= limit)
+    np.testing.assert_allclose(replayed[beyond][0], taken[-1].embedding[0], atol=1e-5)
 
 
 def test_inversion_gives_a_face_in_place_of_the_result(astronaut):
@@ -207,6 +230,6 @@ def test_inversion_gives_a_face_in_place_of_the_result(astronaut):
     picture = np.asarray(read_image(astronaut).image)
     face = FaceAnalyserModel.from_pretrained(ROOT / "weights/diffdeid", subfolder="face_analyser")(picture)[0]
     one, two = (attacks.invert(tiny, picture, face, num_inference_steps=2) for _ in range(2))
-    crop = tiny.reconstruct(picture, [face]).crops[0].image
+    crop = tiny.engine.crop(picture, face).image
     assert one.shape == crop.shape and one.dtype == np.uint8 and (one == two).all()
     assert (one[16, 16] != crop[16, 16]).any() and (one[0] == crop[0]).all()

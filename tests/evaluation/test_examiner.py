@@ -12,7 +12,7 @@ from diffdeid.errors import AssetNotFoundError
 from diffdeid.evaluation.examiner import CONTEXT, EMOTIONS, FEATURES, Examiner
 from diffdeid.geometry.camera import to_camera
 from diffdeid.geometry.eyes import eye_coordinates
-from diffdeid.geometry.guides import face_region
+from diffdeid.geometry.mask import face_region
 from diffdeid.geometry.renderer import render
 from diffdeid.imaging import read_image
 from diffdeid.metrics.utility import coefficient_distances

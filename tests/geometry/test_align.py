@@ -91,6 +91,15 @@ def test_strong_minification_does_not_alias(scale):
     assert np.abs(small[2:-2, 2:-2].astype(float) - 127.5).max() < 20
 
 
+@pytest.mark.parametrize("scale", [0.01, 1e-4, 1e-9])
+def test_a_matrix_gone_wild_takes_little_memory_and_gives_the_mean(scale):
+    """As of landmarks that lie far outside of the picture."""
+    picture = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
+    matrix = square_matrix(np.array([200, 150]), (1, 0), 192 / scale, 192)
+    made = warp(picture, matrix, 192, cv2.BORDER_REPLICATE)
+    assert made.shape == (192, 192, 3) and np.abs(made[96, 96] - picture.mean((0, 1))).max() < 40
+
+
 def test_crop_outside_the_picture_is_filled():
     image = np.full((10, 10, 3), 200, np.uint8)
     assert (warp(image, square_matrix((0, 0), (1, 0), 40, 32), 32) == 200).all()

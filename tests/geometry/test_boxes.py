@@ -3,7 +3,7 @@
 import numpy as np
 import pytest
 
-from diffdeid.geometry.boxes import bounding_box, intersection_over_union, part_of_smaller
+from diffdeid.geometry.boxes import bounding_box, intersection_over_union
 
 BOX = np.array([0.0, 0, 2, 1])
 
@@ -12,12 +12,6 @@ def test_intersection_over_union():
     assert intersection_over_union(BOX, BOX) == 1
     assert intersection_over_union(BOX, BOX + [1, 0, 1, 0]) == pytest.approx(1 / 3)
     assert intersection_over_union(BOX, BOX + 5) == 0
-
-
-def test_a_box_inside_another_is_all_of_the_smaller_one():
-    inside = np.array([0.5, 0.25, 1, 0.75])
-    assert part_of_smaller(BOX, inside) == part_of_smaller(inside, BOX) == 1
-    assert part_of_smaller(BOX, BOX + [1, 0, 1, 0]) == pytest.approx(0.5)
 
 
 def test_bounding_box_holds_all_points():

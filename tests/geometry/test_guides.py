@@ -1,8 +1,9 @@
 import numpy as np
 import pytest
 
-from diffdeid.geometry.guides import eye_map, face_region, feature_lines, mouth_region
+from diffdeid.geometry.guides import eye_map, feature_lines
 from diffdeid.geometry.landmarks import LEFT_EYE, LIPS_OUTER, RIGHT_EYE
+from diffdeid.geometry.mask import face_region, mouth_region
 
 SIZE = 96
 WIDTH = 20  # of an eye

@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from diffdeid.geometry.guides import depth_in
+from diffdeid.geometry.mask import depth_in
 from diffdeid.geometry.seam import match, match_steadily
 
 SIZE = 256

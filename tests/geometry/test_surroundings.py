@@ -5,7 +5,7 @@ import numpy as np
 import pytest
 
 from diffdeid.geometry.align import ffhq_matrix, invert, warp
-from diffdeid.geometry.guides import face_region
+from diffdeid.geometry.mask import face_region
 from diffdeid.geometry.surroundings import ERASED, surroundings
 from diffdeid.structures import Face, FaceCrop
 

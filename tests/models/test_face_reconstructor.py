@@ -8,6 +8,8 @@ from diffdeid import read_image
 from diffdeid.geometry.camera import project, to_camera
 from diffdeid.geometry.eyes import eye_frame
 from diffdeid.geometry.rotation import rotation_matrix, rotation_vector
+from diffdeid.options import DeidentifyOptions
+from diffdeid.structures import FaceJob
 
 
 @pytest.fixture(scope="module")
@@ -15,7 +17,9 @@ def found(pipeline, astronaut):
     """Landmarks in the crop, and what fit and network make of the face."""
     picture = np.asarray(read_image(astronaut).image)
     faces = pipeline.detect_faces(picture)
-    sources = {name: pipeline.reconstruct(picture, faces, reconstruction=name) for name in ("fit", "network")}
+    jobs = [FaceJob(picture, face) for face in faces]
+    with torch.no_grad():
+        sources = {name: pipeline.engine.reconstruct(jobs, DeidentifyOptions(reconstruction=name)) for name in ("fit", "network")}
     return torch.from_numpy(sources["fit"].landmarks).float(), {name: one.coefficients for name, one in sources.items()}
 
 

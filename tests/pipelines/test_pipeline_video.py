@@ -1,5 +1,6 @@
 """Videos of the demo photo and of people rendered into it: everybody is somebody else, in every frame, and stays that person."""
 
+import json
 import threading
 import time
 from dataclasses import replace
@@ -12,8 +13,14 @@ import pytest
 import torch
 from PIL import Image
 
-from diffdeid import DiffDeIDPipeline, DiffDeIDVideoPipeline, NoFaceFoundError, VideoError, VideoReader, VideoWriter
+from diffdeid import DiffDeIDVideoPipeline, NoFaceFoundError, VideoError, VideoReader, VideoWriter
+from diffdeid.engine import people
+from diffdeid.engine.faces import MARGIN, Engine
 from diffdeid.pipelines import pipeline_video
+from diffdeid.stages import components
+from diffdeid.stages.identity import Casting
+from diffdeid.temporal import tracker as tracker_module
+from diffdeid.temporal.track import Spool, Track
 from diffdeid.video import Frame
 
 RATE = 10  # gaps of up to 10 frames are bridged
@@ -70,12 +77,13 @@ def read(path):
     return [frame.picture for frame in VideoReader(path)]
 
 
+@torch.no_grad()
 def faces_of(pipe, pictures):
     """z_id of the largest face of each picture, and its box."""
     found = []
     for picture in pictures:
         face = pipe.face_analyser(picture)[0]
-        found.append((pipe._embed_in(picture, face.landmarks), face.box))
+        found.append((pipe.engine.embed_in(picture, face.landmarks), face.box))
     return found
 
 
@@ -87,6 +95,12 @@ def changed(before, after, box):
     """Mean change of pixels in the middle of a box, 0…255."""
     x0, y0, x1, y1 = np.int32(box[[0, 1, 2, 3]] + 0.25 * np.array([1, 1, -1, -1]) * np.tile(box[2:] - box[:2], 2))
     return np.abs(before[y0:y1, x0:x1].astype(float) - after[y0:y1, x0:x1]).mean()
+
+
+def middle(picture, box):
+    """The pixels in the middle of a box."""
+    x, y = np.int32((box[:2] + box[2:]) / 2)
+    return picture[y - 20 : y + 20, x - 20 : x + 20]
 
 
 def frames_in(ranges):
@@ -112,28 +126,24 @@ def test_one_person_is_one_other_person_in_every_frame(video_pipeline, portrait,
 @torch.no_grad()
 def test_a_person_has_one_shape_that_moves_as_that_of_the_source(video_pipeline, portrait, monkeypatch):
     """The network is told one α'; what is rendered of it gets what the source's α takes of the movement."""
-    frames = [shifted(portrait, number, number) for number in range(4)]
-    rendering = video_pipeline.start(rate=RATE, num_inference_steps=1, generator=torch.Generator().manual_seed(0))
-    for frame in frames:
-        video_pipeline.analyse(rendering, frame)
-    (track,) = rendering.tracker.tracks
-    person = video_pipeline._owner(rendering, track)
-    batch = [
-        pipeline_video.Appearance(number, frame, track, person, track.smoothed(number)) for number, frame in enumerate(frames)
-    ]
-    told, rendered = [], []
-    denoise, prepare = DiffDeIDVideoPipeline.denoise, DiffDeIDVideoPipeline.prepare_conditioning
-    monkeypatch.setattr(
-        DiffDeIDVideoPipeline, "denoise", lambda self, *given: told.append(given[5][:, :80]) or denoise(self, *given)
-    )
-    monkeypatch.setattr(
-        DiffDeIDVideoPipeline, "prepare_conditioning", lambda self, *given: rendered.append(given[1]) or prepare(self, *given)
-    )
-    video_pipeline._paint(rendering, batch)
-    found = video_pipeline._reconstruct_batch(rendering, batch).coefficients
-    assert found.identity.std(0).max() > 0 and found.pose.std(0).max() > 0
-    torch.testing.assert_close(told, [person.identity[1].expand(4, -1)])
-    torch.testing.assert_close(rendered[0] - told[0], found.identity - person.coefficients.identity)
+    pictures = [shifted(portrait, number, number) for number in range(4)]
+    session = video_pipeline.start(rate=RATE, num_inference_steps=1, generator=torch.Generator().manual_seed(0))
+    for picture in pictures:
+        video_pipeline.analyse(session, picture)
+    (track,) = session.tracker.tracks
+    role = session.people.owner(track).stand_in
+    told, paint = [], Engine.paint
+
+    def watched(self, source, people, *given, shown):
+        told.append((source.coefficients.identity, people.shape, shown))
+        return paint(self, source, people, *given, shown=shown)
+
+    monkeypatch.setattr(Engine, "paint", watched)
+    list(video_pipeline.render(session, [list(enumerate(pictures))]))
+    ((found, shape, shown),) = told
+    assert found.std(0).max() > 0
+    torch.testing.assert_close(shape, role.identity.shape.expand(4, -1))
+    torch.testing.assert_close(shown - shape, found - role.coefficients.identity)
 
 
 @pytest.mark.parametrize(
@@ -143,67 +153,78 @@ def test_a_person_has_one_shape_that_moves_as_that_of_the_source(video_pipeline,
 def test_who_is_barely_far_enough_is_taken_if_nobody_is_farther(video_pipeline, portrait, monkeypatch, beyond, attempts, taken):
     """Frames differ from the reference: of people just beyond the limit many frames would be covered."""
     drawn, sources, margins = [], [], []
-    sample_identity, deidentify = DiffDeIDVideoPipeline.sample_identity, DiffDeIDVideoPipeline.deidentify
+    draw, finish = Casting.draw, Engine.finish
 
     def drawing(self, source, *arguments):
-        sources.append(source.identity)
+        sources.append(source)
         margins.append(arguments[-1])
-        drawn.append(sample_identity(self, source, *arguments))
+        drawn.append(draw(self, source, *arguments))
         return drawn[-1]
 
     def judged(self, *arguments):
         distance = beyond[len(drawn) - 1]
-        attempt = deidentify(self, *arguments)
+        attempt = finish(self, *arguments)
         if distance is None:
             return replace(attempt, problem="too near")
-        return replace(attempt, problem=None, identity_distance=self.config.identity_limit + distance)
+        return replace(attempt, problem=None, identity_distance=self.identity_limit + distance)
 
-    monkeypatch.setattr(DiffDeIDVideoPipeline, "sample_identity", drawing)
-    monkeypatch.setattr(DiffDeIDVideoPipeline, "deidentify", judged)
-    rendering = video_pipeline.start(num_inference_steps=1, generator=torch.Generator().manual_seed(0))
+    monkeypatch.setattr(Casting, "draw", drawing)
+    monkeypatch.setattr(Engine, "finish", judged)
+    session = video_pipeline.start(num_inference_steps=1, generator=torch.Generator().manual_seed(0))
     for number in range(8):
-        video_pipeline.analyse(rendering, shifted(portrait, number))
-    (track,) = rendering.tracker.tracks
+        video_pipeline.analyse(session, shifted(portrait, number))
+    (track,) = session.tracker.tracks
     with torch.no_grad():
-        person = video_pipeline._owner(rendering, track)
-    assert person.report.attempts == attempts and person.report.method == "diffusion" and person.report.reason is None
-    assert torch.equal(person.identity[0], drawn[taken].embedding) and person.report.level == drawn[taken].level
-    assert set(margins) == {pipeline_video.MARGIN}
+        role = session.people.owner(track).stand_in
+    assert role.attempts == attempts and role.identity.level == drawn[taken].level
+    assert torch.equal(role.identity.embedding, drawn[taken].embedding)
+    assert set(margins) == {MARGIN}
     assert len(track.embeddings) > 1
     for embedding in map(torch.from_numpy, track.embeddings):  # all that was seen of the face, not only the reference
         assert (sources[0] @ embedding).max() > 0.999
 
 
-def test_no_frame_comes_out_whose_faces_could_not_be_finished(video_pipeline, portrait, tmp_path, monkeypatch):
-    """They are finished in a thread of their own, where an error is easily lost."""
+@pytest.mark.parametrize("stage", ["register", "lay_over_crop", "verify", "render_new_heads", "denoise"])
+def test_a_face_with_which_something_goes_wrong_is_covered(video_pipeline, portrait, tmp_path, monkeypatch, stage):
+    """In whichever stage, also in those of the second thread, where an error is easily lost."""
+    whole, rendering = getattr(components, stage), []
 
     def fail(*given):
-        raise ArithmeticError("broken")
+        if rendering:
+            raise ArithmeticError("broken")
+        return whole(*given)
 
-    monkeypatch.setattr(pipeline_video, "begin", fail)
-    with pytest.raises(ArithmeticError, match="broken"):
-        run(video_pipeline, write(tmp_path / "a.mp4", [portrait] * 3), tmp_path / "b.mp4")
-    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+    def note(stage, done, total):
+        if stage == "render":  # the person is cast before
+            rendering.append(done)
+
+    monkeypatch.setattr(components, stage, fail)
+    output = run(video_pipeline, write(tmp_path / "a.mp4", [portrait] * 6), tmp_path / "b.mp4", callback_on_frame=note)
+    (person,) = output.people
+    assert frames_in(person.covered) == list(range(6)) and "broken" in person.reason
+    (_, box), *_ = faces_of(video_pipeline, [portrait])
+    assert all(middle(picture, box).max() < 12 for picture in read(output.path))
 
 
 def test_networks_that_are_offloaded_are_run_by_one_thread_at_a_time(video_pipeline, portrait, tmp_path, monkeypatch):
     """Running one moves others, and itself, off the accelerator; two threads would take each other's away."""
     running, together, threads = [], [], set()
 
-    def watched(method):
-        def watch(self, *given):
+    def watched(function):
+        def watch(*given):
             running.append(1)
             together.append(len(running))
             threads.add(threading.get_ident())
             time.sleep(0.05)
-            result = method(self, *given)
+            result = function(*given)
             running.pop()
             return result
 
         return watch
 
-    for name in ("embed", "regress"):
-        monkeypatch.setattr(DiffDeIDPipeline, name, watched(getattr(DiffDeIDPipeline, name)))
+    monkeypatch.setattr(components, "verify", watched(components.verify))
+    for name in ("embed", "follow_coefficients"):
+        monkeypatch.setattr(components.reconstruct, name, watched(getattr(components.reconstruct, name)))
     run(video_pipeline, write(tmp_path / "a.mp4", [portrait] * 20), tmp_path / "b.mp4", reconstruction="network")
     assert max(together) == 1 and len(threads) == 2
 
@@ -317,15 +338,16 @@ def test_an_interrupted_run_goes_on(video_pipeline, portrait, tmp_path, monkeypa
     assert not (tmp_path / "b.mp4").exists()
     assert sorted(part.name for part in (tmp_path / ".b.mp4.parts").iterdir()) == ["000000.mp4", "index.json"]
 
-    rendered, render = [], DiffDeIDVideoPipeline._render
+    rendered, present = [], people.People.present
 
-    def count(self, rendering, frames, finisher):
-        rendered.extend(frames)
-        return render(self, rendering, frames, finisher)
+    def count(self, frame, tracks):
+        rendered.append(frame)
+        return present(self, frame, tracks)
 
-    monkeypatch.setattr(DiffDeIDVideoPipeline, "_render", count)
+    monkeypatch.setattr(people.People, "present", count)
     again = run(video_pipeline, path, tmp_path / "b.mp4", **options)
-    assert [number for number, _ in rendered] == [4, 5, 6, 7, 8, 9]
+    assert frames_in(again.people[0].found) == list(range(10)) and again.people[0].identity_distance > 0.5
+    assert rendered == [4, 5, 6, 7, 8, 9]
     assert again.people == whole.people
     assert again.path.read_bytes() == whole.path.read_bytes()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", "b.mp4", "whole.mp4"]
@@ -346,35 +368,33 @@ def test_a_run_with_other_options_begins_anew(video_pipeline, portrait, tmp_path
 
 def test_a_network_that_fails_covers(video_pipeline, portrait, tmp_path, monkeypatch):
     """Values that are not finite, in frames after the reference was made: solid covers, and the report says why."""
-    denoise, calls = DiffDeIDVideoPipeline.denoise, []
+    denoise, calls = components.denoise, []
 
-    def fail(self, latents, *rest):
+    def fail(*given):
         calls.append(1)
-        generated = denoise(self, latents, *rest)
-        return generated if len(calls) == 1 else generated * torch.nan
+        return denoise(*given) * (1 if len(calls) == 1 else torch.nan)
 
-    monkeypatch.setattr(DiffDeIDVideoPipeline, "denoise", fail)
+    monkeypatch.setattr(components, "denoise", fail)
     output = run(video_pipeline, write(tmp_path / "a.mp4", [portrait] * 3), tmp_path / "b.mp4")
     (person,) = output.people
     assert frames_in(person.covered) == [0, 1, 2] and "not finite" in person.reason
     (_, box), *_ = faces_of(video_pipeline, [portrait])
-    x, y = np.int32((box[:2] + box[2:]) / 2)
-    assert all(picture[y - 20 : y + 20, x - 20 : x + 20].max() < 12 for picture in read(output.path))
+    assert all(middle(picture, box).max() < 12 for picture in read(output.path))
 
 
 def test_covers_of_different_reasons_are_reported_in_their_order(video_pipeline, portrait, empty, tmp_path, monkeypatch):
     """Lost in frame 3, and in frame 1 the network fails: what is known before the network runs must not come first."""
-    denoise, batches = DiffDeIDVideoPipeline.denoise, []
+    denoise, batches = components.denoise, []
 
-    def fail(self, latents, *rest):
-        generated = denoise(self, latents, *rest)
+    def fail(*given):
+        generated = denoise(*given)
         if len(generated) > 1:  # frames; before, candidates for I_d come alone
             batches.append(generated)
             if len(batches) == 1:
                 generated[1] = torch.nan
         return generated
 
-    monkeypatch.setattr(DiffDeIDVideoPipeline, "denoise", fail)
+    monkeypatch.setattr(components, "denoise", fail)
     source = write(tmp_path / "a.mp4", [portrait] * 3 + [empty] + [portrait] * 2)
     (person,) = run(video_pipeline, source, tmp_path / "b.mp4", on_miss="cover").people
     assert person.covered == [(1, 1), (3, 3)] and frames_in(person.found) == [0, 2, 4, 5]
@@ -424,3 +444,158 @@ def test_it_loads_from_the_folder_of_the_picture_pipeline(pipeline, caplog):
     folder = Path(__file__).parents[2] / "weights" / "diffdeid"
     loaded = DiffDeIDVideoPipeline.from_pretrained(folder, reconstructor=None)
     assert loaded.config.identity_limit == pipeline.config.identity_limit and not caplog.records
+
+
+def test_the_input_is_never_the_output(video_pipeline, portrait, tmp_path):
+    path = write(tmp_path / "a.mp4", [portrait] * 2)
+    (tmp_path / "b.mp4").symlink_to(path)
+    before = path.read_bytes()
+    for output in (path, tmp_path / "b.mp4"):
+        with pytest.raises(VideoError, match="never written to"):
+            run(video_pipeline, path, output, overwrite=True)
+    assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("more", [True, False])
+def test_a_file_that_changes_between_the_passes_gives_no_output(video_pipeline, portrait, tmp_path, monkeypatch, more):
+    """One frame more has faces that nobody followed; other contents may, too."""
+    path, passes = write(tmp_path / "a.mp4", [portrait] * 5), []
+    read = VideoReader.__iter__
+
+    def changing(self):
+        passes.append(1)
+        frames = list(read(self))
+        if len(passes) == 2:
+            if more:
+                frames.append(Frame(frames[-1].picture, frames[-1].time + 1))
+            else:
+                path.write_bytes(path.read_bytes() + b"0")
+        return iter(frames)
+
+    monkeypatch.setattr(VideoReader, "__iter__", changing)
+    with pytest.raises(VideoError, match="changed"):
+        run(video_pipeline, path, tmp_path / "b.mp4")
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_file_of_another_content_under_the_same_name_gives_no_output(video_pipeline, portrait, empty, tmp_path):
+    path, other = write(tmp_path / "a.mp4", [empty] * 2 + [portrait] * 3), write(tmp_path / "c.mp4", [portrait] * 5)
+
+    def replace_it(stage, done, total):
+        if (stage, done) == ("analyse", 5):
+            other.replace(path)
+
+    with pytest.raises(VideoError, match="changed"):
+        run(video_pipeline, path, tmp_path / "b.mp4", callback_on_frame=replace_it)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+def test_a_file_may_lose_its_name_while_it_is_rendered(video_pipeline, portrait, tmp_path):
+    """As uploads do, which servers delete after a while."""
+    path = write(tmp_path / "a.mp4", [portrait] * 6)
+
+    def unlink(stage, done, total):
+        if (stage, done) == ("render", 2):
+            path.unlink()
+
+    assert run(video_pipeline, path, tmp_path / "b.mp4", callback_on_frame=unlink).num_frames == 6
+
+
+@pytest.mark.parametrize("name", ["out.webm", "out.mkv", "out.mov"])
+def test_parts_have_the_kind_of_the_output(video_pipeline, portrait, tmp_path, name):
+    output = run(video_pipeline, write(tmp_path / "a.mp4", [portrait] * 3), tmp_path / name, resume=True)
+    assert output.num_frames == len(read(output.path)) == 3
+
+
+@pytest.mark.parametrize("options", [{"codec": "libx264"}, {"preset": "nonsense"}, {"codec": "nonsense"}])
+def test_what_cannot_be_encoded_is_refused_before_work(video_pipeline, portrait, tmp_path, options):
+    path = write(tmp_path / "a.mp4", [portrait] * 2)
+    output = tmp_path / ("out.webm" if "codec" in options else "out.mp4")
+    with pytest.raises(VideoError, match="out.mp4|no video encoder for `.webm`"):
+        run(video_pipeline, path, output, callback_on_frame=pytest.fail, **options)
+    assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"job": 1, "seed": 2, "frames": ["x"], "reports": []}'])
+def test_a_broken_index_of_parts_begins_anew(video_pipeline, portrait, tmp_path, content):
+    path, parts = write(tmp_path / "a.mp4", [portrait] * 2), tmp_path / ".b.mp4.parts"
+    parts.mkdir()
+    (parts / "index.json").write_bytes(content)
+    assert run(video_pipeline, path, tmp_path / "b.mp4", resume=True).num_frames == 2
+
+
+def test_parts_made_with_other_weights_or_another_cast_are_not_taken(video_pipeline, portrait, tmp_path, monkeypatch):
+    monkeypatch.setattr(pipeline_video, "PART_FRAMES", 4)
+    path = write(tmp_path / "a.mp4", [portrait] * 6)
+
+    def interrupt(stage, done, total):
+        if (stage, done) == ("render", 5):
+            raise KeyboardInterrupt
+
+    strict = DiffDeIDVideoPipeline(**video_pipeline.components, identity_limit=video_pipeline.config.identity_limit - 0.01)
+    strict.set_progress_bar_config(disable=True)
+    index = tmp_path / ".b.mp4.parts" / "index.json"
+    planned, present = [], people.People.present
+    monkeypatch.setattr(people.People, "present", lambda self, *given: planned.append(1) or present(self, *given))
+    for pipe, cast in ((strict, False), (video_pipeline, True)):
+        with pytest.raises(KeyboardInterrupt):
+            run(pipe, path, tmp_path / "b.mp4", resume=True, overwrite=True, callback_on_frame=interrupt)
+        assert json.loads(index.read_text())["frames"] == [4]
+        if cast:
+            index.write_text(index.read_text().replace('"number": 1', '"number": 2'))
+        planned.clear()
+        run(video_pipeline, path, tmp_path / "b.mp4", resume=True, overwrite=True)
+        assert len(planned) == 6
+
+
+@torch.no_grad()
+def test_a_stream_of_any_length_stays_flat(video_pipeline, monkeypatch):
+    """People who went long ago are forgotten, and with them whom nobody else may look like."""
+    monkeypatch.setattr(people, "REMEMBERED", 2)
+    session = video_pipeline.start(rate=RATE)
+    tracks = [Track(number, Spool(), RATE) for number in range(100)]
+    for track in tracks:  # everybody comes twice, and one of them ten times
+        who = track.number // 2 if track.number < 80 else 39
+        track.add_embedding(np.eye(128, dtype=np.float32)[who])
+        track.last_frame = track.number
+        session.people.owner(track)
+        session.people.forget(tracks[max(track.number - 1, 0) : track.number])  # as the tracker says it: each once
+    known = session.people
+    assert [person.number for person in known.everybody] == [39, 40] and len(known.everybody[-1].tracks) <= 5
+    assert len(known._owners) <= 8 and len(known._ended) <= 8 and not known._views
+
+
+@torch.no_grad()
+def test_a_person_who_is_cast_late_is_reported_as_cast(video_pipeline, portrait, monkeypatch):
+    """In a stream the first frames may be covered, for lack of a view."""
+    look, calls = people.People.look, []
+
+    def blind(self, picture, tracks):
+        calls.append(1)
+        if len(calls) > 6:
+            look(self, picture, tracks)
+
+    monkeypatch.setattr(people.People, "look", blind)
+    session = video_pipeline.start(rate=RATE, num_inference_steps=1, generator=torch.Generator().manual_seed(0))
+    list(video_pipeline.stream([portrait] * 12, lookahead=0, session=session))
+    (report,) = session.reports.values()
+    assert report.method == "diffusion" and report.level == 7 and report.attempts >= 1
+    assert frames_in(report.covered) == list(range(6)) and frames_in(report.found) == list(range(6, 12))
+    with pytest.raises(ValueError, match="session"):
+        next(video_pipeline.stream([portrait], session=session, level=3))
+
+
+def test_somebody_for_whom_casting_fails_is_covered(video_pipeline, portrait, tmp_path, monkeypatch):
+    monkeypatch.setattr(components, "match", lambda *given: 1 / 0)
+    (person,) = run(video_pipeline, write(tmp_path / "a.mp4", [portrait] * 3), tmp_path / "b.mp4").people
+    assert person.method == "solid" and frames_in(person.covered) == [0, 1, 2] and "ZeroDivisionError" in person.reason
+
+
+def test_what_is_kept_of_frames_is_bounded_in_bytes(video_pipeline, monkeypatch):
+    """Whatever rate a file claims."""
+    monkeypatch.setattr(tracker_module, "RECENT_BYTES", 3 * SIDE * SIDE * 3)
+    wall = np.full((SIDE, SIDE, 3), 127, np.uint8)
+    session = video_pipeline.start(rate=1e9)
+    for _ in range(8):
+        video_pipeline.analyse(session, wall)
+    assert len(session.tracker._recent) == 3 and session.tracker.rate <= 240

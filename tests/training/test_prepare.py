@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from diffdeid.geometry.align import warp
-from diffdeid.geometry.guides import face_region
+from diffdeid.geometry.mask import face_region
 from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.data import FaceStore
 from diffdeid.training.maps import FULL, MARGIN

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import shift
 
-from diffdeid.geometry import steadying
+from diffdeid.temporal import steadying
 
 RNG = np.random.default_rng(0)
 SOURCE = np.kron(RNG.integers(0, 255, (16, 16, 3)), np.ones((8, 8, 1))).astype(np.uint8)

@@ -7,8 +7,8 @@ import pytest
 
 from diffdeid.geometry.boxes import bounding_box
 from diffdeid.structures import Face
-from diffdeid.tracking.track import Spool, Track
-from diffdeid.tracking.tracker import FaceTracker
+from diffdeid.temporal.track import Spool, Track
+from diffdeid.temporal.tracker import FaceTracker
 
 RATE = 10  # a second is 10 frames: gaps of up to 10 are bridged, ends are held for 2, new faces followed back 4
 SIDE = 40
@@ -181,6 +181,21 @@ def test_a_face_without_landmarks_is_tracked_too():
     always = [("a", frame) for frame in range(20)]
     tracker = World({"a": lambda frame: 100 + 4 * frame}, unmeshed=always).follow(20)
     assert [states(tracker, track, 20) for track in tracker.tracks] == ["f" * 20]
+
+
+def test_a_face_without_landmarks_is_held_before_it_was_found():
+    """A detector sees it later than people do."""
+    always = [("a", frame) for frame in range(20)]
+    late = World({"a": lambda frame: 100}, unseen=[("a", frame) for frame in range(8)], unmeshed=always).follow(14)
+    assert [states(late, track, 14) for track in late.tracks] == ["......ll" + "f" * 6]
+
+
+@pytest.mark.parametrize("rate", [10, 25, 60])
+def test_spans_are_seconds_whatever_the_rate(rate):
+    world = World({"a": lambda frame: 100})
+    tracker = FaceTracker(world, world.embed, rate)
+    spans = {"gap": 1.0, "hold": 0.2, "lookback": 0.4, "thorough": 0.4}
+    assert all(abs(getattr(tracker, name) / rate - seconds) <= 0.5 / rate for name, seconds in spans.items())
 
 
 def test_many_people():

@@ -11,7 +11,8 @@ import numpy as np
 from diffdeid.geometry.boxes import bounding_box
 from diffdeid.structures import Face
 
-SMOOTHING = 3  # frames on either side that have a say in where a face is
+SMOOTHING = 0.11  # seconds on either side that have a say in where a face is
+EMBEDDED = 0.2  # seconds from one face of a track that is embedded to the next; later more
 ASTRAY = 0.01  # face sizes (at least a pixel) from where it is seen: a smoothed face further off is more than less trembling
 MAX_EMBEDDINGS = 32
 _NUMBERS = 4 + 468 * 3 + 2 * 5 * 2  # of a stored face: box, landmarks, irises
@@ -67,18 +68,23 @@ class Spool:
 class Track:
     """A face of one person without interruption.
 
-    Attributes:
+    Args:
         number: in order of appearance.
+        spool: keeps its faces.
+        rate: frames a second.
+
+    Attributes:
         embeddings: unit vectors `(d,)` of the source face, spread over the track.
         last: the face where it was seen last, `last_frame` when.
     """
 
-    def __init__(self, number: int, spool: Spool):
+    def __init__(self, number: int, spool: Spool, rate: float = 25):
         self.number = number
         self.embeddings: list[np.ndarray] = []
         self._spool = spool
         self._sightings: dict[int, tuple[int, State]] = {}
-        self._stride, self._seen = 5, 0  # every 5th face is embedded, later fewer
+        self._window = smoothing_window(rate)
+        self._stride, self._seen = max(1, round(EMBEDDED * rate)), 0
         self.last: Face | None = None
         self.last_frame = -1
 
@@ -148,13 +154,13 @@ class Track:
             return sighting
         faces = {0: sighting.face}
         for direction in (-1, 1):
-            for distance in range(1, SMOOTHING + 1):
+            for distance in range(1, self._window + 1):
                 neighbour = frame + direction * distance
                 face = self[neighbour].face if neighbour in self else None
                 if face is None or face.landmarks is None:
                     break
                 faces[direction * distance] = face
-        weights = _regression(np.array(list(faces)))
+        weights = _regression(np.array(list(faces)), self._window)
         seen = {name: getattr(sighting.face, name) for name in ("landmarks", "iris")}
         smoothed = {
             name: np.tensordot(weights, np.stack([getattr(face, name) for face in faces.values()]), axes=1) for name in seen
@@ -166,9 +172,14 @@ class Track:
         return Sighting(Face(sighting.face.box, **parts), sighting.state)
 
 
-def _regression(distances: np.ndarray) -> np.ndarray:
+def smoothing_window(rate: float) -> int:
+    """Frames on either side that have a say in where a face is."""
+    return max(1, round(SMOOTHING * rate))
+
+
+def _regression(distances: np.ndarray, window: int) -> np.ndarray:
     """Weights `(n,)` of values at distances in frames for the value at 0 of a parabola through them."""
-    weights = np.exp(-0.5 * (distances / (SMOOTHING / 2 + 0.25)) ** 2)
+    weights = np.exp(-0.5 * (distances / (window / 2 + 0.25)) ** 2)
     degree = 2 if len(distances) > 3 else 0
     powers = distances[:, None] ** np.arange(degree + 1)
     return np.linalg.solve((powers.T * weights) @ powers, powers.T * weights)[0]

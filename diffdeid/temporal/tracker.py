@@ -15,18 +15,21 @@ from itertools import combinations
 import cv2
 import numpy as np
 
-from diffdeid.geometry.boxes import intersection_over_union, part_of_smaller
+from diffdeid.geometry.boxes import intersection_over_union
+from diffdeid.geometry.faces import is_known, merge
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.structures import Face
-from diffdeid.tracking.track import SMOOTHING, Spool, State, Track, covered_box
+from diffdeid.temporal.track import Spool, State, Track, covered_box, smoothing_window
 
 WEAK_SCORE = 0.2  # of a detection that counts where a face is expected
-THOROUGH_EVERY = 10  # frames
 SAME_FACE = 0.5  # intersection over union of two faces followed onto one
-EXPLAINED = 0.6  # part of the smaller box: a detection inside a known face is that face
-NEAR = 0.6  # face sizes that a lost face may have moved, and more the longer it is lost
+ITS_BOX = 0.3  # intersection over union of a detection and the known face whose box it gives
+NEAR, NEARER = 0.6, 1.25  # face sizes that a lost face may have moved, and by how many more in each second that it is lost
 ALIKE, VERY_ALIKE = 0.3, 0.55  # cosines: not somebody else; one person (1 - `identity_limit` of the released pipeline)
 GAP, FLASH, HOLD, LOOKBACK = 1.0, 0.3, 0.2, 0.4  # seconds: bridged, bridged over cuts, held at the ends, followed backwards
+THOROUGH = 0.4  # seconds from one thorough search to the next
+RATES = (1.0, 240.0)  # frames a second that are believed; files claim anything
+RECENT_BYTES = 256 * 2**20  # of frames that are kept to look back
 CUT, CUT_RATIO = 0.1, 3.0  # mean change of a thumbnail, 0…1, at a cut, and in parts of the usual change
 
 
@@ -45,15 +48,16 @@ class FaceTracker:
     """
 
     def __init__(self, analyser: FaceAnalyserModel, embed: Callable[[np.ndarray, np.ndarray], np.ndarray], rate: float):
-        self.analyser, self.embed, self.rate = analyser, embed, rate
-        self.gap, self.flash, self.hold, lookback = (max(1, round(seconds * rate)) for seconds in (GAP, FLASH, HOLD, LOOKBACK))
+        self.analyser, self.embed, self.rate = analyser, embed, float(np.clip(rate, *RATES))
+        spans = (GAP, FLASH, HOLD, LOOKBACK, THOROUGH)
+        self.gap, self.flash, self.hold, self.lookback, self.thorough = (max(1, round(span * self.rate)) for span in spans)
         self.tracks: list[Track] = []
-        self.num_frames = 0
+        self.num_frames, self._begun = 0, 0
         self.cuts: list[int] = []
         self._active: list[Track] = []
         self._coasting: dict[Track, np.ndarray] = {}  # where faces are guessed that are lost
         self._present: dict[int, list[Track]] = defaultdict(list)
-        self._recent: deque[np.ndarray] = deque(maxlen=lookback)
+        self._recent: deque[np.ndarray] = deque()
         self._thumbnail: np.ndarray | None = None
         self._changes: deque[float] = deque(maxlen=25)
         self._spool = Spool()
@@ -62,12 +66,16 @@ class FaceTracker:
         """The tracks that have a sighting in a frame."""
         return self._present.get(frame, [])
 
-    def forget(self, before: int) -> None:
-        """Drop what is known of the frames before one, for videos without an end."""
-        kept = before - max(self.gap, SMOOTHING) - 1  # what later frames are bridged and smoothed with
+    def forget(self, before: int) -> list[Track]:
+        """Drop what is known of the frames before one, for videos without an end; gives the tracks that are dropped with them."""
+        kept = before - max(self.gap, smoothing_window(self.rate)) - 1  # what later frames are bridged and smoothed with
         for frame in [frame for frame in self._present if frame < kept]:
             for track in self._present.pop(frame):
                 track.forget(kept)
+        ended = [track for track in self.tracks if len(track) == 0 and track not in self._active]
+        self.tracks = [track for track in self.tracks if track not in ended]
+        self.cuts = self.cuts[-1:]
+        return ended
 
     def update(self, picture: np.ndarray) -> list[Track]:
         """Take in the next frame, uint8 `(H, W, 3)`; gives the tracks whose face was found in it."""
@@ -83,18 +91,20 @@ class FaceTracker:
 
         # 2. detect
         detections = self.analyser.glance(picture, WEAK_SCORE)
-        if cut or frame % THOROUGH_EVERY == 0 or any(frame - track.last_frame <= self.hold for track in missed):
+        if cut or frame % self.thorough == 0 or any(frame - track.last_frame <= self.hold for track in missed):
             thorough = self.analyser.detect(picture)
-            detections = thorough + [weak for weak in detections if not _known(weak, thorough)]
+            detections = thorough + [weak for weak in detections if not is_known(weak, thorough)]
 
         # 3. known faces take the boxes of the detector, which reach farther than landmarks
         for track, face in followed.items():
-            boxes = [other.box for other in detections if part_of_smaller(other.box, face.box) > EXPLAINED]
-            box = max(boxes, key=lambda box, face=face: intersection_over_union(box, face.box), default=face.box)
-            self._found(track, frame, picture, replace(face, box=box))
+            overlap = {intersection_over_union(other.box, face.box): other.box for other in detections}
+            best = max(overlap, default=0)
+            self._found(track, frame, picture, replace(face, box=overlap[best] if best > ITS_BOX else face.box))
 
         # 4. other detections are lost faces or new ones
-        strangers = [self._looked_at(picture, face) for face in detections if not _known(face, followed.values())]
+        known = list(followed.values())
+        looked = [self.analyser(picture, [face])[0] for face in detections if not is_known(face, known)]
+        strangers = [self._embedded(picture, face) for face in merge(looked) if not is_known(face, known)]  # by landmarks
         for track, face, embedding in self._reclaim(strangers, frame, followed):
             before = track.last_frame
             self._found(track, frame, picture, face, embedding)
@@ -114,6 +124,8 @@ class FaceTracker:
             elif not was_cut:
                 self._coast(track, frame, picture)
         self._recent.append(picture)
+        while len(self._recent) > min(self.lookback, max(1, RECENT_BYTES // picture.nbytes)):
+            self._recent.popleft()
         return [track for track in self._active if track.last_frame == frame]
 
     def _is_cut(self, picture: np.ndarray) -> bool:
@@ -142,8 +154,7 @@ class FaceTracker:
                     del followed[min(one, other, key=lambda track, seen=embedding: track.likeness(seen))]
         return followed
 
-    def _looked_at(self, picture: np.ndarray, face: Face) -> tuple[Face, np.ndarray | None]:
-        (face,) = self.analyser(picture, [face])
+    def _embedded(self, picture: np.ndarray, face: Face) -> tuple[Face, np.ndarray | None]:
         return face, None if face.landmarks is None else self.embed(picture, face.landmarks)
 
     def _reclaim(
@@ -159,7 +170,7 @@ class FaceTracker:
                 size = max(*(expected[2:] - expected[:2]), 1)
                 distance = np.hypot(*((face.box[:2] + face.box[2:] - expected[:2] - expected[2:]) / 2)) / size
                 ratio = max(face.box[2:] - face.box[:2]) / size
-                near = distance < NEAR + 0.05 * (frame - track.last_frame) and 0.5 < ratio < 2
+                near = distance < NEAR + NEARER / self.rate * (frame - track.last_frame) and 0.5 < ratio < 2
                 alike = None if embedding is None or not track.embeddings else track.likeness(embedding)
                 if self._was_cut(track):  # the same face at the same place: a flash
                     if near and alike is not None and alike > VERY_ALIKE:
@@ -184,17 +195,16 @@ class FaceTracker:
 
     def _begin(self, frame: int, picture: np.ndarray, face: Face, embedding: np.ndarray | None) -> None:
         """A new track, followed backwards to where it began."""
-        track = Track(len(self.tracks), self._spool)
+        track = Track(self._begun, self._spool, self.rate)
+        self._begun += 1
         self.tracks.append(track)
         self._active.append(track)
         self._found(track, frame, picture, face, embedding)
-        if face.landmarks is None:
-            return
         earliest = frame
-        for earlier in reversed(self._recent):
+        for earlier in reversed(self._recent) if face.landmarks is not None else ():
             face = self.analyser.find_again(earlier, face.landmarks)
-            others = [other[earliest - 1].face.box for other in self.at(earliest - 1)]
-            if face.landmarks is None or any(part_of_smaller(face.box, box) > EXPLAINED for box in others):
+            others = [other[earliest - 1].face for other in self.at(earliest - 1)]
+            if face.landmarks is None or is_known(face, others):
                 break
             earliest -= 1
             self._put(track, earliest, face, "found")
@@ -217,10 +227,6 @@ class FaceTracker:
         track.put(frame, face, state)
         if track not in self._present[frame]:
             self._present[frame].append(track)
-
-
-def _known(face: Face, others) -> bool:
-    return any(part_of_smaller(face.box, other.box) > EXPLAINED for other in others)
 
 
 def _motion(before: np.ndarray, after: np.ndarray, box: np.ndarray) -> np.ndarray:

@@ -1,0 +1,10 @@
+"""The engine: faces -> outcomes. Photos, videos, the app, attacks and benchmarks all run the stages through it.
+
+faces       faces of any pictures, in batches: the only loops over attempts
+pictures    pictures and their faces
+people      who is who in a video, and who stands in for them
+frames      the frames of a video
+
+It alone decides which faces share a batch. What goes wrong with a face covers that face: a batch that fails is run face by face,
+and a face that fails alone is hidden.
+"""

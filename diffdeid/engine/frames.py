@@ -1,0 +1,127 @@
+"""Frames of a video: known people in them are replaced by those who stand in for them."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffdeid.engine.faces import Engine, StandIn, cover_face, guarded, judged, split
+from diffdeid.models.texture_encoder import TextureEncoderOutput
+from diffdeid.options import DeidentifyOptions, VideoOptions
+from diffdeid.stages.components import Filter, Painted
+from diffdeid.stages.compose import compose
+from diffdeid.structures import Covered, Face, MorphableCoefficients, NewIdentity, Outcome
+
+
+@dataclass(frozen=True)
+class Appearance:
+    """A face of a frame that somebody stands in for.
+
+    Attributes:
+        stand_in: who takes its place.
+        embedding: `(1, 128)`, who the person is in the mean of all frames.
+        seen: whether the frame shows the face, which is then compared with the result as well. Else something may hide it.
+        temporal_filter: makes the generated face fit the frame before, see `Components.finish`.
+    """
+
+    stand_in: StandIn
+    embedding: Tensor
+    seen: bool
+    temporal_filter: Filter
+
+
+@dataclass(frozen=True)
+class FrameJob:
+    """A frame, and for each of its faces (with smoothed landmarks) an appearance, or the reason why it is covered."""
+
+    picture: np.ndarray
+    faces: Sequence[tuple[Face, Appearance | Covered]]
+
+
+def render(
+    engine: Engine, groups: Iterable[Sequence[FrameJob]], options: VideoOptions
+) -> Iterator[list[tuple[np.ndarray, list[Outcome]]]]:
+    """Groups of frames that follow each other -> the frames with new faces, and an outcome for each face.
+
+    A second thread does what is left when faces are painted: that takes few cores and no accelerator, while the networks
+    paint the next batch, which may be one of the group that follows.
+    """
+    with ThreadPoolExecutor(1) as finisher:
+        waiting: Future | None = None
+        for group in groups:
+            begun = _begin(engine, group, options, finisher)
+            if waiting is not None:
+                yield waiting.result()
+            waiting = begun
+        if waiting is not None:
+            yield waiting.result()
+
+
+def _begin(engine: Engine, group: Sequence[FrameJob], options: VideoOptions, finisher: ThreadPoolExecutor) -> Future:
+    """Paint the faces of some frames; what is promised are the finished frames."""
+    faces = {(frame, face): entry for frame, job in enumerate(group) for face, (_, entry) in enumerate(job.faces)}
+    outcomes = {place: entry for place, entry in faces.items() if isinstance(entry, Covered)}
+    finished: list[tuple[Sequence, Future]] = []
+
+    def paint(places: Sequence[tuple[int, int]]) -> list[Painted]:
+        batch = [(group[frame].picture, *group[frame].faces[face]) for frame, face in places]
+        return _paint_frames(engine, batch, options)
+
+    def lay() -> list[tuple[np.ndarray, list[Outcome]]]:
+        for places, job in finished:
+            outcomes.update(zip(places, job.result(), strict=True))
+        return [_laid(job, [outcomes[frame, face] for face in range(len(job.faces))], options)
+                for frame, job in enumerate(group)]  # fmt: skip
+
+    for places in split([place for place in faces if place not in outcomes], engine.batch_size):
+        painted = guarded(paint, places, cover_face)
+        if finished:
+            finished[-1][1].result()  # only one batch waits: a crowd takes no more memory than a face
+        finished.append((places, finisher.submit(_finish_frames, engine, [faces[place] for place in places], painted)))
+    return finisher.submit(lay)
+
+
+def _paint_frames(engine: Engine, batch: Sequence[tuple[np.ndarray, Face, Appearance]], options: VideoOptions) -> list[Painted]:
+    """A new face for each of a batch of appearances.
+
+    α of a frame takes a part of every movement, above all of the mouth; so what is rendered of α' moves as α does, from the
+    reference on. In C it stays, for there it says who it is.
+    """
+    pictures, faces, appearances = zip(*batch, strict=True)
+    roles = [appearance.stand_in for appearance in appearances]
+    reference = MorphableCoefficients.unpack(torch.cat([role.coefficients.pack() for role in roles]))
+    source = engine.follow(pictures, faces, reference, options)
+    people = NewIdentity.cat([role.identity for role in roles], source.embedding)
+    moved = people.shape + source.coefficients.identity - reference.identity
+    texture = TextureEncoderOutput.cat([role.texture for role in roles])
+    latents = torch.cat([role.noise for role in roles])
+    painted = engine.paint(source, people, texture, latents, options, shown=moved)
+    return [painted.pick([row]) for row in range(len(batch))]
+
+
+@torch.no_grad()  # holds for one thread, and this is the second
+def _finish_frames(engine: Engine, appearances: Sequence[Appearance], painted: Sequence[Painted | Covered]) -> list[Outcome]:
+    return [
+        one if isinstance(one, Covered) else guarded(partial(_finish_frame, engine), [(appearance, one)], cover_face)[0]
+        for appearance, one in zip(appearances, painted, strict=True)
+    ]
+
+
+def _finish_frame(engine: Engine, batch: Sequence[tuple[Appearance, Painted]]) -> list[Outcome]:
+    ((appearance, painted),) = batch
+    own, role = painted.source.embedding, appearance.stand_in
+    attempt = engine.finish(
+        painted, torch.cat([own, appearance.embedding]) if appearance.seen else appearance.embedding, appearance.temporal_filter
+    )
+    return [judged(attempt, painted.source.crops[0], role.identity, role.attempts)]
+
+
+def _laid(job: FrameJob, outcomes: list[Outcome], options: DeidentifyOptions) -> tuple[np.ndarray, list[Outcome]]:
+    faces = [face for face, _ in job.faces]
+    return compose(job.picture, zip(faces, outcomes, strict=True), options.fallback), outcomes

@@ -1,0 +1,210 @@
+"""The people of a video: whose track is whose, and who stands in for them."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffdeid.engine.faces import Engine, StandIn, cover_face, guarded
+from diffdeid.engine.frames import Appearance
+from diffdeid.errors import DiffDeIDError
+from diffdeid.options import VideoOptions
+from diffdeid.stages.detect import why_covered
+from diffdeid.structures import Covered, Face, FaceBatch, FaceJob
+from diffdeid.temporal.filter import TemporalFilter
+from diffdeid.temporal.track import Sighting, State, Track
+
+EARLY = 2.0  # seconds of a track in which its best view is looked for
+BETTER = 1.1  # by which factor a view must be better to take the place of the best one
+REMEMBERED, REMEMBERED_TRACKS = 32, 4  # people of a stream who are known again and kept apart, and tracks of each
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(eq=False)
+class Person:
+    """Somebody in the video, and who stands in for them in every frame.
+
+    Attributes:
+        number: in order of appearance, from 1.
+        tracks: where they are.
+        embedding: `(1, 128)` mean of their z_id.
+        stand_in: who takes their place, or why nobody can.
+    """
+
+    number: int
+    tracks: list[Track]
+    embedding: Tensor | None = None
+    stand_in: StandIn | Covered = Covered("no frame shows the face well enough")
+
+
+@dataclass(frozen=True)
+class Presence:
+    """Somebody in a frame.
+
+    Attributes:
+        person: who it is.
+        state: how the face was seen.
+        face: with smoothed landmarks.
+        entry: its appearance, or why it is covered.
+    """
+
+    person: Person
+    state: State
+    face: Face
+    entry: Appearance | Covered
+
+
+@dataclass
+class _View:
+    """How well the best early view of a track shows somebody, and the view until it has served."""
+
+    quality: float
+    face: FaceBatch | None
+
+
+class People:
+    """Who is who in a video.
+
+    Args:
+        engine: finds those who stand in.
+        options: of the video.
+        seed: of all randomness.
+        rate: frames a second.
+    """
+
+    def __init__(self, engine: Engine, options: VideoOptions, seed: int, rate: float):
+        self.engine, self.options, self.seed, self.rate = engine, options, seed, rate
+        self.everybody: list[Person] = []
+        self._filters: dict[Track, tuple[int, TemporalFilter]] = {}  # and for which frame they were asked for last
+        self._owners: dict[Track, Person] = {}
+        self._views: dict[Track, _View] = {}
+        self._ended: set[Track] = set()
+        self._count = 0
+
+    def look(self, picture: np.ndarray, tracks: Sequence[Track]) -> None:
+        """Keep the best early views of tracks whose faces were found in a frame."""
+        for track in tracks:
+            owner, view = self._owners.get(track), self._views.get(track)
+            settled = view is not None and len(track) >= EARLY * self.rate
+            if track.last.landmarks is None or settled or (owner is not None and isinstance(owner.stand_in, StandIn)):
+                continue
+            quality = view_quality(track.last.landmarks)
+            if view is None or quality > BETTER * view.quality:
+                job = FaceJob(picture, track.last, [one.last for one in tracks])
+                try:
+                    self._views[track] = _View(quality, self.engine.reconstruct([job], self.options))
+                except Exception as error:  # another frame may do, and without one the person is covered
+                    logger.warning("A view of a face cannot be used: %s: %s", type(error).__name__, error)
+
+    def owner(self, track: Track) -> Person:
+        """Whose track it is: somebody known who looks alike and is not in the same frames, else somebody new."""
+        if track not in self._owners:
+            likeness = {
+                person: _likeness(track, person.tracks)
+                for person in self.everybody
+                if not any(track.meets(other) for other in person.tracks)
+            }
+            person = max(likeness, key=likeness.get, default=None)
+            if person is None or likeness[person] < 1 - self.engine.identity_limit:
+                self._count += 1
+                person = Person(self._count, [])
+                self.everybody.append(person)
+            person.tracks.append(track)
+            self._owners[track] = person
+        person, view = self._owners[track], self._views.get(track)
+        if view is not None and view.face is not None:
+            if isinstance(person.stand_in, Covered):
+                self._cast(person, view.face)
+            view.face = None  # it has served
+        return person
+
+    def _cast(self, person: Person, view: FaceBatch) -> None:
+        """Find who stands in for a person, and does not look like anybody else of the video or their stand-ins."""
+        seen = torch.from_numpy(np.concatenate([track.embeddings for track in person.tracks])).to(view.embedding)
+        person.embedding = F.normalize(seen.mean(0, keepdim=True), dim=1)
+        others = [one for one in self.everybody if isinstance(one.stand_in, StandIn) and one is not person]
+        taken = [part for other in others for part in (other.embedding, other.stand_in.identity.embedding)]
+        known = torch.cat([person.embedding, seen]), torch.cat(taken) if taken else None
+
+        def find(views: Sequence[FaceBatch]) -> list[StandIn | Covered]:
+            return [self.engine.cast(one, *known, self.options, self.seed + person.number) for one in views]
+
+        (person.stand_in,) = guarded(find, [view], cover_face)
+
+    def present(self, frame: int, tracks: Sequence[Track]) -> list[Presence]:
+        """Whose faces are in a frame, and what is to be done with them.
+
+        Raises:
+            DiffDeIDError: a face was lost there, and `on_miss` is "error".
+        """
+        found = []
+        for track in tracks:
+            person, sighting = self.owner(track), track.smoothed(frame)
+            reason = self._why_covered(person, sighting, frame)
+            if reason is None:
+                temporal_filter = partial(self.filter_of(track, frame), frame)
+                entry = Appearance(person.stand_in, person.embedding, sighting.state == "found", temporal_filter)
+            else:
+                entry = Covered(reason)
+            found.append(Presence(person, sighting.state, sighting.face, entry))
+        return found
+
+    def _why_covered(self, person: Person, sighting: Sighting, frame: int) -> str | None:
+        if sighting.state == "interpolated" and self.options.on_miss == "error":
+            raise DiffDeIDError(f"A face was lost in frame {frame} (`on_miss='error'`). Let it be interpolated or covered.")
+        reason = why_covered(sighting.face, self.options.min_face)
+        if reason is None and sighting.state == "interpolated" and self.options.on_miss == "cover":
+            return "lost for a moment"
+        return person.stand_in.reason if reason is None and isinstance(person.stand_in, Covered) else reason
+
+    def filter_of(self, track: Track, frame: int) -> TemporalFilter:
+        """What keeps the new face of a track steady. One that is not asked for a frame begins anew."""
+        self._filters = {one: (last, each) for one, (last, each) in self._filters.items() if last >= frame - 1}
+        temporal_filter = self._filters.get(track, (frame, TemporalFilter()))[1]
+        self._filters[track] = frame, temporal_filter
+        return temporal_filter
+
+    def begin_anew(self) -> None:
+        """Forget what the last frame looked like."""
+        self._filters.clear()
+
+    def forget(self, tracks: Sequence[Track]) -> None:
+        """Drop what is known of tracks that have ended long ago: all but the last people, and of each all but the last tracks."""
+        self._ended.update(tracks)
+        for track in tracks:
+            self._views.pop(track, None)
+        for person in self.everybody:
+            person.tracks[:] = [track for track in person.tracks if track not in self._ended] + [
+                track for track in person.tracks if track in self._ended
+            ][-REMEMBERED_TRACKS:]
+        gone = [person for person in self.everybody if self._ended.issuperset(person.tracks)]
+        gone.sort(key=lambda person: max(track.last_frame for track in person.tracks))
+        for person in gone[: max(len(self.everybody) - REMEMBERED, 0)]:
+            self.everybody.remove(person)
+        kept = {track for person in self.everybody for track in person.tracks}
+        self._owners = {track: person for track, person in self._owners.items() if track in kept}
+        self._ended &= kept
+
+
+def view_quality(landmarks: np.ndarray) -> float:
+    """How well a view of `(468, 3)` landmarks in the picture shows who somebody is: large, and seen from the front."""
+    nose, cheeks = landmarks[1], landmarks[[234, 454]]
+    width, height = np.hypot(*(cheeks[1] - cheeks[0])[:2]), np.hypot(*(landmarks[10] - landmarks[152])[:2])
+    sides = [np.hypot(*(nose - cheek)[:2]) for cheek in cheeks]
+    return float(min(max(width, height), 200) * min(sides) / max(*sides, 1e-6))
+
+
+def _likeness(track: Track, others: Sequence[Track]) -> float:
+    """Cosine of two people by the three pairs of embeddings that are most alike; -1 where there are none."""
+    pools = [np.array(track.embeddings), np.array([embedding for other in others for embedding in other.embeddings])]
+    if not all(map(len, pools)):
+        return -1.0
+    return float(np.sort((pools[0] @ pools[1].T).ravel())[-3:].mean())

@@ -1,0 +1,90 @@
+"""Pictures and their faces."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from diffdeid.engine.faces import Engine
+from diffdeid.options import DeidentifyOptions
+from diffdeid.stages.compose import compose
+from diffdeid.stages.denoise import NO_CALLBACKS, Callbacks
+from diffdeid.stages.detect import why_covered
+from diffdeid.structures import Covered, Face, FaceJob, NewIdentity, Outcome
+
+
+@dataclass(frozen=True)
+class PictureJob:
+    """A picture that is to be de-identified. Faces go by their number in `faces`.
+
+    Attributes:
+        picture: `(H, W, 3)` uint8 RGB.
+        faces: all of its faces.
+        seeds: one for each candidate, see `draw_seeds`.
+        coefficients: ρ `(1, 261)` where it is known.
+        identities: the new people where they are chosen.
+        staying: the faces that are left as they are.
+    """
+
+    picture: np.ndarray
+    faces: Sequence[Face]
+    seeds: Sequence[int]
+    coefficients: Mapping[int, Tensor] = field(default_factory=dict)
+    identities: Mapping[int, NewIdentity] = field(default_factory=dict)
+    staying: frozenset[int] = frozenset()
+
+
+def draw_seeds(generator: torch.Generator | None, count: int) -> list[int]:
+    """Seeds of candidates; fresh randomness without a generator."""
+    if generator is None:
+        generator = torch.Generator()
+        generator.seed()
+    return torch.randint(2**62, (count,), generator=generator, device=generator.device).tolist()
+
+
+@torch.no_grad()
+def deidentify_pictures(
+    engine: Engine, jobs: Sequence[PictureJob], options: DeidentifyOptions, callbacks: Callbacks = NO_CALLBACKS
+) -> Iterator[list[tuple[np.ndarray, dict[int, Outcome]]]]:
+    """De-identify pictures; their faces share batches.
+
+    Args:
+        callbacks: what is called meanwhile.
+
+    Returns:
+        For each picture, and each of its seeds, the result and what became of its faces.
+    """
+    problems = [
+        {number: why_covered(face, options.min_face) for number, face in enumerate(job.faces) if number not in job.staying}
+        for job in jobs
+    ]
+    faces = [
+        FaceJob(
+            job.picture, job.faces[number], job.faces, [seed + number for seed in job.seeds],
+            job.coefficients.get(number), job.identities.get(number),
+        )
+        for job, its_problems in zip(jobs, problems, strict=True)
+        for number, problem in its_problems.items()
+        if problem is None
+    ]  # fmt: skip
+    made = engine.deidentify(faces, options, callbacks)
+    for job, its_problems in zip(jobs, problems, strict=True):
+        outcomes = {
+            number: next(made) if problem is None else [Covered(problem)] * len(job.seeds)
+            for number, problem in its_problems.items()
+        }
+        yield [
+            _candidate(job, {number: each[candidate] for number, each in outcomes.items()}, options)
+            for candidate in range(len(job.seeds))
+        ]
+
+
+def _candidate(
+    job: PictureJob, outcomes: dict[int, Outcome], options: DeidentifyOptions
+) -> tuple[np.ndarray, dict[int, Outcome]]:
+    faces = [(job.faces[number], outcome) for number, outcome in outcomes.items()]
+    return compose(job.picture, faces, options.fallback), outcomes

@@ -1,0 +1,54 @@
+"""Which detections are one face.
+
+They are when their landmarks agree, or their boxes where one has no landmarks. A small box in a large one may be somebody else:
+it needs no care of its own only where nearly all of it is painted or covered along with the other face.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import numpy as np
+
+from diffdeid.geometry.boxes import bounding_box, intersection_over_union
+from diffdeid.geometry.mask import face_region
+from diffdeid.structures import Face
+
+SAME_BOX = 0.4  # intersection over union of two boxes about one face
+SAME_LANDMARKS = 0.25  # mean distance of the landmarks of one face as seen twice, in face sizes
+REACHED = 0.95  # part of a box; what is done with a face is done with all of which so much lies in it
+RASTER = 64  # pixels of a face, to measure that
+
+
+def same_face(one: Face, other: Face) -> bool:
+    """Whether two detections show one face: by their landmarks, or by their boxes where one has none."""
+    if one.landmarks is None or other.landmarks is None:
+        return intersection_over_union(one.box, other.box) > SAME_BOX
+    sizes = [np.ptp(face.landmarks[:, :2], axis=0).max() for face in (one, other)]
+    distance = np.linalg.norm((one.landmarks - other.landmarks)[:, :2], axis=1).mean()
+    return bool(distance < SAME_LANDMARKS * min(sizes))
+
+
+def is_reached(face: Face, by: Face) -> bool:
+    """Whether nearly all of a face lies in what is painted or covered of another one, so that it needs no care of its own."""
+    box = face.box if face.landmarks is None else bounding_box(face.landmarks)
+    if by.landmarks is None:
+        low, high = np.maximum(box[:2], by.box[:2]), np.minimum(box[2:], by.box[2:])
+        return bool(np.prod((high - low).clip(0)) > REACHED * np.prod(box[2:] - box[:2]))
+    scale = RASTER / max(*(box[2:] - box[:2]), 1e-6)
+    width, height = np.ceil((box[2:] - box[:2]) * scale).astype(int).clip(1)
+    return bool(face_region((by.landmarks[:, :2] - box[:2]) * scale, (int(height), int(width))).mean() > REACHED)
+
+
+def is_known(face: Face, others: Iterable[Face]) -> bool:
+    """Whether a detection is one of some other faces, or is reached by what is done with one of them."""
+    return any(same_face(face, other) or is_reached(face, other) for other in others)
+
+
+def merge(faces: Iterable[Face]) -> list[Face]:
+    """Detections -> faces, largest first. Those with landmarks, and then those with high scores, count for more."""
+    kept: list[Face] = []
+    for face in sorted(faces, key=lambda face: (face.landmarks is None, -face.score)):
+        if not is_known(face, kept):
+            kept.append(face)
+    return sorted(kept, key=lambda face: -np.prod(face.box[2:] - face.box[:2]))

@@ -1,0 +1,57 @@
+"""What is erased of a crop, M_mask: the only home of it. Pixels in here never reach a network; training uses the same.
+
+The regions take landmarks `(468, 2+)` in the pixels of the picture, and give float32 pictures of the values 0 and 1; `size` is
+the side of a square, or (height, width).
+"""
+
+from __future__ import annotations
+
+import cv2
+import numpy as np
+
+from diffdeid.geometry.landmarks import LIPS_OUTER
+
+MASK_MARGIN = 0.07  # of the face's height, so that another head shape fits
+MOUTH_MARGIN = 0.015
+SHIFT = 4  # fractional bits of cv2's fixed-point coordinates
+
+
+def erased(landmarks: np.ndarray, size: int, keep_mouth: bool = False) -> np.ndarray:
+    """The face, without the mouth if that is to stay."""
+    face = face_region(landmarks, size)
+    return face * (1 - mouth_region(landmarks, size)) if keep_mouth else face
+
+
+def face_region(landmarks: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """The whole face: hull of all landmarks, grown by `MASK_MARGIN`."""
+    points = landmarks[:, :2]
+    return _grown_hull(points, MASK_MARGIN * _face_height(points), size)
+
+
+def mouth_region(landmarks: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
+    """The lips and what lies between them, grown a little."""
+    points = landmarks[:, :2]
+    return _grown_hull(points[list(LIPS_OUTER)], MOUTH_MARGIN * _face_height(points), size)
+
+
+def depth_in(mask: np.ndarray) -> np.ndarray:
+    """How deep in the region of a mask `(S, S)` each pixel lies, in pixels; the border of the picture is an edge too."""
+    return cv2.distanceTransform(np.pad((mask > 0).astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+
+
+def fixed_point(points: np.ndarray) -> np.ndarray:
+    """Pixel coordinates as OpenCV draws them: from pixel centres, with `SHIFT` fractional bits."""
+    return np.round((points[..., :2] - 0.5) * (1 << SHIFT)).astype(np.int32)
+
+
+def _face_height(points: np.ndarray) -> float:
+    return float(np.linalg.norm(points[10] - points[152]))
+
+
+def _grown_hull(points: np.ndarray, margin: float, size: int | tuple[int, int]) -> np.ndarray:
+    hull = cv2.convexHull(points.astype(np.float32))[:, 0]
+    canvas = np.zeros((size, size) if isinstance(size, int) else size, np.uint8)
+    fixed = fixed_point(hull)
+    cv2.fillPoly(canvas, [fixed], 255, cv2.LINE_8, SHIFT)
+    cv2.polylines(canvas, [fixed], True, 255, max(1, round(2 * margin)), cv2.LINE_8, SHIFT)  # a thick outline grows the hull
+    return (canvas > 0).astype(np.float32)

@@ -1,0 +1,85 @@
+"""The components that the photo and the video pipeline share, loaded from the same folders."""
+
+from __future__ import annotations
+
+from diffusers import DiffusionPipeline, SchedulerMixin
+
+from diffdeid.engine.faces import Engine
+from diffdeid.errors import ConfigurationError
+from diffdeid.models.context_encoder import ContextEncoderModel
+from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.models.face_recognition import FaceRecognitionModel
+from diffdeid.models.face_reconstructor import FaceReconstructorModel
+from diffdeid.models.lds import LDSModel
+from diffdeid.models.morphable_model import MorphableModel
+from diffdeid.models.texture_encoder import TextureEncoderModel
+from diffdeid.models.unet import DiffDeIDUNet2DModel
+from diffdeid.pipelines.loading import SafeHubMixin
+
+
+class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
+    """A pipeline with everything that it takes to de-identify a face.
+
+    Args:
+        unet: denoiser ε_θ(Z_t ⊕ I'_3d, E_t(I_m), C).
+        texture_encoder: E_t.
+        scheduler: takes the noise out.
+        morphable_model: ρ -> head.
+        face_recognition: z_id, and the judge of every result.
+        face_analyser: finds faces; photos can do without it where `faces` with landmarks and irises are passed.
+        reconstructor: ρ by a network, for `reconstruction="network"`.
+        lds, lds_scheduler: sample identities, unless `identity` is passed.
+        context_encoder: what the surroundings tell of a person, for `attributes="context"`.
+        identity_limit: smallest accepted 1 - cosine between source and result. The released value lets one in a thousand pairs
+            of different people pass for the same person.
+        crop_factor: side of the crop in FFHQ squares.
+    """
+
+    model_cpu_offload_seq = "reconstructor->context_encoder->face_recognition->texture_encoder->unet"
+    _exclude_from_cpu_offload = ["face_analyser", "morphable_model", "lds"]  # small, and used outside `forward`
+    _optional_components = ["face_analyser", "reconstructor", "lds", "lds_scheduler", "context_encoder"]
+
+    def __init__(
+        self,
+        unet: DiffDeIDUNet2DModel,
+        texture_encoder: TextureEncoderModel,
+        scheduler: SchedulerMixin,
+        morphable_model: MorphableModel,
+        face_recognition: FaceRecognitionModel,
+        face_analyser: FaceAnalyserModel | None = None,
+        reconstructor: FaceReconstructorModel | None = None,
+        lds: LDSModel | None = None,
+        lds_scheduler: SchedulerMixin | None = None,
+        context_encoder: ContextEncoderModel | None = None,
+        identity_limit: float = 0.5,
+        crop_factor: float = 0.8,
+    ):
+        super().__init__()
+        components = {
+            "unet": (unet, DiffDeIDUNet2DModel),
+            "texture_encoder": (texture_encoder, TextureEncoderModel),
+            "scheduler": (scheduler, SchedulerMixin),
+            "morphable_model": (morphable_model, MorphableModel),
+            "face_recognition": (face_recognition, FaceRecognitionModel),
+            "face_analyser": (face_analyser, FaceAnalyserModel),
+            "reconstructor": (reconstructor, FaceReconstructorModel),
+            "lds": (lds, LDSModel),
+            "lds_scheduler": (lds_scheduler, SchedulerMixin),
+            "context_encoder": (context_encoder, ContextEncoderModel),
+        }
+        for name, (component, base) in components.items():
+            if not (isinstance(component, base) or (component is None and name in self._optional_components)):
+                raise TypeError(f"`{name}` must be a `{base.__name__}`, got `{type(component).__name__}`.")
+        self.register_modules(**{name: component for name, (component, _) in components.items()})
+        if lds is not None and lds.config.tone_dim != morphable_model.config.num_tone:
+            raise ConfigurationError(
+                f"The `lds` is told {lds.config.tone_dim} numbers of the tone of the skin, and `morphable_model` has "
+                f"{morphable_model.config.num_tone}: more of the albedo would tell who somebody is. Train an `lds` for this head."
+            )
+        self.register_to_config(identity_limit=identity_limit, crop_factor=crop_factor)
+
+    @property
+    def engine(self) -> Engine:
+        """The components as they are now, at work."""
+        limits = {"identity_limit": self.config.identity_limit, "crop_factor": self.config.crop_factor}
+        return Engine(**self.components, **limits, device=self._execution_device)

@@ -1,0 +1,49 @@
+"""Stage 1: find the faces of a picture, and which of them can be de-identified."""
+
+from __future__ import annotations
+
+import numpy as np
+
+from diffdeid.errors import ConfigurationError
+from diffdeid.geometry.boxes import bounding_box, intersection_over_union
+from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.structures import Face
+
+ITS_LANDMARKS = 0.25  # least intersection over union of the box of a given face and that of its landmarks
+
+
+def detect_faces(analyser: FaceAnalyserModel | None, picture: np.ndarray, faces: list[Face] | None = None) -> list[Face]:
+    """Faces of a `(H, W, 3)` uint8 picture with landmarks where they can be placed; completes `faces` when given.
+
+    Raises:
+        ConfigurationError: there is nothing to find faces with.
+        ValueError: a given face has no box, so that it could not even be covered.
+    """
+    faces = None if faces is None else [_believed(face) for face in faces]
+    if analyser is not None:
+        return analyser(picture, faces)
+    if faces is None:
+        raise ConfigurationError("This pipeline has no `face_analyser` to find faces with. Pass `faces`.")
+    return faces
+
+
+def why_covered(face: Face, min_face: float = 0) -> str | None:
+    """Why a face cannot be de-identified, if it cannot."""
+    if min(face.box[2:] - face.box[:2]) < min_face:
+        return f"smaller than {min_face:g} pixels"
+    if face.landmarks is None or face.iris is None:
+        return "its landmarks could not be placed"
+    return None
+
+
+def _believed(face: Face) -> Face:
+    """A given face without landmarks that are no numbers or lie elsewhere than its box."""
+    box = np.asarray(face.box)
+    if not (box.shape == (4,) and np.isfinite(box).all() and (box[2:] > box[:2]).all()):
+        raise ValueError(f"The `box` of a face must be four finite numbers x0 < x1, y0 < y1 as (x0, y0, x1, y1), got {face.box}.")
+    points = [part for part in (face.landmarks, face.iris) if part is not None]
+    if not all(np.isfinite(part).all() for part in points):
+        return Face(face.box, face.score)
+    if face.landmarks is not None and intersection_over_union(bounding_box(face.landmarks), face.box) < ITS_LANDMARKS:
+        return Face(face.box, face.score)
+    return face

@@ -1,0 +1,71 @@
+"""`diffdeid data` and `diffdeid train`."""
+
+from __future__ import annotations
+
+import logging
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from diffdeid.command_line import DEFAULT_MODEL, Config, Model, errors_in_one_line
+
+data = typer.Typer(help="Training data.", no_args_is_help=True)
+train = typer.Typer(help="Train the networks.", no_args_is_help=True)
+
+
+@data.command()
+def prepare(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Photos or face crops.")],
+    out: Annotated[Path, typer.Argument(help="The store to write or to complete.")],
+    ready_crops: Annotated[bool, typer.Option("--ready-crops", help="Each picture is one aligned face.")] = False,
+    model: Model = DEFAULT_MODEL,
+) -> None:
+    """Turn a folder of photos into a store of face crops with everything that training needs."""
+    from diffdeid.training.prepare import prepare
+
+    with errors_in_one_line():
+        prepare(folder, out, model, ready_crops)
+
+
+@data.command()
+def exchange(
+    store: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A store that `prepare` wrote.")],
+    validation_names: Annotated[Path | None, typer.Option(exists=True, help="Held-out faces, one name a line.")] = None,
+    model: Model = DEFAULT_MODEL,
+) -> None:
+    """Add every photo of a store once more, to be painted as another person of it (for the geometry loss)."""
+    from diffdeid.training.exchange import exchange_people
+
+    with errors_in_one_line():
+        exchange_people(store, validation_names, model)
+
+
+@train.command()
+def lds(config: Config) -> None:
+    """Train the identity sampler."""
+    from diffdeid.training.train_lds import train
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with errors_in_one_line():
+        train(config)
+
+
+@train.command()
+def diffdeid(config: Config) -> None:
+    """Train the de-identification network."""
+    from diffdeid.training.loop import train
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with errors_in_one_line():
+        train(config)
+
+
+@train.command()
+def reconstructor(config: Config) -> None:
+    """Train the network that reconstructs faces."""
+    from diffdeid.training.train_reconstructor import train
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with errors_in_one_line():
+        train(config)
