@@ -83,7 +83,7 @@ class People:
     def __init__(self, engine: Engine, options: VideoOptions, seed: int, rate: float):
         self.engine, self.options, self.seed, self.rate = engine, options, seed, rate
         self.everybody: list[Person] = []
-        self._filters: dict[Track, tuple[int, TemporalFilter]] = {}  # and for which frame they were asked for last
+        self._filters: dict[Track, TemporalFilter] = {}  # of the tracks of the last frame
         self._owners: dict[Track, Person] = {}
         self._views: dict[Track, _View] = {}
         self._ended: set[Track] = set()
@@ -145,16 +145,18 @@ class People:
         Raises:
             DiffDeIDError: a face was lost there, and `on_miss` is "error".
         """
-        found = []
+        found, filters = [], {}
         for track in tracks:
             person, sighting = self.owner(track), track.smoothed(frame)
             reason = self._why_covered(person, sighting, frame)
             if reason is None:
-                temporal_filter = partial(self.filter_of(track, frame), frame)
-                entry = Appearance(person.stand_in, person.embedding, sighting.state == "found", temporal_filter)
+                filters[track] = self._filters.get(track, TemporalFilter())
+                steady = partial(filters[track], frame)
+                entry = Appearance(person.stand_in, person.embedding, sighting.state == "found", steady)
             else:
                 entry = Covered(reason)
             found.append(Presence(person, sighting.state, sighting.face, entry))
+        self._filters = filters  # one that misses a frame would begin anew anyway
         return found
 
     def _why_covered(self, person: Person, sighting: Sighting, frame: int) -> str | None:
@@ -164,13 +166,6 @@ class People:
         if reason is None and sighting.state == "interpolated" and self.options.on_miss == "cover":
             return "lost for a moment"
         return person.stand_in.reason if reason is None and isinstance(person.stand_in, Covered) else reason
-
-    def filter_of(self, track: Track, frame: int) -> TemporalFilter:
-        """What keeps the new face of a track steady. One that is not asked for a frame begins anew."""
-        self._filters = {one: (last, each) for one, (last, each) in self._filters.items() if last >= frame - 1}
-        temporal_filter = self._filters.get(track, (frame, TemporalFilter()))[1]
-        self._filters[track] = frame, temporal_filter
-        return temporal_filter
 
     def begin_anew(self) -> None:
         """Forget what the last frame looked like."""

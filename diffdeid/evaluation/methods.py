@@ -68,8 +68,7 @@ def run_method(name: str, pipe: DiffDeIDPipeline, pictures: dict[str, Path], out
         For each picture its `name`, `seconds`, `faces`, those `covered`, and `evaluations` of the network.
     """
     out.mkdir(parents=True, exist_ok=True)
-    tensors = [x for part in pipe.components.values() if isinstance(part, torch.nn.Module) for x in part.state_dict().values()]
-    costs, weights = out / "costs.jsonl", _digest(*(x.cpu().numpy().tobytes() for x in tensors))
+    costs, weights = out / "costs.jsonl", pipe.engine.digest()
     recipes = {
         key: _digest(path.read_bytes(), repr((weights, seed + number, sorted(options.items()))).encode())
         for number, (key, path) in enumerate(pictures.items())

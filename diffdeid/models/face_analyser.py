@@ -59,7 +59,7 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         fine_pixels: int = 10_500_000,
     ):
         super().__init__()
-        self._graphs: dict[str, bytes] = {}
+        self.graphs: dict[str, bytes] = {}
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
     device = torch.device("cpu")  # whatever `.to()` says: there are no tensors to move
@@ -81,14 +81,14 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         # Idle threads that spin take the cores from torch, which runs between these graphs.
         options.add_session_config_entry("session.intra_op.allow_spinning", "0")
         for name in GRAPHS:
-            model._graphs[name] = (folder / f"{name}.onnx").read_bytes()
-            model._sessions[name] = onnxruntime.InferenceSession(model._graphs[name], options, providers=["CPUExecutionProvider"])
+            model.graphs[name] = (folder / f"{name}.onnx").read_bytes()
+            model._sessions[name] = onnxruntime.InferenceSession(model.graphs[name], options, providers=["CPUExecutionProvider"])
         return model
 
     def save_pretrained(self, save_directory: str | Path, **kwargs):
         """Write `config.json` and the graphs; keyword arguments concern tensors and are ignored."""
         self.save_config(save_directory)
-        for name, graph in self._graphs.items():
+        for name, graph in self.graphs.items():
             Path(save_directory, f"{name}.onnx").write_bytes(graph)
 
     def forward(self, image: np.ndarray, faces: list[Face] | None = None) -> list[Face]:

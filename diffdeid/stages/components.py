@@ -104,6 +104,9 @@ class Components:
         for part in (getattr(self, entry.name) for entry in fields(self)):
             if isinstance(part, SchedulerMixin | FaceAnalyserModel):
                 total.update(repr(sorted(part.config.items())).encode())
+            if isinstance(part, FaceAnalyserModel):
+                for graph in part.graphs.values():
+                    total.update(graph)
             elif isinstance(part, torch.nn.Module):
                 for name, tensor in part.state_dict().items():
                     total.update(f"{name} {tensor.dtype}".encode())

@@ -322,6 +322,16 @@ def test_same_seed_same_bytes(video_pipeline, portrait, tmp_path):
     assert made[0] == made[1] != made[2]
 
 
+def interrupted_at(frame):
+    """A callback that stops the rendering there, as Ctrl-C does."""
+
+    def interrupt(stage, done, total):
+        if (stage, done) == ("render", frame):
+            raise KeyboardInterrupt
+
+    return interrupt
+
+
 def test_an_interrupted_run_goes_on(video_pipeline, portrait, tmp_path, monkeypatch):
     """It ends as an uninterrupted one does, and does not render twice what was done."""
     monkeypatch.setattr(pipeline_video, "PART_FRAMES", 4)
@@ -329,9 +339,7 @@ def test_an_interrupted_run_goes_on(video_pipeline, portrait, tmp_path, monkeypa
     options = {"resume": True, "preset": "ultrafast"}  # without mbtree, where x264 reads memory that it never wrote
     whole = run(video_pipeline, path, tmp_path / "whole.mp4", **options)
 
-    def interrupt(stage, done, total):
-        if (stage, done) == ("render", 7):
-            raise KeyboardInterrupt
+    interrupt = interrupted_at(7)
 
     with pytest.raises(KeyboardInterrupt):
         run(video_pipeline, path, tmp_path / "b.mp4", callback_on_frame=interrupt, **options)
@@ -357,9 +365,7 @@ def test_a_run_with_other_options_begins_anew(video_pipeline, portrait, tmp_path
     monkeypatch.setattr(pipeline_video, "PART_FRAMES", 4)
     path = write(tmp_path / "a.mp4", [portrait] * 6)
 
-    def interrupt(stage, done, total):
-        if (stage, done) == ("render", 5):
-            raise KeyboardInterrupt
+    interrupt = interrupted_at(5)
 
     with pytest.raises(KeyboardInterrupt):
         run(video_pipeline, path, tmp_path / "b.mp4", resume=True, level=3, callback_on_frame=interrupt)
@@ -528,9 +534,7 @@ def test_parts_made_with_other_weights_or_another_cast_are_not_taken(video_pipel
     monkeypatch.setattr(pipeline_video, "PART_FRAMES", 4)
     path = write(tmp_path / "a.mp4", [portrait] * 6)
 
-    def interrupt(stage, done, total):
-        if (stage, done) == ("render", 5):
-            raise KeyboardInterrupt
+    interrupt = interrupted_at(5)
 
     strict = DiffDeIDVideoPipeline(**video_pipeline.components, identity_limit=video_pipeline.config.identity_limit - 0.01)
     strict.set_progress_bar_config(disable=True)
