@@ -11,7 +11,7 @@ can do, so the detector's threshold is low; what the mesh then does not recognis
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -32,7 +32,7 @@ from diffdeid.structures import Face
 GRAPHS = ("centerface", "attention_mesh")
 MESH_SIZE, MESH_MARGIN = 192, 1.5  # pixels of a crop, and its side in face boxes, as MediaPipe was trained
 SECOND_LOOK_SIZE, SECOND_LOOK_MARGIN = 128, 2.3  # faces are then 56 pixels large
-TILE, OVERLAP = 1600, 160  # pixels of the parts that are searched for small faces; the coarse pass finds those of OVERLAP
+TILE, OVERLAP = 1600, 128  # pixels of the parts that are searched for small faces; the coarse pass finds those of OVERLAP
 ABOUT_THERE = 0.25  # intersection over union of a face as first seen, and as seen more closely
 LOOKS = (-0.03, 0.03)  # by how many of its sides a crop is shifted, right and down; half of the error of one look is noise
 
@@ -78,8 +78,8 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         model = cls.from_config(cls.load_config(folder))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # Idle threads that spin take the cores from torch, which runs between these graphs.
-        options.add_session_config_entry("session.intra_op.allow_spinning", "0")
+        # Threads that went on to spin would take the cores from torch, which runs between these graphs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
         for name in GRAPHS:
             model.graphs[name] = (folder / f"{name}.onnx").read_bytes()
             model._sessions[name] = onnxruntime.InferenceSession(model.graphs[name], options, providers=["CPUExecutionProvider"])
@@ -126,14 +126,16 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         proposals = [_mapped(face, np.eye(2, 3) / coarse_scale) for face in self._centerface_all_round(coarse)]
         if fine_scale > coarse_scale:
             for tile, origin in _tiles(fine):
-                proposals += [_mapped(face, np.column_stack([np.eye(2), origin]) / fine_scale) for face in self._centerface(tile)]
+                (seen,) = self._centerface([tile])
+                proposals += [_mapped(face, np.column_stack([np.eye(2), origin]) / fine_scale) for face in seen]
         faces = [self._look_again(image, face) for face in _suppress(proposals)]
         return sorted(_suppress(faces), key=lambda face: -np.prod(face.box[2:] - face.box[:2]))
 
     def glance(self, image: np.ndarray, threshold: float) -> list[Face]:
         """Upright faces that are not small, with scores above `threshold`: a sixth of the work of `detect`, for single frames."""
         coarse, scale = _resize(image, self.config.coarse_pixels, limit=1)
-        return [_mapped(face, np.eye(2, 3) / scale) for face in self._centerface(coarse, threshold)]
+        (seen,) = self._centerface([coarse], threshold)
+        return [_mapped(face, np.eye(2, 3) / scale) for face in seen]
 
     def _look_again(self, image: np.ndarray, face: Face) -> Face:
         """The face as seen at the scale at which the detector is most accurate and tells up from down best.
@@ -149,30 +151,25 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
 
     def _centerface_all_round(self, image: np.ndarray) -> list[Face]:
         """`_centerface` on the picture as it is, on its sides and upside down."""
+        turns = [np.rot90(image, quarter) for quarter in range(4)]
+        upright, inverted = self._centerface(turns[::2])
+        left, right = self._centerface(turns[1::2])
         faces = []
         back = np.eye(3)  # turned picture -> picture
-        for quarter in range(4):
-            turned = np.rot90(image, quarter)
-            faces += [_mapped(face, back) for face in self._centerface(turned)]
+        for turned, seen in zip(turns, (upright, left, inverted, right), strict=True):
+            faces += [_mapped(face, back) for face in seen]
             back = back @ [[0, -1, turned.shape[1]], [1, 0, 0], [0, 0, 1]]  # the next quarter takes (x, y) to (y, width - x)
         return faces
 
-    def _centerface(self, image: np.ndarray, threshold: float | None = None) -> list[Face]:
-        """Faces at one scale and rotation."""
+    def _centerface(self, images: Sequence[np.ndarray], threshold: float | None = None) -> list[list[Face]]:
+        """Faces at one scale and rotation, of pictures of one size."""
         threshold = self.config.detection_threshold if threshold is None else threshold
-        height, width = image.shape[:2]
-        padded = np.zeros((-height // 32 * -32, -width // 32 * -32, 3), np.float32)
-        padded[:height, :width] = image
-        outputs = self._run("centerface", padded.transpose(2, 0, 1)[None], ["537", "538", "539", "540"])
-        heat, log_sizes, offsets, points = (output[0] for output in outputs)
-        rows, columns = np.nonzero(heat[0] > threshold)
-        # The graph puts y before x everywhere.
-        centres = (np.stack([columns, rows], axis=1) + offsets[::-1, rows, columns].T + 0.5) * 4
-        sizes = np.exp(log_sizes[::-1, rows, columns].T) * 4
-        boxes = np.concatenate([centres - sizes / 2, centres + sizes / 2], axis=1)
-        points = points[:, rows, columns].T.reshape(-1, 5, 2)[:, :, ::-1] * sizes[:, None] + boxes[:, None, :2]
-        faces = [Face(*values) for values in zip(boxes, heat[0, rows, columns].tolist(), points, strict=True)]
-        return _suppress(faces)
+        height, width = images[0].shape[:2]
+        padded = np.zeros((len(images), 3, -height // 32 * -32, -width // 32 * -32), np.float32)
+        for rows, image in zip(padded, images, strict=True):
+            rows[:, :height, :width] = image.transpose(2, 0, 1)
+        outputs = self._run("centerface", padded, ["537", "538", "539", "540"])
+        return [_suppress(_decode(*output, threshold)) for output in zip(*outputs, strict=True)]
 
     # 2. Landmarks and irises
 
@@ -226,7 +223,8 @@ def _resize(image: np.ndarray, pixels: int, limit: float) -> tuple[np.ndarray, f
     if scale == 1:
         return image, 1.0
     size = (max(1, round(width * scale)), max(1, round(height * scale)))
-    return cv2.resize(image, size, interpolation=cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC), scale
+    interpolation = cv2.INTER_CUBIC if scale > 1 else cv2.INTER_LINEAR if scale > 0.5 else cv2.INTER_AREA  # which is slower
+    return cv2.resize(image, size, interpolation=interpolation), scale
 
 
 def _tiles(image: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
@@ -235,6 +233,16 @@ def _tiles(image: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
     for top in range(0, max(height - OVERLAP, 1), TILE - OVERLAP):
         for left in range(0, max(width - OVERLAP, 1), TILE - OVERLAP):
             yield image[top : top + TILE, left : left + TILE], (left, top)
+
+
+def _decode(heat: np.ndarray, log_sizes: np.ndarray, offsets: np.ndarray, points: np.ndarray, threshold: float) -> list[Face]:
+    """What CenterFace says of a picture, in fields of a quarter of its size that have y before x -> faces, in its pixels."""
+    rows, columns = np.nonzero(heat[0] > threshold)
+    centres = (np.stack([columns, rows], axis=1) + offsets[::-1, rows, columns].T + 0.5) * 4
+    sizes = np.exp(log_sizes[::-1, rows, columns].T) * 4
+    boxes = np.concatenate([centres - sizes / 2, centres + sizes / 2], axis=1)
+    points = points[:, rows, columns].T.reshape(-1, 5, 2)[:, :, ::-1] * sizes[:, None] + boxes[:, None, :2]
+    return [Face(*values) for values in zip(boxes, heat[0, rows, columns].tolist(), points, strict=True)]
 
 
 def _transform(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:

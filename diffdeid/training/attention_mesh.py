@@ -74,8 +74,8 @@ def _run(operator: str, inputs: list, attributes: dict) -> Tensor:
             return F.conv2d(padded, *rest, stride=attributes["strides"], groups=attributes["group"])
         case "MaxPool":
             return F.max_pool2d(x, attributes["kernel_shape"], attributes["strides"])
-        case "PRelu":
-            return F.prelu(x, rest[0].flatten())
+        case "Relu":
+            return x.relu()
         case "Sigmoid":
             return x.sigmoid()
         case "Add":
