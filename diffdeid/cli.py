@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -31,7 +30,6 @@ from diffdeid.errors import ConfigurationError
 from diffdeid.options import DeidentifyOptions, FileOptions, VideoOptions
 from diffdeid.training.commands import data, train
 
-FAST_STEPS = 2
 HOW = DeidentifyOptions.__dataclass_fields__["reconstruction"].metadata["help"]
 
 app = typer.Typer(help="De-identify the faces in pictures.", no_args_is_help=True, pretty_exceptions_enable=False)
@@ -65,7 +63,6 @@ def anonymize(
     candidates: Annotated[int, typer.Option(min=1, help="Outputs to make of each input, with different identities.")] = 1,
     options: VideoOptions,
     files: FileOptions,
-    fast: Annotated[bool, typer.Option("--fast", help="2 steps: smoother faces in less than half of the time.")] = False,
     seed: Seed = None,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -91,9 +88,7 @@ def anonymize(
         jobs = [] if camera else batch.plan(inputs, output, candidates)
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    _refuse_what_has_no_effect(context, fast, camera, any(batch.is_video(job.source) for job in jobs))
-    if fast:
-        options = replace(options, num_inference_steps=FAST_STEPS)
+    _refuse_what_has_no_effect(context, camera, any(batch.is_video(job.source) for job in jobs))
     if debug:
         logging.basicConfig()
         logging.getLogger("diffdeid").setLevel(logging.DEBUG)
@@ -119,11 +114,9 @@ def anonymize(
         raise typer.Exit(3)
 
 
-def _refuse_what_has_no_effect(context: typer.Context, fast: bool, camera: bool, videos: bool) -> None:
+def _refuse_what_has_no_effect(context: typer.Context, camera: bool, videos: bool) -> None:
     """Raise for options that were given and could not be honoured."""
     given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
-    if fast and "num_inference_steps" in given:
-        raise typer.BadParameter("--fast and --steps both say how many steps there are. Give one of them.")
     of_files = {"output", "candidates", "on_no_face", "overwrite", "as_json", *FileOptions.names()}
     of_videos = {*FileOptions.names(), *VideoOptions.names()} - {*DeidentifyOptions.names()}
     useless = given & (of_files if camera else set() if videos else of_videos)

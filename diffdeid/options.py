@@ -64,7 +64,7 @@ class DeidentifyOptions(Options):
     """
 
     level: int = choice(7, "Least distance of the new identity from the old one.", 1, 10)
-    num_inference_steps: int = choice(8, "Denoising steps.", 1, 1000, flag="--steps")
+    num_inference_steps: int = choice(4, "Denoising steps.", 1, 1000, flag="--steps")
     guidance_scale: float = choice(1.0, "Exaggerates the new identity when above 1, at twice the cost.", 0)
     attributes: Literal["context", "any", "source"] = choice(
         "context", "The new person fits hair and body, is anybody, or has the face's sex, age, descent, beard and smile."

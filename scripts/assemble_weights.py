@@ -17,7 +17,7 @@ import json
 from pathlib import Path
 
 import numpy as np
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 
 from diffdeid import DiffDeIDPipeline
 from diffdeid.models.context_encoder import ContextEncoderModel
@@ -55,6 +55,16 @@ def calibrate(store: FaceStore) -> dict[str, float]:
     }
 
 
+def quicker(folder: Path, subfolder: str) -> DPMSolverMultistepScheduler:
+    """The scheduler of a training run as a multistep solver in even steps of log SNR, which needs half of the steps.
+
+    DPM-Solver++, Lu et al. 2022, arXiv 2211.01095; what DDIM alone knows is left out.
+    """
+    trained = DDIMScheduler.load_config(folder, subfolder=subfolder)
+    known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type", "timestep_spacing")
+    return DPMSolverMultistepScheduler(**{name: trained[name] for name in known}, use_lu_lambdas=True)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--networks", type=Path, help="checkpoint with unet/ and texture_encoder/")
@@ -72,13 +82,13 @@ def main() -> None:
     pipeline = DiffDeIDPipeline(
         unet=DiffDeIDUNet2DModel.from_pretrained(networks, subfolder="unet").half(),
         texture_encoder=TextureEncoderModel.from_pretrained(networks, subfolder="texture_encoder").half(),
-        scheduler=DDIMScheduler.from_pretrained(networks, subfolder="scheduler"),
+        scheduler=quicker(networks, "scheduler"),
         morphable_model=MorphableModel.from_pretrained(args.out, subfolder="morphable_model").half(),
         face_recognition=FaceRecognitionModel.from_pretrained(args.out, subfolder="face_recognition").half(),
         face_analyser=FaceAnalyserModel.from_pretrained(args.out, subfolder="face_analyser"),
         reconstructor=reconstructor and FaceReconstructorModel.from_pretrained(reconstructor).half(),
         lds=LDSModel.from_pretrained(sampler[0], subfolder="lds").half(),
-        lds_scheduler=DDIMScheduler.from_pretrained(sampler[0], subfolder=sampler[1]),
+        lds_scheduler=quicker(*sampler),
         context_encoder=ContextEncoderModel.from_pretrained(args.lds or args.out, subfolder="context_encoder").half(),
         identity_limit=calibration["identity_limit"],
     )

@@ -244,7 +244,6 @@ def test_the_precision_is_that_of_the_denoiser_alone(anonymize, photo, monkeypat
 @pytest.mark.parametrize(
     ("arguments", "word"),
     [
-        (["{photo}", "--fast", "--steps", "8"], "Give one of them"),
         (["{photo}", "--audio", "keep"], "--audio"),
         (["{photo}", "--on-miss", "cover", "--resume"], "--on-miss, --resume"),
         (["cam", "-o", "out.mp4"], "--output"),
@@ -256,13 +255,13 @@ def test_options_that_would_have_no_effect_are_refused(photo, arguments, word):
     assert result.exit_code == 2 and word in " ".join(result.stderr.replace("│", " ").split())
 
 
-def test_fast_is_two_steps_and_the_camera_takes_a_seed(photo, monkeypatch):
+def test_the_camera_takes_options_and_a_seed(photo, monkeypatch):
     monkeypatch.setattr(cli, "load", lambda *_: tiny_pipeline())
     monkeypatch.setattr(
         "diffdeid.camera.show_camera", lambda pipe, options, seed: seen.append((options.num_inference_steps, seed))
     )
     seen = []
-    assert invoke("anonymize", "cam", "--fast", "--seed", 5).exit_code == 0
+    assert invoke("anonymize", "cam", "--steps", 2, "--seed", 5).exit_code == 0
     assert seen == [(2, 5)]
 
 

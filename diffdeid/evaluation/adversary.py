@@ -170,7 +170,7 @@ class Adversary:
         if not pair.result.found:
             return pair.result.embeddings
         picture = np.asarray(read_image(self.folder / f"{pair.name}.png").image)
-        crop = attacks.invert(self.pipe, picture, pair.result.face, self.choice.num_inference_steps)
+        crop = attacks.invert(self.pipe, picture, pair.result.face)
         return self._embed_crop(crop, pair)
 
     def _embed_crop(self, crop: np.ndarray, pair: ExaminedPair) -> dict[str, np.ndarray]:

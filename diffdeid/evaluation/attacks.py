@@ -22,7 +22,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 import torch.nn.functional as F
-from diffusers import DDIMInverseScheduler
+from diffusers import DDIMInverseScheduler, DDIMScheduler
 from torch import Tensor, nn
 
 from diffdeid.engine.faces import Engine
@@ -39,6 +39,7 @@ SHRINKAGE = 0.5  # of the covariance within people: a few hundred samples of hun
 BATCH, LEARNING_RATE = 8, 2e-3
 LIKENESS = 20.0  # how well a result shows its identity
 DISTANCE_ERROR = 0.05  # of the cosine distance, by another photo of the source
+INVERSION_STEPS = 8  # each way, of DDIM
 
 
 def parrot(
@@ -237,9 +238,7 @@ def _drawn(engine: Engine, source: FaceBatch, options: DeidentifyOptions, seed: 
 
 
 @torch.no_grad()
-def invert(
-    pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face, num_inference_steps: int = DeidentifyOptions.num_inference_steps
-) -> np.ndarray:
+def invert(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face, num_inference_steps: int = INVERSION_STEPS) -> np.ndarray:
     """Run deterministic DDIM backwards from a result to its noise (Song et al. 2021, arXiv 2010.02502), then forwards as nobody.
 
     Everything is taken from the result: context, pose, expression, light, and for the way back its identity too. This undoes
@@ -254,12 +253,15 @@ def invert(
         The crop `(S, S, 3)`, uint8, with the face of no identity (z = 0, α = 0) that the noise gives.
     """
     engine, options = pipe.engine, DeidentifyOptions(num_inference_steps=num_inference_steps, attributes="any")
-    backwards = replace(engine, scheduler=DDIMInverseScheduler.from_config(pipe.scheduler.config))
+    backwards, forwards = (
+        replace(engine, scheduler=kind.from_config(pipe.scheduler.config, timestep_spacing="trailing"))
+        for kind in (DDIMInverseScheduler, DDIMScheduler)
+    )
     source = engine.reconstruct([FaceJob(picture, face)], options)
     texture, latents = engine.encode_texture(source.images, source.masks), source.images
     himself = NewIdentity(source.embedding, source.coefficients.identity, options.level)
     nobody = NewIdentity(torch.zeros_like(himself.embedding), torch.zeros_like(himself.shape), options.level)
-    for direction, person in ((backwards, himself), (engine, nobody)):
+    for direction, person in ((backwards, himself), (forwards, nobody)):
         latents = direction.paint(source, person, texture, latents, options).faces
     return lay_over_crop(latents, source.crops[0], source.masks[0, 0].cpu().numpy())[2]
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Sequence
+from copy import copy
 from dataclasses import dataclass, fields, replace
 from threading import Lock
 from typing import Literal
@@ -227,9 +228,10 @@ class Components:
         rendered = people.shape if shown is None else shown
         changed, maps = render_new_heads(self.morphable_model, batch.coefficients, rendered, batch.masks, options.keep_mouth)
         told = replace(changed, identity=people.shape).pack()
-        self.scheduler.set_timesteps(options.num_inference_steps, device=self.device)
+        scheduler = copy(self.scheduler)  # it remembers its last steps, and somebody else may be painting
+        scheduler.set_timesteps(options.num_inference_steps, device=self.device)
         conditions = Conditions(maps, people.embedding, told, texture)
-        faces = denoise(self.unet, self.scheduler, latents, batch, conditions, options.guidance_scale, callbacks)
+        faces = denoise(self.unet, scheduler, latents, batch, conditions, options.guidance_scale, callbacks)
         return Painted(batch, faces, place_marks(self.morphable_model, changed, self.size).cpu().numpy(), maps)
 
     def finish(self, painted: Painted, against: Tensor, temporal_filter: Filter | None = None) -> Attempt:

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Iterator
+from copy import copy
 from typing import Literal
 
 import torch
@@ -30,7 +31,7 @@ AT_ONCE = 5  # … so many at a time
 ROUNDS = 20  # of so many draws, before identities that are far enough are given up
 VARIATION = 0.1  # standard deviations by which the attributes asked for vary more in each such round …
 ATTEMPT_ROUNDS = 5  # … of which an attempt at a face counts as so many
-SAMPLING_STEPS = 20  # of the denoising of an identity
+SAMPLING_STEPS = 10  # of the denoising of an identity
 LEVELS = 10
 LEVEL_STEP = 1 / 30  # of the bound, from one level to the next
 
@@ -117,20 +118,21 @@ class IdentitySampler:
 
         Conditions are exaggerated by `GUIDANCE` (classifier-free guidance, Ho & Salimans 2022): people who fit better than most.
         """
-        self.scheduler.set_timesteps(num_inference_steps, device=latents.device)
-        latents = latents * self.scheduler.init_noise_sigma
+        scheduler = copy(self.scheduler)  # it remembers its last steps, and somebody else may be drawing
+        scheduler.set_timesteps(num_inference_steps, device=latents.device)
+        latents = latents * scheduler.init_noise_sigma
         if conditions is not None:
             conditions = torch.cat([conditions, torch.full_like(conditions, math.nan)])
-        for t in self.progress(self.scheduler.timesteps):
+        for t in self.progress(scheduler.timesteps):
             # 1. predict noise
-            model_input = self.scheduler.scale_model_input(latents, t)
+            model_input = scheduler.scale_model_input(latents, t)
             if conditions is None:
                 noise_pred = self.lds(model_input, t).sample
             else:
                 fitting, anybody = self.lds(torch.cat([model_input] * 2), t, conditions).sample.chunk(2)
                 noise_pred = anybody + GUIDANCE * (fitting - anybody)
             # 2. x_t -> x_t-1
-            latents = self.scheduler.step(noise_pred, t, latents).prev_sample
+            latents = scheduler.step(noise_pred, t, latents).prev_sample
         return latents
 
     def destandardise(self, latents: Tensor) -> tuple[Tensor, Tensor]:

@@ -421,13 +421,13 @@ def test_the_index_of_the_weights_is_frozen():
     assert {name: tuple(entry) for name, entry in index.items() if isinstance(entry, list)} == {
         "unet": ("diffdeid.models.unet", "DiffDeIDUNet2DModel"),
         "texture_encoder": ("diffdeid.models.texture_encoder", "TextureEncoderModel"),
-        "scheduler": ("diffusers", "DDIMScheduler"),
+        "scheduler": ("diffusers", "DPMSolverMultistepScheduler"),
         "morphable_model": ("diffdeid.models.morphable_model", "MorphableModel"),
         "face_recognition": ("diffdeid.models.face_recognition", "FaceRecognitionModel"),
         "face_analyser": ("diffdeid.models.face_analyser", "FaceAnalyserModel"),
         "reconstructor": ("diffdeid.models.face_reconstructor", "FaceReconstructorModel"),
         "lds": ("diffdeid.models.lds", "LDSModel"),
-        "lds_scheduler": ("diffusers", "DDIMScheduler"),
+        "lds_scheduler": ("diffusers", "DPMSolverMultistepScheduler"),
         "context_encoder": ("diffdeid.models.context_encoder", "ContextEncoderModel"),
     }
 
