@@ -22,7 +22,7 @@ import numpy as np
 import torch
 from PIL import Image
 
-from diffdeid import DiffDeIDVideoPipeline, VideoWriter
+from diffdeid import DeidentifyOptions, DiffDeIDVideoPipeline, VideoWriter
 from diffdeid.pipelines.loading import precisions
 from diffdeid.video import Frame
 
@@ -38,12 +38,11 @@ def main() -> None:
     parser.add_argument("--long", type=float, default=60, help="seconds of the long clip")
     args = parser.parse_args()
     lines = [
-        ("default", None, 8, 1, 4.0),
-        ("--dtype float32", torch.float32, 8, 1, 4.0),
-        ("--fast", None, 2, 1, 4.0),
-        ("default, two faces", None, 8, 2, 4.0),
-        ("--fast, 5 s", None, 2, 1, 5.0),
-        (f"--fast, {args.long:g} s", None, 2, 1, args.long),
+        ("default", None, DeidentifyOptions.num_inference_steps, 1, 4.0),
+        ("--dtype float32", torch.float32, DeidentifyOptions.num_inference_steps, 1, 4.0),
+        ("two faces", None, DeidentifyOptions.num_inference_steps, 2, 4.0),
+        ("--steps 2, 5 s", None, 2, 1, 5.0),
+        (f"--steps 2, {args.long:g} s", None, 2, 1, args.long),
     ]
     first = None
     for name, *options in lines:

@@ -32,7 +32,7 @@ from diffdeid.structures import Face
 GRAPHS = ("centerface", "attention_mesh")
 MESH_SIZE, MESH_MARGIN = 192, 1.5  # pixels of a crop, and its side in face boxes, as MediaPipe was trained
 SECOND_LOOK_SIZE, SECOND_LOOK_MARGIN = 128, 2.3  # faces are then 56 pixels large
-TILE, OVERLAP = 1600, 128  # pixels of the parts that are searched for small faces; the coarse pass finds those of OVERLAP
+TILE, OVERLAP = 1280, 128  # pixels of the parts that are searched for small faces; the coarse pass finds those of OVERLAP
 ABOUT_THERE = 0.25  # intersection over union of a face as first seen, and as seen more closely
 LOOKS = (-0.03, 0.03)  # by how many of its sides a crop is shifted, right and down; half of the error of one look is noise
 
