@@ -228,7 +228,7 @@ not published.
 
 ## Table 1: 102 people
 
-Smiling photos of the Face Research Lab London Set, recognised among the neutral photos of all; defaults (level 7, 8 steps).
+Smiling photos of the Face Research Lab London Set, recognised among the neutral photos of all; defaults.
 
 {block.format(table(people))}
 The paper's own Table 1, **measured on other data (1,000 videos of FaceForensics++) by other networks** (its EXP and POSE are
