@@ -45,10 +45,10 @@ INPAINT_RADIUS = 5  # pixels of a 256-pixel crop
 
 def available_methods() -> tuple[str, ...]:
     """All methods; `deface` only where it is installed."""
-    return METHODS if _deface_command() else METHODS[:-1]
+    return METHODS if deface_command() else METHODS[:-1]
 
 
-def _deface_command() -> str | None:
+def deface_command() -> str | None:
     return shutil.which("deface", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
 
 
@@ -180,7 +180,7 @@ BASELINES: dict[str, Callable[[DiffDeIDPipeline, np.ndarray, Face], np.ndarray]]
 
 def _deface(pictures: dict[str, Path], out: Path) -> list[dict]:
     """One run of the `deface` command over copies of all pictures: it writes beside its inputs."""
-    command = _deface_command()
+    command = deface_command()
     if command is None:
         raise ConfigurationError("The method `deface` needs the tool of that name: `pip install deface`.")
     with tempfile.TemporaryDirectory() as folder:

@@ -33,6 +33,7 @@ GRAPHS = ("centerface", "attention_mesh")
 MESH_SIZE, MESH_MARGIN = 192, 1.5  # pixels of a crop, and its side in face boxes, as MediaPipe was trained
 SECOND_LOOK_SIZE, SECOND_LOOK_MARGIN = 128, 2.3  # faces are then 56 pixels large
 TILE, OVERLAP = 1280, 128  # pixels of the parts that are searched for small faces; the coarse pass finds those of OVERLAP
+SMALL = 128 * 128  # pixels of a picture that is looked at together with others; larger ones gain nothing, and take memory
 ABOUT_THERE = 0.25  # intersection over union of a face as first seen, and as seen more closely
 LOOKS = (-0.03, 0.03)  # by how many of its sides a crop is shifted, right and down; half of the error of one look is noise
 
@@ -165,6 +166,8 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         """Faces at one scale and rotation, of pictures of one size."""
         threshold = self.config.detection_threshold if threshold is None else threshold
         height, width = images[0].shape[:2]
+        if len(images) > 1 and height * width > SMALL:
+            return [self._centerface([image], threshold)[0] for image in images]
         padded = np.zeros((len(images), 3, -height // 32 * -32, -width // 32 * -32), np.float32)
         for rows, image in zip(padded, images, strict=True):
             rows[:, :height, :width] = image.transpose(2, 0, 1)

