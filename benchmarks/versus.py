@@ -12,27 +12,25 @@ from __future__ import annotations
 import argparse
 import os
 import resource
-import statistics
 import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Callable
-from fractions import Fraction
+from functools import partial
 from pathlib import Path
 
-import cv2
 import numpy as np
 import torch
 from PIL import Image
+from stages import median_time
+from video import RATE, write_clip
 
-from diffdeid import DiffDeIDPipeline, VideoWriter
+from diffdeid import DiffDeIDPipeline
 from diffdeid.evaluation.methods import deface_command
 from diffdeid.pipelines.loading import precisions
-from diffdeid.video import Frame
 
 ROOT = Path(__file__).parents[1]
-RATE = 25
 CORES = len(os.sched_getaffinity(0))
 
 
@@ -49,11 +47,11 @@ def main() -> None:
     print(f"{CORES} cores, seconds: ours, deface, times as long")
 
     ours, theirs = ours_of(args.model, args.dtype), deface()
-    seconds = {name: (median(ours, picture), theirs and median(theirs, picture)) for name, picture in pictures.items()}
-    for name, times in seconds.items():
-        show(name, *times)
-    one, many = (seconds[name][0] for name in ("1 face, 1 megapixel", "20 faces, 12 megapixels"))
-    print(f"{'20 faces, times 1 face':32} {many / one:8.1f}")
+    seconds = {}
+    for name, picture in pictures.items():
+        seconds[name] = median_time(partial(ours, picture))
+        show(name, seconds[name], theirs and median_time(partial(theirs, picture)))
+    print(f"{'20 faces, times 1 face':32} {seconds['20 faces, 12 megapixels'] / seconds['1 face, 1 megapixel']:8.1f}")
 
     with tempfile.TemporaryDirectory() as place:
         folder = Path(place, "photos")
@@ -62,7 +60,7 @@ def main() -> None:
             Image.fromarray(face(photo, 1000)).save(folder / f"{number:03}.jpg", quality=95)
         show(f"folder of {args.photos}, 1 megapixel", *run(args, folder, Path(place, "photos_out")))
         for name, size in (("480 x 480", (480, 480)), ("1920 x 1080", (1920, 1080))):
-            clip = write_clip(Path(place, f"{size[0]}.mp4"), photo, size, args.seconds)
+            clip = write_clip(Path(place, f"{size[0]}.mp4"), args.seconds, size)
             both = run(args, clip, clip.with_name("out.mp4"))
             show(f"clip of {args.seconds:g} s, {name}", *both)
             print(f"{'of which frames a second':32} {args.seconds * RATE / both[0]:8.2f}")
@@ -102,16 +100,6 @@ def deface() -> Callable[[np.ndarray], object] | None:
     return anonymize
 
 
-def median(function: Callable[[np.ndarray], object], picture: np.ndarray) -> float:
-    function(picture)
-    times = []
-    for _ in range(5):
-        started = time.perf_counter()
-        function(picture)
-        times.append(time.perf_counter() - started)
-    return statistics.median(times)
-
-
 def run(args: argparse.Namespace, source: Path, output: Path) -> tuple[float, float | None]:
     """Both commands; says how busy ours keeps the cores."""
     command = [sys.executable, "-m", "diffdeid", "anonymize", source, "-o", output, "--dtype", args.dtype, "--model", args.model]
@@ -131,20 +119,6 @@ def run(args: argparse.Namespace, source: Path, output: Path) -> tuple[float, fl
 def show(name: str, ours: float, theirs: float | None) -> None:
     beside = "" if theirs is None else f" {theirs:8.3f} {ours / theirs:8.1f}"
     print(f"{name:32} {ours:8.3f}{beside}", flush=True)
-
-
-def write_clip(path: Path, photo: Image.Image, size: tuple[int, int], seconds: float) -> Path:
-    """The demo photo, which moves about."""
-    still = face(photo, min(size))
-    still = np.pad(still, ((0, 0), (0, max(size[0] - len(still), 0)), (0, 0)), mode="symmetric")
-    middle = size[0] / 2, size[1] / 2
-    with VideoWriter(path, Fraction(RATE)) as writer:
-        for number in range(round(seconds * RATE)):
-            turn = cv2.getRotationMatrix2D(middle, 4 * np.sin(number / 11), 1 + 0.03 * np.sin(number / 17))
-            turn[:, 2] += 8 * np.sin(number / 7), 6 * np.sin(number / 9)
-            frame = cv2.warpAffine(still, turn, size, borderMode=cv2.BORDER_REFLECT_101)
-            writer.write(Frame(frame, Fraction(number, RATE)))
-    return path
 
 
 if __name__ == "__main__":

@@ -58,7 +58,7 @@ def measure(
 ) -> dict[str, float]:
     """Seconds a frame of both passes, and the largest memory of the process in GiB."""
     torch.set_num_threads(threads)
-    source = write_clip(folder / "source.mp4", faces, seconds)
+    source = write_clip(folder / "source.mp4", seconds, (480 * faces, 480))
     dtype = precisions(device, denoiser)
     pipe = DiffDeIDVideoPipeline.from_pretrained(model, dtype=dtype, reconstructor=None).to(device)
     pipe.set_progress_bar_config(disable=True)
@@ -81,14 +81,18 @@ def measure(
     }
 
 
-def write_clip(path: Path, faces: int, seconds: float) -> Path:
-    photo = np.array(Image.open(ROOT / "tests/assets/astronaut.png").convert("RGB").resize((480, 480), Image.Resampling.LANCZOS))
+def write_clip(path: Path, seconds: float, size: tuple[int, int]) -> Path:
+    """The demo photo moves about, side by side as often as fits into `size` (width, height)."""
+    width, height = size
+    photo = Image.open(ROOT / "tests/assets/astronaut.png").convert("RGB").resize((height, height), Image.Resampling.LANCZOS)
     with VideoWriter(path, Fraction(RATE)) as writer:
         for number in range(round(seconds * RATE)):
-            turn = cv2.getRotationMatrix2D((240, 240), 4 * np.sin(number / 11), 1 + 0.03 * np.sin(number / 17))
+            turn = cv2.getRotationMatrix2D((height / 2, height / 2), 4 * np.sin(number / 11), 1 + 0.03 * np.sin(number / 17))
             turn[:, 2] += 8 * np.sin(number / 7), 6 * np.sin(number / 9)
-            head = cv2.warpAffine(photo, turn, (480, 480), borderMode=cv2.BORDER_REFLECT_101)
-            writer.write(Frame(np.concatenate([head] * faces, axis=1), Fraction(number, RATE)))
+            head = cv2.warpAffine(np.asarray(photo), turn, (height, height), borderMode=cv2.BORDER_REFLECT_101)
+            row = np.concatenate([head] * (width // height), axis=1)
+            beside = ((0, 0), (0, width - row.shape[1]), (0, 0))
+            writer.write(Frame(np.pad(row, beside, mode="symmetric"), Fraction(number, RATE)))
     return path
 
 

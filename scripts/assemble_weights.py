@@ -61,8 +61,8 @@ def quicker(folder: Path, subfolder: str) -> DPMSolverMultistepScheduler:
     DPM-Solver++, Lu et al. 2022, arXiv 2211.01095; what DDIM alone knows is left out.
     """
     trained = DDIMScheduler.load_config(folder, subfolder=subfolder)
-    known = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule", "prediction_type", "timestep_spacing")
-    return DPMSolverMultistepScheduler(**{name: trained[name] for name in known}, use_lu_lambdas=True)
+    known, _, _ = DPMSolverMultistepScheduler.extract_init_dict(trained)
+    return DPMSolverMultistepScheduler(**known | {"use_lu_lambdas": True})
 
 
 def main() -> None:

@@ -153,11 +153,11 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
     def _centerface_all_round(self, image: np.ndarray) -> list[Face]:
         """`_centerface` on the picture as it is, on its sides and upside down."""
         turns = [np.rot90(image, quarter) for quarter in range(4)]
-        upright, inverted = self._centerface(turns[::2])
+        standing, inverted = self._centerface(turns[::2])
         left, right = self._centerface(turns[1::2])
         faces = []
         back = np.eye(3)  # turned picture -> picture
-        for turned, seen in zip(turns, (upright, left, inverted, right), strict=True):
+        for turned, seen in zip(turns, (standing, left, inverted, right), strict=True):
             faces += [_mapped(face, back) for face in seen]
             back = back @ [[0, -1, turned.shape[1]], [1, 0, 0], [0, 0, 1]]  # the next quarter takes (x, y) to (y, width - x)
         return faces
@@ -169,8 +169,8 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         if len(images) > 1 and height * width > SMALL:
             return [self._centerface([image], threshold)[0] for image in images]
         padded = np.zeros((len(images), 3, -height // 32 * -32, -width // 32 * -32), np.float32)
-        for rows, image in zip(padded, images, strict=True):
-            rows[:, :height, :width] = image.transpose(2, 0, 1)
+        for place, image in zip(padded, images, strict=True):
+            place[:, :height, :width] = image.transpose(2, 0, 1)
         outputs = self._run("centerface", padded, ["537", "538", "539", "540"])
         return [_suppress(_decode(*output, threshold)) for output in zip(*outputs, strict=True)]
 

@@ -8,10 +8,10 @@ import torch
 from diffusers import DPMSolverMultistepScheduler
 from PIL import Image
 
-from diffdeid import DeidentifyOptions, DiffDeIDPipeline
+from diffdeid import DeidentifyOptions
 from diffdeid.engine.faces import Engine
 from diffdeid.models.face_analyser import FaceAnalyserModel
-from diffdeid.stages.denoise import Callbacks
+from diffdeid.stages.denoise import NO_CALLBACKS, Callbacks
 from diffdeid.stages.identity import IdentitySampler
 from diffdeid.structures import FaceBatch, FaceJob, NewIdentity
 from tests.conftest import ROOT
@@ -21,14 +21,9 @@ OPTIONS = DeidentifyOptions(num_inference_steps=4)
 
 
 @pytest.fixture(scope="module")
-def pipeline() -> DiffDeIDPipeline:
-    return tiny_pipeline()
-
-
-@pytest.fixture(scope="module")
-def engine(pipeline) -> Engine:
+def engine() -> Engine:
     solver = DPMSolverMultistepScheduler(prediction_type="sample", use_lu_lambdas=True)
-    return replace(pipeline.engine, scheduler=solver)
+    return replace(tiny_pipeline().engine, scheduler=solver)
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +35,11 @@ def source(engine, astronaut) -> FaceBatch:
 
 
 @torch.no_grad()
-def paint(engine: Engine, source: FaceBatch, seed: int, callbacks: Callbacks | None = None) -> torch.Tensor:
+def paint(engine: Engine, source: FaceBatch, seed: int, callbacks: Callbacks = NO_CALLBACKS) -> torch.Tensor:
     people = NewIdentity(source.embedding, source.coefficients.identity, OPTIONS.level)
     texture = engine.encode_texture(source.images, source.masks)
     latents = engine.prepare_latents([torch.Generator().manual_seed(seed)])
-    return engine.paint(source, people, texture, latents, OPTIONS, callbacks or Callbacks()).faces
+    return engine.paint(source, people, texture, latents, OPTIONS, callbacks).faces
 
 
 def test_faces_painted_in_the_middle_of_another_do_not_change_it(engine, source):
