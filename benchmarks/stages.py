@@ -65,7 +65,7 @@ def main() -> None:
             "sample identity": sample,
             "encode texture": lambda: engine.encode_texture(source.images, source.masks),
             f"condition, denoise, {args.steps} steps": lambda: engine.paint(source, identity, texture, latents, options),
-            "register, seam, verify": lambda: engine.finish(painted, source.embedding),
+            "register, seam, verify": lambda: engine.finish(painted, [source.embedding]),
         }
         times = {name: median_time(stage) for name, stage in stages.items()}
         total = sum(times.values()) - times["of which context"]

@@ -15,6 +15,7 @@ import torch
 from PIL import Image
 
 from diffdeid import __version__
+from diffdeid.geometry.pixels import on_host, to_bytes
 from diffdeid.models.conditioning import render_conditions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.structures import Face, MorphableCoefficients
@@ -74,8 +75,7 @@ def average_person(pipe: DiffDeIDPipeline) -> tuple[Image.Image, list[Face]]:
     coefficients = MorphableCoefficients.unpack(torch.zeros(1, sum(MorphableCoefficients.SIZES), device=pipe.device))
     coefficients.illumination.copy_(torch.tensor(BRIGHT).repeat_interleave(3))
     head = render_conditions(pipe.morphable_model, coefficients, 512)
-    pixels = ((head.maps[0, :3].permute(1, 2, 0) + 1) * 127.5).round().byte().cpu().numpy()
-    points = head.landmarks[0].cpu().numpy()
+    pixels, points = on_host(to_bytes(head.maps[:, :3])[0]), on_host(head.landmarks[0])
     return Image.fromarray(pixels), [Face(np.float32([*points.min(0), *points.max(0)]))]
 
 

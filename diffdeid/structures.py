@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, fields
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -113,7 +114,7 @@ class FaceBatch:
         crops: aligned crops of the pictures, one a face.
         landmarks: `(F, 468, 3)` in crop pixels.
         images: `(F, 3, S, S)` in [-1, 1].
-        masks: `(F, 1, S, S)`, 1 where the face is erased.
+        depths: `(F, 1, S, S)`, how deep in what is erased each pixel lies, in crop pixels; negative where it stays.
         coefficients: ρ of the faces.
         embedding: `(F, 128)` z_id of the faces.
         context: `(F, context_dim)`, what the surroundings tell of the people; `None` where nobody asked.
@@ -122,10 +123,15 @@ class FaceBatch:
     crops: list[FaceCrop]
     landmarks: np.ndarray
     images: Tensor
-    masks: Tensor
+    depths: Tensor
     coefficients: MorphableCoefficients
     embedding: Tensor
     context: Tensor | None = None
+
+    @cached_property
+    def masks(self) -> Tensor:
+        """`(F, 1, S, S)`, 1 where the face is erased."""
+        return (self.depths > 0).float()
 
     def __len__(self) -> int:
         return len(self.crops)
@@ -137,7 +143,7 @@ class FaceBatch:
             [self.crops[row] for row in rows],
             self.landmarks[rows],
             self.images[rows],
-            self.masks[rows],
+            self.depths[rows],
             self.coefficients.pick(rows),
             self.embedding[rows],
             None if self.context is None else self.context[rows],

@@ -18,6 +18,7 @@ from diffdeid.errors import ImageError, NoFaceFoundError
 from diffdeid.geometry.camera import project, to_camera
 from diffdeid.geometry.eyes import eye_coordinates, paint_eyes
 from diffdeid.geometry.mesh_io import write_obj, write_ply
+from diffdeid.geometry.pixels import on_host, to_bytes
 from diffdeid.geometry.renderer import Rendering, render
 from diffdeid.imaging import check_writable, read_image, write_image, write_whole
 from diffdeid.models.conditioning import exchange_identity
@@ -176,5 +177,5 @@ def stages(
         "6 · Where its eyes look": attempt.maps[8:9].expand(3, -1, -1),
     }
     verdict = attempt.problem or f"distance {attempt.identity_distance:.2f}"
-    panels = {text: ((one.permute(1, 2, 0) + 1) * 127.5).round().byte().cpu().numpy() for text, one in maps.items()}
+    panels = {text: on_host(to_bytes(one[None])[0]) for text, one in maps.items()}
     return panels | {f"7 · Painted, and compared with the old one: {verdict}": attempt.result}

@@ -10,12 +10,12 @@ import torch
 from torch import Tensor
 
 from diffdeid.errors import ConfigurationError, NoIdentityFoundError
+from diffdeid.geometry.pixels import to_tensor
 from diffdeid.models.texture_encoder import TextureEncoderOutput
 from diffdeid.options import DeidentifyOptions
 from diffdeid.stages.components import Components
 from diffdeid.stages.denoise import NO_CALLBACKS, Callbacks
 from diffdeid.stages.identity import face_generators
-from diffdeid.stages.reconstruct import to_tensor
 from diffdeid.structures import (
     Attempt,
     Covered,
@@ -125,8 +125,7 @@ class Engine(Components):
             people = NewIdentity.cat(list(drawn.values()), batch.embedding)
             latents = self.prepare_latents([generators[row][1] for row in rows])
             painted = self.paint(batch.pick(rows), people, texture.pick(rows), latents, options, callbacks)
-            for index, row in enumerate(rows):
-                attempt = self.finish(painted.pick([index]), batch.embedding[row, None])
+            for row, attempt in zip(rows, self.finish(painted, batch.embedding[rows].split(1)), strict=True):
                 outcomes[row] = judged(attempt, batch.crops[row], drawn[row], number)
         return outcomes
 
@@ -138,7 +137,8 @@ class Engine(Components):
         identity = NewIdentity.cat([casting.draw(source.embedding, options.level, self.identity_limit)], source.embedding)
         texture = self.encode_texture(source.images, source.masks)
         painted = self.paint(source, identity, texture, self.prepare_latents([noise]), options)
-        return source, self.finish(painted, source.embedding)
+        (attempt,) = self.finish(painted, [source.embedding])
+        return source, attempt
 
     def cast(
         self, view: FaceBatch, seen: Tensor, others: Tensor | None, options: DeidentifyOptions, seed: int
@@ -168,7 +168,7 @@ class Engine(Components):
                 break
             identity = NewIdentity.cat([drawn], view.embedding)
             latents = self.prepare_latents([noise])
-            attempt = self.finish(self.paint(view, identity, texture, latents, options), against)
+            (attempt,) = self.finish(self.paint(view, identity, texture, latents, options), [against])
             problem = attempt.problem or problem
             if attempt.problem is None and (best is None or attempt.identity_distance > best[1].identity_distance):
                 best = identity, attempt
@@ -194,12 +194,17 @@ def split(items: Sequence, size: int) -> Iterator[Sequence]:
         yield items[start : start + size]
 
 
-def cover_face(_: object, reason: str) -> Covered:
-    return Covered(reason)
+def guarded(
+    run: Callable[[Sequence], list], items: Sequence, cover: Callable[[object, str], object] = lambda _, reason: Covered(reason)
+) -> list:
+    """`run` of all items; of each alone if that fails; and `cover` of an item and the reason where it fails alone.
 
-
-def guarded(run: Callable[[Sequence], list], items: Sequence, cover: Callable[[object, str], object]) -> list:
-    """`run` of all items; of each alone if that fails; and `cover` of an item and the reason where it fails alone."""
+    Items that are `Covered` stay so.
+    """
+    open_ones = [item for item in items if not isinstance(item, Covered)]
+    if len(open_ones) < len(items):
+        done = iter(guarded(run, open_ones, cover) if open_ones else [])
+        return [item if isinstance(item, Covered) else next(done) for item in items]
     try:
         return run(items)
     except ConfigurationError:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -11,12 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from diffdeid.engine.faces import Engine, StandIn, cover_face, guarded, judged, split
+from diffdeid.engine.faces import Engine, StandIn, guarded, judged, split
 from diffdeid.models.texture_encoder import TextureEncoderOutput
 from diffdeid.options import DeidentifyOptions, VideoOptions
-from diffdeid.stages.components import Filter, Painted
+from diffdeid.stages.components import Painted
 from diffdeid.stages.compose import compose
-from diffdeid.structures import Covered, Face, MorphableCoefficients, NewIdentity, Outcome
+from diffdeid.structures import Covered, Face, FaceBatch, MorphableCoefficients, NewIdentity, Outcome
+
+Filter = Callable[[Tensor, FaceBatch], Tensor]
 
 
 @dataclass(frozen=True)
@@ -27,7 +29,7 @@ class Appearance:
         stand_in: who takes its place.
         embedding: `(1, 128)`, who the person is in the mean of all frames.
         seen: whether the frame shows the face, which is then compared with the result as well. Else something may hide it.
-        temporal_filter: makes the generated face fit the frame before, see `Components.finish`.
+        temporal_filter: makes the registered face `(3, S, S)`, in the place of a batch of one, fit the frame before.
     """
 
     stand_in: StandIn
@@ -80,7 +82,7 @@ def _begin(engine: Engine, group: Sequence[FrameJob], options: VideoOptions, fin
                 for frame, job in enumerate(group)]  # fmt: skip
 
     for places in split([place for place in faces if place not in outcomes], engine.batch_size):
-        painted = guarded(paint, places, cover_face)
+        painted = guarded(paint, places)
         if finished:
             finished[-1][1].result()  # only one batch waits: a crowd takes no more memory than a face
         finished.append((places, finisher.submit(_finish_frames, engine, [faces[place] for place in places], painted)))
@@ -101,25 +103,37 @@ def _paint_frames(engine: Engine, batch: Sequence[tuple[np.ndarray, Face, Appear
     moved = people.shape + source.coefficients.identity - reference.identity
     texture = TextureEncoderOutput.cat([role.texture for role in roles])
     latents = torch.cat([role.noise for role in roles])
-    painted = engine.paint(source, people, texture, latents, options, shown=moved)
-    return [painted.pick([row]) for row in range(len(batch))]
+    return engine.paint(source, people, texture, latents, options, shown=moved)
 
 
 @torch.no_grad()  # holds for one thread, and this is the second
 def _finish_frames(engine: Engine, appearances: Sequence[Appearance], painted: Sequence[Painted | Covered]) -> list[Outcome]:
-    return [
-        one if isinstance(one, Covered) else guarded(partial(_finish_frame, engine), [(appearance, one)], cover_face)[0]
+    """Register, filter, verify. The filters remember the frame before, so that none may see a face twice."""
+    registered = guarded(lambda some: list(zip(some, engine.register(some), strict=True)), painted)
+    steadied = [
+        one if isinstance(one, Covered) else guarded(partial(_steady, appearance.temporal_filter), [one])[0]
+        for appearance, one in zip(appearances, registered, strict=True)
+    ]
+    pairs = [
+        one if isinstance(one, Covered) else (appearance, *one) for appearance, one in zip(appearances, steadied, strict=True)
+    ]
+    return guarded(partial(_verify, engine), pairs)
+
+
+def _steady(temporal_filter: Filter, pairs: Sequence[tuple[Painted, Tensor]]) -> list[tuple[Painted, Tensor]]:
+    return [(one, temporal_filter(face, one.source)) for one, face in pairs]
+
+
+def _verify(engine: Engine, steadied: Sequence[tuple[Appearance, Painted, Tensor]]) -> list[Outcome]:
+    appearances, painted, faces = zip(*steadied, strict=True)
+    against = [
+        torch.cat([one.source.embedding, appearance.embedding]) if appearance.seen else appearance.embedding
         for appearance, one in zip(appearances, painted, strict=True)
     ]
-
-
-def _finish_frame(engine: Engine, batch: Sequence[tuple[Appearance, Painted]]) -> list[Outcome]:
-    ((appearance, painted),) = batch
-    own, role = painted.source.embedding, appearance.stand_in
-    attempt = engine.finish(
-        painted, torch.cat([own, appearance.embedding]) if appearance.seen else appearance.embedding, appearance.temporal_filter
-    )
-    return [judged(attempt, painted.source.crops[0], role.identity, role.attempts)]
+    return [
+        judged(attempt, one.source.crops[0], appearance.stand_in.identity, appearance.stand_in.attempts)
+        for attempt, one, appearance in zip(engine.verify(painted, faces, against), painted, appearances, strict=True)
+    ]
 
 
 def _laid(job: FrameJob, outcomes: list[Outcome], options: DeidentifyOptions) -> tuple[np.ndarray, list[Outcome]]:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from diffdeid.engine.faces import Engine, StandIn, cover_face, guarded
+from diffdeid.engine.faces import Engine, StandIn, guarded
 from diffdeid.engine.frames import Appearance
 from diffdeid.errors import DiffDeIDError
 from diffdeid.options import VideoOptions
@@ -137,7 +137,7 @@ class People:
         def find(views: Sequence[FaceBatch]) -> list[StandIn | Covered]:
             return [self.engine.cast(one, *known, self.options, self.seed + person.number) for one in views]
 
-        (person.stand_in,) = guarded(find, [view], cover_face)
+        (person.stand_in,) = guarded(find, [view])
 
     def present(self, frame: int, tracks: Sequence[Track]) -> list[Presence]:
         """Whose faces are in a frame, and what is to be done with them.

@@ -28,10 +28,11 @@ from torch import Tensor, nn
 from diffdeid.engine.faces import Engine
 from diffdeid.engine.pictures import draw_seeds
 from diffdeid.evaluation.structures import Metric
+from diffdeid.geometry.pixels import on_host, to_bytes, to_tensor
 from diffdeid.metrics.privacy import RESAMPLES, person_scores
 from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
-from diffdeid.stages.compose import lay_over_crop
+from diffdeid.stages.compose import lay_over_crops
 from diffdeid.stages.identity import face_generators, least_distance
 from diffdeid.structures import Face, FaceBatch, FaceJob, NewIdentity
 
@@ -159,7 +160,7 @@ def reconstruct(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimiser, LEARNING_RATE, steps)
     for _ in range(steps):
         drawn, mirror = rng.integers(len(train_results), size=BATCH), rng.choice([-1, 1])
-        inputs, targets = (_to_tensor(crops[drawn][:, :, ::mirror]) for crops in (train_results, train_sources))
+        inputs, targets = (to_tensor(crops[drawn][:, :, ::mirror]) for crops in (train_results, train_sources))
         error = network(inputs) - targets
         loss = sum(F.avg_pool2d(error, size).abs().mean() for size in (1, 2, 4, 8))
         optimiser.zero_grad()
@@ -167,7 +168,7 @@ def reconstruct(
         optimiser.step()
         schedule.step()
     with torch.no_grad():
-        return np.concatenate([_to_uint8(network(_to_tensor(results[row : row + 1]))) for row in range(len(results))])
+        return np.concatenate([on_host(to_bytes(network(to_tensor([result])))) for result in results])
 
 
 def reidentification(
@@ -262,8 +263,9 @@ def invert(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face, num_inferenc
     himself = NewIdentity(source.embedding, source.coefficients.identity, options.level)
     nobody = NewIdentity(torch.zeros_like(himself.embedding), torch.zeros_like(himself.shape), options.level)
     for direction, person in ((backwards, himself), (forwards, nobody)):
-        latents = direction.paint(source, person, texture, latents, options).faces
-    return lay_over_crop(latents, source.crops[0], source.masks[0, 0].cpu().numpy())[2]
+        (painted,) = direction.paint(source, person, texture, latents, options)
+        latents = painted.face[None]
+    return on_host(to_bytes(lay_over_crops(latents, source.images, source.depths)[0])[0])
 
 
 def identification(
@@ -300,11 +302,3 @@ def identification(
 
 def _places(people: Sequence[str], columns: list[str]) -> np.ndarray:
     return np.array([columns.index(person) for person in people])
-
-
-def _to_tensor(crops: np.ndarray) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(crops)).permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
-def _to_uint8(crops: Tensor) -> np.ndarray:
-    return ((crops.clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).numpy()

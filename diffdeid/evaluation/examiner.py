@@ -22,6 +22,7 @@ from diffdeid.errors import AssetNotFoundError
 from diffdeid.evaluation.features import EfficientNetLite0
 from diffdeid.geometry.align import chip_matrix, ffhq_matrix, sample, similarity_transform, square_matrix, warp
 from diffdeid.geometry.boxes import intersection_over_union
+from diffdeid.geometry.pixels import to_tensor
 from diffdeid.geometry.surroundings import surroundings
 from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.models.face_analyser import FaceAnalyserModel
@@ -137,8 +138,7 @@ class Examiner:
         aligned = warp(picture, similarity_transform(five, np.array(ARCFACE)), 112).transpose(2, 0, 1) - np.float32(127.5)
         matrix = ffhq_matrix(landmarks, FIT_SIZE)
         crop = FaceCrop(warp(picture, matrix, FIT_SIZE), matrix)
-        images = torch.from_numpy(crop.image)[None].permute(0, 3, 1, 2).float() / 127.5 - 1
-        chip = sample(images, torch.from_numpy(chip_matrix(crop.to_crop(landmarks)))[None], 150)
+        chip = sample(to_tensor([crop.image]), torch.from_numpy(chip_matrix(crop.to_crop(landmarks)))[None], 150)
         vectors = {
             "faceplugin": _run(self._faceplugin, aligned / 128)[0],
             "faceres": self.faceres(picture, landmarks)[-1] - self._faceres_mean,
@@ -155,10 +155,10 @@ class Examiner:
             By network, pooled features `(1280,)` and, of the context encoder, the identity `(128,)` that it expects there: a unit
             vector in the space of the recogniser "filter".
         """
-        crop = torch.from_numpy(surroundings(picture, face, others)).permute(2, 0, 1)[None].float()
-        seen = {FEATURES: self.features(crop)[0].numpy()}
+        crop = surroundings(picture, face, others)
+        seen = {FEATURES: self.features(torch.from_numpy(crop).permute(2, 0, 1)[None].float())[0].numpy()}
         if self.context_encoder is not None:
-            context = self.context_encoder(crop / 127.5 - 1).context
+            context = self.context_encoder(to_tensor([crop])).context
             seen[CONTEXT] = self.context_encoder.expected_identity(context)[0].numpy()
         return seen
 

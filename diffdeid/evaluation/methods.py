@@ -30,11 +30,12 @@ from tqdm import tqdm
 
 from diffdeid.errors import ConfigurationError, NoFaceFoundError
 from diffdeid.geometry.composite import cover, paste
+from diffdeid.geometry.pixels import on_host, to_bytes, to_tensor
 from diffdeid.imaging import read_image, write_image
 from diffdeid.models.conditioning import exchange_identity, hide_skin_details, render_conditions
 from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
-from diffdeid.stages.compose import lay_over_crop
+from diffdeid.stages.compose import lay_over_crops
 from diffdeid.stages.detect import why_covered
 from diffdeid.structures import Face, FaceBatch, FaceJob
 
@@ -139,7 +140,7 @@ def inpaint(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face) -> np.ndarr
     if why_covered(face):
         return cover(picture, face)
     source = _reconstructed(pipe, picture, face)
-    return _replaced(picture, source, torch.from_numpy(_filled(source)).permute(2, 0, 1)[None].float() / 127.5 - 1)
+    return _replaced(picture, source, _filled(source))
 
 
 @torch.no_grad()
@@ -152,8 +153,7 @@ def swap_mean(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face) -> np.nda
     mean = exchange_identity(pipe.morphable_model, shown, torch.zeros_like(shown.identity), range(468))
     maps = render_conditions(pipe.morphable_model, mean, pipe.size).maps
     head = maps[:, 3:6].abs().amax(1, keepdim=True) > 0  # normals are zero beside the head
-    filled = torch.from_numpy(_filled(source)).permute(2, 0, 1)[None].float() / 127.5 - 1
-    return _replaced(picture, source, torch.where(head, maps[:, :3], filled))
+    return _replaced(picture, source, torch.where(head, maps[:, :3], _filled(source)))
 
 
 @torch.no_grad()
@@ -161,14 +161,15 @@ def _reconstructed(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face) -> F
     return pipe.engine.reconstruct([FaceJob(picture, face)], DeidentifyOptions(attributes="any"))
 
 
-def _filled(source: FaceBatch) -> np.ndarray:
-    erased = source.masks[0, 0].byte().cpu().numpy()
-    return cv2.inpaint(source.crops[0].image, erased, INPAINT_RADIUS, cv2.INPAINT_TELEA)
+def _filled(source: FaceBatch) -> Tensor:
+    erased = on_host(source.masks[0, 0].byte())
+    filled = cv2.inpaint(source.crops[0].image, erased, INPAINT_RADIUS, cv2.INPAINT_TELEA)
+    return to_tensor([filled], source.images.device)
 
 
 def _replaced(picture: np.ndarray, source: FaceBatch, generated: Tensor) -> np.ndarray:
-    patch, opacity, _ = lay_over_crop(generated, source.crops[0], source.masks[0, 0].cpu().numpy())
-    return paste(picture, patch, opacity, source.crops[0].matrix)
+    _, opacity = lay_over_crops(generated, source.images, source.depths)
+    return paste(picture, on_host(to_bytes(generated)[0]), on_host(opacity[0, 0]), source.crops[0].matrix)
 
 
 BASELINES: dict[str, Callable[[DiffDeIDPipeline, np.ndarray, Face], np.ndarray]] = {

@@ -1,6 +1,7 @@
 """Back into the picture: pasting crops, covering faces.
 
-Both return a new array and leave every pixel they do not mean to change bit-identical.
+Both return a new array, or write into `out` where it is given (which may be the picture itself), and leave every pixel they do
+not mean to change bit-identical.
 """
 
 from __future__ import annotations
@@ -20,7 +21,9 @@ COVER_MARGIN = 1.3  # size of a cover in face boxes
 COVER_CELLS = 6  # mosaic cells along a face; the blur is as coarse
 
 
-def paste(image: np.ndarray, patch: np.ndarray, alpha: np.ndarray, matrix: np.ndarray) -> np.ndarray:
+def paste(
+    image: np.ndarray, patch: np.ndarray, alpha: np.ndarray, matrix: np.ndarray, out: np.ndarray | None = None
+) -> np.ndarray:
     """Lay a crop over the picture it came from.
 
     Args:
@@ -28,12 +31,13 @@ def paste(image: np.ndarray, patch: np.ndarray, alpha: np.ndarray, matrix: np.nd
         patch: `(S, S, 3)` uint8 RGB crop.
         alpha: `(S, S)`, 0…1, how much of the patch shows; should fall to 0 towards the border of the crop.
         matrix: `(2, 3)` picture -> crop, as the crop was made.
+        out: holds the picture and gets the result; a copy when `None`.
 
     Returns:
         `(H, W, 3)` uint8. Where the warped alpha is 0, the picture is untouched.
     """
     size = len(patch)
-    back, result = invert(matrix), image.copy()
+    back, result = invert(matrix), image.copy() if out is None else out
     region, origin = part_of(result, footprint(matrix, size))
     if region.size == 0:
         return result
@@ -46,7 +50,12 @@ def paste(image: np.ndarray, patch: np.ndarray, alpha: np.ndarray, matrix: np.nd
     return result
 
 
-def cover(image: np.ndarray, face: Face, method: Literal["solid", "mosaic", "blur"] = "solid") -> np.ndarray:
+def cover(
+    image: np.ndarray,
+    face: Face,
+    method: Literal["solid", "mosaic", "blur"] = "solid",
+    out: np.ndarray | None = None,
+) -> np.ndarray:
     """Hide a whole face: its box enlarged by `COVER_MARGIN` and its landmarks, in one rectangle.
 
     `"solid"` is black and keeps nothing. `"mosaic"` and `"blur"` look softer but do not protect: people in obfuscated faces have
@@ -54,7 +63,7 @@ def cover(image: np.ndarray, face: Face, method: Literal["solid", "mosaic", "blu
     """
     if method not in ("solid", "mosaic", "blur"):
         raise ValueError(f"`method` must be 'solid', 'mosaic' or 'blur', got {method!r}.")
-    box, result = cover_box(face), image.copy()
+    box, result = cover_box(face), image.copy() if out is None else out
     region, _ = part_of(result, box)
     if region.size == 0:
         return result

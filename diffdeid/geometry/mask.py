@@ -34,9 +34,13 @@ def mouth_region(landmarks: np.ndarray, size: int | tuple[int, int]) -> np.ndarr
     return _grown_hull(points[list(LIPS_OUTER)], MOUTH_MARGIN * _face_height(points), size)
 
 
-def depth_in(mask: np.ndarray) -> np.ndarray:
-    """How deep in the region of a mask `(S, S)` each pixel lies, in pixels; the border of the picture is an edge too."""
-    return cv2.distanceTransform(np.pad((mask > 0).astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+def signed_distance(mask: np.ndarray) -> np.ndarray:
+    """How deep in the region of a mask `(S, S)` each pixel lies, in pixels; negative outside, where it is how far away.
+
+    The border of the picture is an edge of the region too.
+    """
+    inside = cv2.distanceTransform(np.pad((mask > 0).astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
+    return inside - cv2.distanceTransform((mask <= 0).astype(np.uint8), cv2.DIST_L2, 5)
 
 
 def fixed_point(points: np.ndarray) -> np.ndarray:

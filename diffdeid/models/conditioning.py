@@ -12,6 +12,7 @@ from torch import Tensor
 from diffdeid.geometry.camera import project, to_camera
 from diffdeid.geometry.eyes import eye_coordinates, iris_centres
 from diffdeid.geometry.guides import eye_map, feature_lines
+from diffdeid.geometry.pixels import on_host
 from diffdeid.geometry.renderer import render
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients
@@ -41,7 +42,7 @@ def render_conditions(model: MorphableModel, coefficients: MorphableCoefficients
     guides = np.stack(
         [
             [feature_lines(points, full), eye_map(points, gaze, full)]
-            for points, gaze in zip(landmarks.cpu().numpy(), coefficients.gaze.float().cpu().numpy(), strict=True)
+            for points, gaze in zip(on_host(landmarks), on_host(coefficients.gaze.float()), strict=True)
         ]
     )
     channels_last = torch.cat([picture.image.clamp(0, 1) * 2 - 1, picture.normals], dim=-1)

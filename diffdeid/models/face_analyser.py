@@ -33,6 +33,7 @@ GRAPHS = ("centerface", "attention_mesh")
 MESH_SIZE, MESH_MARGIN = 192, 1.5  # pixels of a crop, and its side in face boxes, as MediaPipe was trained
 SECOND_LOOK_SIZE, SECOND_LOOK_MARGIN = 128, 2.3  # faces are then 56 pixels large
 TILE, OVERLAP = 1280, 128  # pixels of the parts that are searched for small faces; the coarse pass finds those of OVERLAP
+AT_ONCE = 8  # small pictures that a network looks at together
 SMALL = 128 * 128  # pixels of a picture that is looked at together with others; larger ones gain nothing, and take memory
 ABOUT_THERE = 0.25  # intersection over union of a face as first seen, and as seen more closely
 LOOKS = (-0.03, 0.03)  # by how many of its sides a crop is shifted, right and down; half of the error of one look is noise
@@ -108,9 +109,7 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
                 "`image` must be a uint8 RGB array (height, width, 3), got "
                 f"{f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__}."
             )
-        if faces is None:
-            return merge(self._complete(image, face) for face in self.detect(image))
-        return [self._complete(image, face) for face in faces]
+        return merge(self._complete(image, self.detect(image))) if faces is None else self._complete(image, faces)
 
     def _run(self, graph: str, x: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
         if graph not in self._sessions:
@@ -124,12 +123,13 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         """All detections of a picture, without landmarks, largest first. Several may be one face, see `geometry.faces.merge`."""
         coarse, coarse_scale = _resize(image, self.config.coarse_pixels, limit=2)
         fine, fine_scale = _resize(image, self.config.fine_pixels, limit=1)
-        proposals = [_mapped(face, np.eye(2, 3) / coarse_scale) for face in self._centerface_all_round(coarse)]
+        (seen,) = self._centerface_all_round([coarse])
+        proposals = [_mapped(face, np.eye(2, 3) / coarse_scale) for face in seen]
         if fine_scale > coarse_scale:
             for tile, origin in _tiles(fine):
                 (seen,) = self._centerface([tile])
                 proposals += [_mapped(face, np.column_stack([np.eye(2), origin]) / fine_scale) for face in seen]
-        faces = [self._look_again(image, face) for face in _suppress(proposals)]
+        faces = self._look_again(image, _suppress(proposals))
         return sorted(_suppress(faces), key=lambda face: -np.prod(face.box[2:] - face.box[:2]))
 
     def glance(self, image: np.ndarray, threshold: float) -> list[Face]:
@@ -138,85 +138,112 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         (seen,) = self._centerface([coarse], threshold)
         return [_mapped(face, np.eye(2, 3) / scale) for face in seen]
 
-    def _look_again(self, image: np.ndarray, face: Face) -> Face:
-        """The face as seen at the scale at which the detector is most accurate and tells up from down best.
+    def _look_again(self, image: np.ndarray, faces: Sequence[Face]) -> list[Face]:
+        """Faces as seen at the scale at which the detector is most accurate and tells up from down best.
 
         Close up it scores partial and upside-down faces as high as whole ones.
         """
-        side = SECOND_LOOK_MARGIN * max(face.box[2:] - face.box[:2])
-        matrix = square_matrix((face.box[:2] + face.box[2:]) / 2, (1, 0), side, SECOND_LOOK_SIZE)
-        crop = warp(image, matrix, SECOND_LOOK_SIZE, cv2.BORDER_REPLICATE)
-        seen = [_mapped(other, invert(matrix)) for other in self._centerface_all_round(crop)]
-        same = [other for other in seen if intersection_over_union(face.box, other.box) > ABOUT_THERE]
-        return max(same, key=lambda other: other.score, default=face)
+        sides = [SECOND_LOOK_MARGIN * max(face.box[2:] - face.box[:2]) for face in faces]
+        matrices = [
+            square_matrix((face.box[:2] + face.box[2:]) / 2, (1, 0), side, SECOND_LOOK_SIZE)
+            for face, side in zip(faces, sides, strict=True)
+        ]
+        crops = [warp(image, matrix, SECOND_LOOK_SIZE, cv2.BORDER_REPLICATE) for matrix in matrices]
+        closer = []
+        for face, matrix, found in zip(faces, matrices, self._centerface_all_round(crops), strict=True):
+            seen = [_mapped(other, invert(matrix)) for other in found]
+            same = [other for other in seen if intersection_over_union(face.box, other.box) > ABOUT_THERE]
+            closer.append(max(same, key=lambda other: other.score, default=face))
+        return closer
 
-    def _centerface_all_round(self, image: np.ndarray) -> list[Face]:
-        """`_centerface` on the picture as it is, on its sides and upside down."""
-        turns = [np.rot90(image, quarter) for quarter in range(4)]
-        standing, inverted = self._centerface(turns[::2])
-        left, right = self._centerface(turns[1::2])
-        faces = []
-        back = np.eye(3)  # turned picture -> picture
-        for turned, seen in zip(turns, (standing, left, inverted, right), strict=True):
-            faces += [_mapped(face, back) for face in seen]
-            back = back @ [[0, -1, turned.shape[1]], [1, 0, 0], [0, 0, 1]]  # the next quarter takes (x, y) to (y, width - x)
+    def _centerface_all_round(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
+        """`_centerface` on pictures of one size as they are, on their sides and upside down."""
+        faces: list[list[Face]] = [[] for _ in images]
+        for quarters in ((0, 2), (1, 3)):  # their turned pictures are of one size
+            turned = [np.rot90(image, quarter) for image in images for quarter in quarters]
+            places = [(number, quarter) for number in range(len(images)) for quarter in quarters]
+            for (number, quarter), seen in zip(places, self._centerface(turned), strict=True):
+                back = _turned_back(quarter, *images[number].shape[:2])
+                faces[number] += [_mapped(face, back) for face in seen]
         return faces
 
     def _centerface(self, images: Sequence[np.ndarray], threshold: float | None = None) -> list[list[Face]]:
         """Faces at one scale and rotation, of pictures of one size."""
         threshold = self.config.detection_threshold if threshold is None else threshold
-        height, width = images[0].shape[:2]
-        if len(images) > 1 and height * width > SMALL:
-            return [self._centerface([image], threshold)[0] for image in images]
-        padded = np.zeros((len(images), 3, -height // 32 * -32, -width // 32 * -32), np.float32)
-        for place, image in zip(padded, images, strict=True):
-            place[:, :height, :width] = image.transpose(2, 0, 1)
-        outputs = self._run("centerface", padded, ["537", "538", "539", "540"])
-        return [_suppress(_decode(*output, threshold)) for output in zip(*outputs, strict=True)]
+        found: list[list[Face]] = []
+        size = AT_ONCE if all(image.shape[0] * image.shape[1] <= SMALL for image in images) else 1
+        for start in range(0, len(images), size):
+            some = images[start : start + size]
+            height, width = some[0].shape[:2]
+            padded = np.zeros((len(some), 3, -height // 32 * -32, -width // 32 * -32), np.float32)
+            for place, image in zip(padded, some, strict=True):
+                place[:, :height, :width] = image.transpose(2, 0, 1)
+            outputs = self._run("centerface", padded, ["537", "538", "539", "540"])
+            found += [_suppress(_decode(*output, threshold)) for output in zip(*outputs, strict=True)]
+        return found
 
     # 2. Landmarks and irises
 
-    def find_again(self, image: np.ndarray, landmarks: np.ndarray) -> Face:
-        """The face that is about where `landmarks` `(468, 3)` are: its box is theirs; without landmarks where there is none."""
-        points, presence, disagreement = self._look(image, *_extent(landmarks))
-        clear = presence >= self.config.presence_threshold and disagreement <= self.config.disagreement_limit  # and no NaN
-        if not (clear and np.isfinite(points).all()):
-            return Face(bounding_box(landmarks), presence=presence)  # nothing to paint by
-        landmarks, iris = points[:468], points[468:, :2].reshape(2, 5, 2)
-        return Face(bounding_box(landmarks), landmarks=landmarks, iris=iris, presence=presence)
+    def find_again(self, images: Sequence[np.ndarray], landmarks: Sequence[np.ndarray]) -> list[Face]:
+        """The face of each picture that is about where `landmarks` `(468, 3)` are.
 
-    def _complete(self, image: np.ndarray, face: Face) -> Face:
-        if face.landmarks is None:
-            seen = face if face.keypoints is not None else self._look_again(image, face)
-            right = (1, 0) if seen.keypoints is None else _right(seen.keypoints)
-            points, _, _ = self._look(image, seen.box, right)  # boxes and keypoints can be askew: only where to look closely
-            found = self.find_again(image, points[:468])
-            face = replace(face, landmarks=found.landmarks, iris=found.iris, presence=found.presence)
-        elif face.iris is None:
-            face = replace(face, iris=self.find_again(image, face.landmarks).iris)
-        if face.landmarks is not None and face.keypoints is None:
-            face = replace(face, keypoints=_keypoints(face.landmarks))
-        return face
+        Its box is theirs; it is without landmarks where there is none.
+        """
+        found = []
+        looks = self._look(images, [_extent(points) for points in landmarks])
+        for before, (points, presence, disagreement) in zip(landmarks, looks, strict=True):
+            clear = presence >= self.config.presence_threshold and disagreement <= self.config.disagreement_limit  # and no NaN
+            if clear and np.isfinite(points).all():
+                iris = points[468:, :2].reshape(2, 5, 2)
+                found.append(Face(bounding_box(points[:468]), landmarks=points[:468], iris=iris, presence=presence))
+            else:
+                found.append(Face(bounding_box(before), presence=presence))  # nothing to paint by
+        return found
 
-    def _look(self, image: np.ndarray, box: np.ndarray, right: np.ndarray) -> tuple[np.ndarray, float, float]:
-        """What the mesh sees in a box whose own horizontal is `right`, in two crops.
+    def _complete(self, image: np.ndarray, faces: Sequence[Face]) -> list[Face]:
+        """Faces with the landmarks, irises and keypoints that they lack."""
+        completed = list(faces)
+        unplaced = [row for row, face in enumerate(faces) if face.landmarks is None]
+        askew = [row for row in unplaced if faces[row].keypoints is None]
+        seen = completed.copy()
+        for row, face in zip(askew, self._look_again(image, [faces[row] for row in askew]), strict=True):
+            seen[row] = face
+        extents = [(seen[row].box, (1, 0) if seen[row].keypoints is None else _right(seen[row].keypoints)) for row in unplaced]
+        looks = self._look([image] * len(unplaced), extents)  # boxes and keypoints can be askew: only where to look closely
+        placed = self.find_again([image] * len(unplaced), [points[:468] for points, _, _ in looks])
+        for row, face in zip(unplaced, placed, strict=True):
+            completed[row] = replace(faces[row], landmarks=face.landmarks, iris=face.iris, presence=face.presence)
+        blind = [row for row, face in enumerate(faces) if face.landmarks is not None and face.iris is None]
+        again = self.find_again([image] * len(blind), [faces[row].landmarks for row in blind])
+        for row, face in zip(blind, again, strict=True):
+            completed[row] = replace(faces[row], iris=face.iris)
+        return [
+            replace(face, keypoints=_keypoints(face.landmarks)) if face.landmarks is not None and face.keypoints is None else face
+            for face in completed
+        ]
+
+    def _look(
+        self, images: Sequence[np.ndarray], extents: Sequence[tuple[np.ndarray, np.ndarray]]
+    ) -> list[tuple[np.ndarray, float, float]]:
+        """What the mesh sees of each picture in a box with its own horizontal (`extents`), in two crops.
 
         Returns:
-            The means of landmarks and irises `(478, 3)`, in picture pixels; the lower presence, 0…1; and the mean distance of the
-            landmarks of one crop from those of the other, in sizes of the face.
+            For each the means of landmarks and irises `(478, 3)`, in picture pixels; the lower presence, 0…1; and the mean
+            distance of the landmarks of one crop from those of the other, in sizes of the face.
         """
-        side = MESH_MARGIN * max(box[2:] - box[:2])
-        matrix = square_matrix((box[:2] + box[2:]) / 2, right, side, MESH_SIZE)
-        matrices = [matrix + [[0, 0, shift * MESH_SIZE], [0, 0, shift * MESH_SIZE]] for shift in LOOKS]
-        crops = np.stack([warp(image, shifted, MESH_SIZE, cv2.BORDER_REPLICATE) for shifted in matrices])
-        looks, presences = self._run("attention_mesh", crops.astype(np.float32) / 255, ["landmarks", "presence"])
-        for points, shifted in zip(looks, matrices, strict=True):
-            points[:, :2] = _transform(points[:, :2], invert(shifted))
-        points = looks.mean(axis=0)
-        size = max(np.ptp(points[:, :2], axis=0).max(), 1e-6)
-        disagreement = 2 * np.linalg.norm((looks - points)[..., :2], axis=-1).mean() / size
-        points[:, 2] /= scale_of(matrix)
-        return points, presences.min().item(), disagreement.item()
+        seen: list[tuple[np.ndarray, float, float]] = []
+        for start in range(0, len(images), AT_ONCE // len(LOOKS)):
+            some = slice(start, start + AT_ONCE // len(LOOKS))
+            matrices = [_mesh_matrices(*extent) for extent in extents[some]]
+            crops = [
+                warp(image, matrix, MESH_SIZE, cv2.BORDER_REPLICATE, cv2.INTER_LINEAR)
+                for image, its_matrices in zip(images[some], matrices, strict=True)
+                for matrix in its_matrices
+            ]
+            points, presences = self._run("attention_mesh", np.float32(crops) / 255, ["landmarks", "presence"])
+            looks = zip(matrices, points.reshape(-1, len(LOOKS), 478, 3), presences.reshape(-1, len(LOOKS)), strict=True)
+            seen += [_agreed(*look) for look in looks]
+        return seen
 
 
 def _resize(image: np.ndarray, pixels: int, limit: float) -> tuple[np.ndarray, float]:
@@ -246,6 +273,31 @@ def _decode(heat: np.ndarray, log_sizes: np.ndarray, offsets: np.ndarray, points
     boxes = np.concatenate([centres - sizes / 2, centres + sizes / 2], axis=1)
     points = points[:, rows, columns].T.reshape(-1, 5, 2)[:, :, ::-1] * sizes[:, None] + boxes[:, None, :2]
     return [Face(*values) for values in zip(boxes, heat[0, rows, columns].tolist(), points, strict=True)]
+
+
+def _mesh_matrices(box: np.ndarray, right: np.ndarray) -> list[np.ndarray]:
+    """Picture -> crops for the mesh, of a face in a box whose own horizontal is `right`."""
+    matrix = square_matrix((box[:2] + box[2:]) / 2, right, MESH_MARGIN * max(box[2:] - box[:2]), MESH_SIZE)
+    return [matrix + [[0, 0, shift * MESH_SIZE], [0, 0, shift * MESH_SIZE]] for shift in LOOKS]
+
+
+def _agreed(matrices: Sequence[np.ndarray], looks: np.ndarray, presences: np.ndarray) -> tuple[np.ndarray, float, float]:
+    """What looks `(n, 478, 3)` into crops say of a face together, see `FaceAnalyserModel._look`."""
+    for points, matrix in zip(looks, matrices, strict=True):
+        points[:, :2] = _transform(points[:, :2], invert(matrix))
+    mean = looks.mean(axis=0)
+    size = max(np.ptp(mean[:, :2], axis=0).max(), 1e-6)
+    disagreement = 2 * np.linalg.norm((looks - mean)[..., :2], axis=-1).mean() / size
+    mean[:, 2] /= scale_of(matrices[0])
+    return mean, presences.min().item(), disagreement.item()
+
+
+def _turned_back(quarter: int, height: int, width: int) -> np.ndarray:
+    """`(3, 3)`: from `rot90` of a picture, by that many quarters, to the picture."""
+    back = np.eye(3)
+    for number in range(quarter):  # each quarter takes (x, y) to (y, width - x) of the picture before
+        back = back @ [[0, -1, width if number % 2 == 0 else height], [1, 0, 0], [0, 0, 1]]
+    return back
 
 
 def _transform(points: np.ndarray, matrix: np.ndarray) -> np.ndarray:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from copy import copy
 from dataclasses import dataclass, fields, replace
 from threading import Lock
@@ -17,6 +17,7 @@ from torch import Tensor
 from diffdeid import __version__
 from diffdeid.errors import ConfigurationError
 from diffdeid.geometry.boxes import bounding_box
+from diffdeid.geometry.pixels import from_bytes, on_host, to_bytes, to_tensor
 from diffdeid.geometry.seam import match
 from diffdeid.models.conditioning import place_marks
 from diffdeid.models.context_encoder import ContextEncoderModel
@@ -29,40 +30,33 @@ from diffdeid.models.texture_encoder import TextureEncoderModel, TextureEncoderO
 from diffdeid.models.unet import DiffDeIDUNet2DModel
 from diffdeid.options import DeidentifyOptions, VideoOptions
 from diffdeid.stages import reconstruct
-from diffdeid.stages.compose import lay_over_crop
+from diffdeid.stages.compose import lay_over_crops
 from diffdeid.stages.condition import Conditions, encode_texture, render_new_heads
 from diffdeid.stages.denoise import NO_CALLBACKS, Callbacks, denoise, prepare_latents
 from diffdeid.stages.identity import Casting, IdentitySampler, conditions_of
-from diffdeid.stages.register import from_unit, register, to_unit
+from diffdeid.stages.register import register
 from diffdeid.stages.verify import verify
 from diffdeid.structures import Attempt, Face, FaceBatch, FaceCrop, FaceJob, MorphableCoefficients, NewIdentity
 
+BROKEN = None, "the network returned values that are not finite"
 ONE_AT_A_TIME = Lock()  # of the threads; to run an offloaded network moves others off the accelerator, and itself in the end
-Filter = Callable[[np.ndarray, np.ndarray, np.ndarray, np.ndarray], np.ndarray]
 
 
 @dataclass(frozen=True)
 class Painted:
-    """Faces as the network painted them.
+    """A face as the network painted it.
 
     Attributes:
-        source: in whose place they are.
-        faces: `(B, 3, S, S)` in [-1, 1].
-        marks: `(B, 470, 2)`, where landmarks and irises are meant to be, in crop pixels.
-        maps: `(B, 9, S, S)`, the spatial conditions that they were painted by.
+        source: in whose place it is, a batch of one.
+        face: `(3, S, S)` in [-1, 1].
+        marks: `(470, 2)`, where landmarks and irises are meant to be, in crop pixels.
+        maps: `(9, S, S)`, the spatial conditions that it was painted by.
     """
 
     source: FaceBatch
-    faces: Tensor
+    face: Tensor
     marks: np.ndarray
     maps: Tensor
-
-    def __len__(self) -> int:
-        return len(self.faces)
-
-    def pick(self, rows: Sequence[int]) -> Painted:
-        """Some of the faces."""
-        return Painted(self.source.pick(rows), self.faces[rows], self.marks[rows], self.maps[rows])
 
 
 @dataclass(frozen=True)
@@ -134,40 +128,40 @@ class Components:
     def reconstruct(self, jobs: Sequence[FaceJob], options: DeidentifyOptions) -> FaceBatch:
         """Faces that have landmarks and irises -> a batch, with the context that `options.attributes` asks for."""
         crops, images, placed = self._cut([job.picture for job in jobs], [job.face for job in jobs])
-        landmarks = placed[0].cpu().numpy()
+        landmarks = on_host(placed[0])
         known = [job.coefficients for job in jobs]
         if any(one is None for one in known):
             found = self._find(images, placed, options.reconstruction).pack()
             known = [found[row, None] if one is None else one for row, one in enumerate(known)]
         coefficients = MorphableCoefficients.unpack(torch.cat([one.to(self.device, torch.float32) for one in known]))
-        masks = reconstruct.mask_crops(landmarks, self.size, options.keep_mouth, self.device)
+        depths = reconstruct.mask_crops(landmarks, self.size, options.keep_mouth, self.device)
         context = None
         if options.attributes == "context" and self.context_encoder is not None:
             seen = [  # one by one: a crowd takes no more memory than a face
                 reconstruct.encode_context(self.context_encoder, job.picture, job.face, job.others, self.device) for job in jobs
             ]
             context = torch.cat(seen)
-        return FaceBatch(crops, landmarks, images, masks, coefficients, self.embed(images, landmarks), context)
+        return FaceBatch(crops, landmarks, images, depths, coefficients, self.embed(images, landmarks), context)
 
     def follow(
         self, pictures: Sequence[np.ndarray], faces: Sequence[Face], reference: MorphableCoefficients, options: VideoOptions
     ) -> FaceBatch:
         """Faces of frames, with ρ̂ of their smoothed landmarks; skin and light are those of a reference, a row a frame."""
         crops, images, placed = self._cut(pictures, faces)
-        landmarks = placed[0].cpu().numpy()
+        landmarks = on_host(placed[0])
         with ONE_AT_A_TIME:
             coefficients = reconstruct.follow_coefficients(
                 self.morphable_model, self.reconstructor, images, *placed, options.reconstruction, reference, options.follow_light
             )
-        masks = reconstruct.mask_crops(landmarks, self.size, options.keep_mouth, self.device)
-        return FaceBatch(crops, landmarks, images, masks, coefficients, self.embed(images, landmarks))
+        depths = reconstruct.mask_crops(landmarks, self.size, options.keep_mouth, self.device)
+        return FaceBatch(crops, landmarks, images, depths, coefficients, self.embed(images, landmarks))
 
     def _cut(self, pictures: Sequence[np.ndarray], faces: Sequence[Face]) -> tuple[list[FaceCrop], Tensor, tuple[Tensor, Tensor]]:
         """Crops, as images too, and the landmarks and irises in them."""
         crops = [self.crop(picture, face) for picture, face in zip(pictures, faces, strict=True)]
         return (
             crops,
-            reconstruct.to_tensor([crop.image for crop in crops], self.device),
+            to_tensor([crop.image for crop in crops], self.device),
             reconstruct.place(crops, faces, self.device),
         )
 
@@ -185,8 +179,8 @@ class Components:
     def embed_in(self, picture: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
         """z_id `(128,)` of a face in a picture."""
         crop = self.crop(picture, Face(bounding_box(landmarks), landmarks=landmarks))
-        images = reconstruct.to_tensor([crop.image], self.device)
-        return self.embed(images, crop.to_crop(landmarks)[None])[0].cpu().numpy()
+        images = to_tensor([crop.image], self.device)
+        return on_host(self.embed(images, crop.to_crop(landmarks)[None])[0])
 
     def castings(
         self, batch: FaceBatch, generators: Sequence[torch.Generator], options: DeidentifyOptions, wanted: Sequence[bool]
@@ -215,7 +209,7 @@ class Components:
         options: DeidentifyOptions,
         callbacks: Callbacks = NO_CALLBACKS,
         shown: Tensor | None = None,
-    ) -> Painted:
+    ) -> list[Painted]:
         """New faces in the place of those of a batch.
 
         Args:
@@ -232,38 +226,43 @@ class Components:
         scheduler.set_timesteps(options.num_inference_steps, device=self.device)
         conditions = Conditions(maps, people.embedding, told, texture)
         faces = denoise(self.unet, scheduler, latents, batch, conditions, options.guidance_scale, callbacks)
-        return Painted(batch, faces, place_marks(self.morphable_model, changed, self.size).cpu().numpy(), maps)
+        marks = on_host(place_marks(self.morphable_model, changed, self.size))
+        return [Painted(batch.pick([row]), *parts) for row, parts in enumerate(zip(faces, marks, maps, strict=True))]
 
-    def finish(self, painted: Painted, against: Tensor, temporal_filter: Filter | None = None) -> Attempt:
-        """Register a generated face, match its colour, lay it over its crop, and check it.
+    def register(self, painted: Sequence[Painted]) -> list[Tensor]:
+        """Painted faces `(3, S, S)`, their features where they were meant to be."""
+        faces = torch.stack([one.face for one in painted]).nan_to_num()  # `verify` refuses those that are not finite
+        return list(register(self.face_analyser, faces, *_places(painted), [one.marks for one in painted]))
+
+    def verify(self, painted: Sequence[Painted], faces: Sequence[Tensor], against: Sequence[Tensor]) -> list[Attempt]:
+        """Lay faces over their crops, and look whether they may stay there.
 
         Args:
-            painted: one face.
-            against: `(n, 128)`, all that it must not look like.
-            temporal_filter: for a frame of a video: generated face `(S, S, 3)` in [0, 1], crop `(S, S, 3)` uint8, mask `(S, S)`
-                and landmarks `(468, 3)` -> the face that fits the frame before, its colour matched.
+            painted: as they came from the network.
+            faces: `(3, S, S)`, what became of them: registered, their colour matched.
+            against: `(n, 128)` each, all that they must not look like.
         """
-        source, generated, marks = painted.source, painted.faces, painted.marks[0]
-        crop, mask, landmarks = source.crops[0], source.masks[0, 0].cpu().numpy(), source.landmarks[0]
-        if not torch.isfinite(generated).all():
-            nothing, problem = np.zeros(mask.shape, np.float32), "the network returned values that are not finite"
-            return Attempt(crop.image, nothing, crop.image, None, problem, painted.maps[0])
-        shown = lay_over_crop(generated, crop, mask)[2]
-        face = to_unit(register(self.face_analyser, shown, generated, marks, mask))
-        if temporal_filter is None:
-            matched = match(face, crop.image, mask)
-        else:  # after the registration, for landmarks jitter
-            matched = temporal_filter(face, crop.image, mask, landmarks)
-        patch, opacity, result = lay_over_crop(from_unit(matched), crop, mask)
-        seen = self._look(result, landmarks, only_there=temporal_filter is not None)
+        (images, depths), generated = _places(painted), torch.stack(list(faces))
+        sound = on_host(
+            torch.stack([torch.stack([one.face, face]).isfinite().all() for one, face in zip(painted, faces, strict=True)])
+        )
+        laid, opacities = lay_over_crops(generated, images, depths)
+        patches, results = to_bytes(generated), to_bytes(laid)
+        shown, landmarks = on_host(results), [one.source.landmarks[0] for one in painted]
+        if self.face_analyser is not None:
+            landmarks = [face.landmarks for face in self.face_analyser.find_again(shown, landmarks)]
         with ONE_AT_A_TIME:
-            distance, problem = verify(self.face_recognition, result, seen, against, self.identity_limit)
-        return Attempt(patch, opacity, result, distance, problem, painted.maps[0])
+            verdicts = verify(self.face_recognition, from_bytes(results), landmarks, against, self.identity_limit)
+        verdicts = [verdict if fine else BROKEN for verdict, fine in zip(verdicts, sound, strict=True)]
+        parts = zip(on_host(patches), on_host(opacities[:, 0]), shown, verdicts, painted, strict=True)
+        return [Attempt(patch, opacity, result, *verdict, one.maps) for patch, opacity, result, verdict, one in parts]
 
-    def _look(self, result: np.ndarray, landmarks: np.ndarray, only_there: bool) -> np.ndarray | None:
-        """Landmarks `(468, 3)` of the face in a result, `(S, S, 3)` uint8 crop, given the source's; `None` if there is none."""
-        if self.face_analyser is None:
-            return landmarks
-        if only_there:
-            return self.face_analyser.find_again(result, landmarks).landmarks
-        return self.face_analyser(result, [Face(bounding_box(landmarks))])[0].landmarks
+    def finish(self, painted: Sequence[Painted], against: Sequence[Tensor]) -> list[Attempt]:
+        """Register painted faces, match their colour, lay them over their crops, and check them; `against` as for `verify`."""
+        faces = torch.stack(self.register(painted))
+        return self.verify(painted, list(match(faces, *_places(painted))), against)
+
+
+def _places(painted: Sequence[Painted]) -> tuple[Tensor, Tensor]:
+    """Crops `(B, 3, S, S)`, and how deep in what is erased of them each pixel lies, `(B, 1, S, S)`."""
+    return torch.cat([one.source.images for one in painted]), torch.cat([one.source.depths for one in painted])

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from diffdeid.geometry.align import CHIP_SIZE, chip_matrix, ffhq_matrix, sample, warp
 from diffdeid.geometry.eyes import gaze_from_iris
-from diffdeid.geometry.mask import erased
+from diffdeid.geometry.mask import erased, signed_distance
+from diffdeid.geometry.pixels import to_tensor
 from diffdeid.geometry.surroundings import surroundings
 from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
@@ -28,12 +29,6 @@ def crop_face(picture: np.ndarray, face: Face, size: int, crop_factor: float) ->
     return FaceCrop(warp(picture, matrix, size), matrix)
 
 
-def to_tensor(crops: Sequence[np.ndarray], device: torch.device | str = "cpu") -> Tensor:
-    """uint8 crops `(S, S, 3)` -> `(B, 3, S, S)` in [-1, 1]."""
-    stacked = torch.from_numpy(np.stack(crops)).to(device)
-    return stacked.permute(0, 3, 1, 2).float() / 127.5 - 1
-
-
 def place(crops: Sequence[FaceCrop], faces: Sequence[Face], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
     """Landmarks `(B, 468, 3)` and irises `(B, 2, 5, 2)` of faces in the pixels of their crops."""
     placed = []
@@ -44,8 +39,9 @@ def place(crops: Sequence[FaceCrop], faces: Sequence[Face], device: torch.device
 
 
 def mask_crops(landmarks: np.ndarray, size: int, keep_mouth: bool, device: torch.device | str = "cpu") -> Tensor:
-    """What is erased, `(B, 1, S, S)`, of crops with landmarks `(B, 468, 3)` in their pixels."""
-    return torch.from_numpy(np.stack([erased(points, size, keep_mouth) for points in landmarks]))[:, None].to(device)
+    """What is erased of crops with landmarks `(B, 468, 3)` in their pixels, as `signed_distance` `(B, 1, S, S)`."""
+    depths = [signed_distance(erased(points, size, keep_mouth)) for points in landmarks]
+    return torch.from_numpy(np.stack(depths))[:, None].to(device)
 
 
 def find_coefficients(

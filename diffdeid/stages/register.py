@@ -1,43 +1,44 @@
-"""Stage 6: bring the marks of a generated face to where ρ' puts them. (Its colour: `geometry.seam`.)"""
+"""Stage 6: bring the marks of generated faces to where ρ' puts them. (Their colour: `geometry.seam`.)"""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from diffdeid.geometry.pixels import on_host, to_bytes
 from diffdeid.geometry.registration import displace, offsets
 from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.stages.compose import lay_over_crops
 
 
 def register(
-    analyser: FaceAnalyserModel | None, shown: np.ndarray, generated: Tensor, marks: np.ndarray, mask: np.ndarray
+    analyser: FaceAnalyserModel | None, faces: Tensor, images: Tensor, depths: Tensor, marks: Sequence[np.ndarray]
 ) -> Tensor:
-    """A generated face `(1, 3, S, S)`, its features moved by a few pixels to where they were meant to be; on the CPU.
+    """Generated faces `(B, 3, S, S)`, their features moved by a few pixels to where they were meant to be.
 
-    It stays as it is where no face is seen, which is for `verify` to judge, or where there is no analyser to see one.
+    A face stays as it is where none is seen, which is for `verify` to judge, or where there is no analyser to see one.
 
     Args:
-        shown: `(S, S, 3)` uint8, the generated face laid over its crop.
-        marks: `(470, 2)`, where ρ' puts landmarks and irises, see `conditioning.place_marks`.
-        mask: `(S, S)`, 1 where the face is erased.
+        images: `(B, 3, S, S)` crops of the pictures that the faces are looked at in.
+        depths: `(B, 1, S, S)`, `signed_distance` of what is erased.
+        marks: `(470, 2)` each, where ρ' puts landmarks and irises, see `conditioning.place_marks`.
     """
-    face = None
-    if analyser is not None:
-        face = analyser.find_again(shown, marks[:468])
-        if face.landmarks is not None:  # once more, from a crop that does not depend on where they were meant to be
-            face = analyser.find_again(shown, face.landmarks)
-    if face is None or face.landmarks is None:
-        return generated.float().cpu()
-    seen = np.concatenate([face.landmarks[:, :2], face.iris[:, 0]])
-    return displace(generated, offsets(seen, marks, mask))
-
-
-def to_unit(generated: Tensor) -> np.ndarray:
-    """A generated face `(1, 3, S, S)` in [-1, 1] -> float32 `(S, S, 3)` in [0, 1]."""
-    return ((generated[0].float().clamp(-1, 1) + 1) / 2).permute(1, 2, 0).cpu().numpy()
-
-
-def from_unit(face: np.ndarray) -> Tensor:
-    """The inverse of `to_unit`."""
-    return torch.from_numpy(face * 2 - 1).permute(2, 0, 1)[None]
+    if analyser is None:
+        return faces
+    shown = on_host(to_bytes(lay_over_crops(faces, images, depths)[0]))
+    found = analyser.find_again(shown, [points[:468] for points in marks])
+    known = [row for row, face in enumerate(found) if face.landmarks is not None]
+    # once more, from crops that do not depend on where the marks were meant to be
+    again = analyser.find_again([shown[row] for row in known], [found[row].landmarks for row in known])
+    seen = {row: face for row, face in zip(known, again, strict=True) if face.landmarks is not None}
+    where = [np.concatenate([face.landmarks[:, :2], face.iris[:, 0]]) for face in seen.values()]
+    if not seen:
+        return faces
+    rows = list(seen)
+    places = (torch.from_numpy(np.float32(part)).to(faces.device) for part in (where, [marks[row] for row in rows]))
+    registered = faces.clone()
+    registered[rows] = displace(faces[rows], offsets(*places, depths[rows])).clamp(-1, 1)
+    return registered

@@ -1,29 +1,40 @@
-"""Stage 7: is the face that is seen in a result far enough from the source?"""
+"""Stage 7: are the faces that are seen in results far enough from their sources?"""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import numpy as np
+import torch
 from torch import Tensor
 
+from diffdeid.geometry.pixels import on_host
 from diffdeid.models.face_recognition import FaceRecognitionModel
-from diffdeid.stages.reconstruct import embed, to_tensor
+from diffdeid.stages.reconstruct import embed
 
 
 def verify(
-    recogniser: FaceRecognitionModel, result: np.ndarray, landmarks: np.ndarray | None, source: Tensor, identity_limit: float
-) -> tuple[float | None, str | None]:
-    """Distance of a result from its source, and what is wrong with it (`None`: nothing).
+    recogniser: FaceRecognitionModel,
+    results: Tensor,
+    landmarks: Sequence[np.ndarray | None],
+    sources: Sequence[Tensor],
+    identity_limit: float,
+) -> list[tuple[float | None, str | None]]:
+    """The distance of each result from its source, and what is wrong with it (`None`: nothing).
 
     Args:
-        result: `(S, S, 3)` uint8 crop.
-        landmarks: `(468, 3)` of the face found in it, `None` if there is none.
-        source: `(n, 128)`, all that is known of the source.
+        results: `(B, 3, S, S)` crops in [-1, 1].
+        landmarks: `(468, 3)` of the faces found in them, `None` where there is none.
+        sources: `(n, 128)` each, all that is known of a source.
         identity_limit: smallest accepted 1 - cosine to each.
     """
-    if landmarks is None:
-        return None, "no face was found in the result"
-    embedding = embed(recogniser, to_tensor([result], source.device), landmarks[None])[0]
-    distance = 1 - float((source @ embedding).max())
-    if not distance >= identity_limit:
-        return distance, f"too near to the source ({distance:.2f}, limit {identity_limit:.2f})"
-    return distance, None
+    verdicts: list[tuple[float | None, str | None]] = [(None, "no face was found in the result")] * len(results)
+    seen = [row for row, points in enumerate(landmarks) if points is not None]
+    if not seen:
+        return verdicts
+    embeddings = embed(recogniser, results[seen], np.stack([landmarks[row] for row in seen]))
+    nearest = torch.stack([(sources[row] @ one).max() for row, one in zip(seen, embeddings, strict=True)])
+    for row, distance in zip(seen, (1 - on_host(nearest)).tolist(), strict=True):
+        near = f"too near to the source ({distance:.2f}, limit {identity_limit:.2f})"
+        verdicts[row] = distance, None if distance >= identity_limit else near  # a distance that is no number is too near
+    return verdicts

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import numpy as np
+import torch
+from torch import Tensor
 
+from diffdeid.geometry.pixels import on_host
 from diffdeid.geometry.seam import Cast, match_steadily
+from diffdeid.structures import FaceBatch
 from diffdeid.temporal.steadying import Steadied, begin, steady
 
 
@@ -20,19 +24,18 @@ class TemporalFilter:
         self._steadied: Steadied | None = None
         self._cast: Cast | None = None
 
-    def __call__(self, frame: int, face: np.ndarray, source: np.ndarray, mask: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
+    def __call__(self, frame: int, face: Tensor, source: FaceBatch) -> Tensor:
         """A generated face without flicker and without a cast. It begins anew where the frame before is not known.
 
         Args:
             frame: number of the frame.
-            face: `(S, S, 3)` float32 in [0, 1].
-            source: `(S, S, 3)` uint8 crop of the frame.
-            mask: `(S, S)`, 1 where the face is erased.
-            landmarks: `(468, 2+)` of the source in this crop, pixels.
+            face: `(3, S, S)` in [-1, 1].
+            source: the face of the frame, a batch of one.
         """
         follows = self._steadied is not None and self.frame == frame - 1
-        seen = face, source, np.float32(landmarks[:, :2])
+        seen = on_host((face + 1) / 2).transpose(1, 2, 0), source.crops[0].image, np.float32(source.landmarks[0, :, :2])
         self._steadied = steady(*seen, self._steadied) if follows else begin(*seen)
-        matched, self._cast = match_steadily(self._steadied.face, source, mask, self._cast if follows else None)
+        steadied = torch.from_numpy(self._steadied.face * 2 - 1).permute(2, 0, 1)[None].to(face.device)
+        matched, self._cast = match_steadily(steadied, source.images, source.depths, self._cast if follows else None)
         self.frame = frame
-        return matched
+        return matched[0]

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 
 import cv2
 import numpy as np
+import torch
 
-from diffdeid.geometry.registration import shortened, spread
+from diffdeid.geometry import registration
 
 PERSISTENCE = 0.93  # share of the frame before in a face that does not change
 TOLERANCE = 0.15  # difference, in parts of the range of pixels, from which on a change is meant and not flicker
@@ -58,7 +59,8 @@ def steady(face: np.ndarray, source: np.ndarray, landmarks: np.ndarray, before: 
     flow = _flow(source, before.source)
     moved = cv2.remap(flow, landmarks[:, None] - 0.5, None, cv2.INTER_LINEAR, borderMode=cv2.BORDER_REPLICATE)[:, 0]
     owed = shortened(before.owed + before.landmarks - landmarks - moved, OWED * size)
-    origin = pixels + flow + spread(PAID * owed, landmarks, size)  # where each pixel was in the frame before
+    lead = registration.spread(*(torch.from_numpy(part)[None] for part in (PAID * owed, landmarks)), size)[0].numpy()
+    origin = pixels + flow + lead  # where each pixel was in the frame before
     apart = _flow(*(np.uint8(255 * picture.clip(0, 1)) for picture in (_fetch(before.face, origin), face)))
     apart = shortened(cv2.GaussianBlur(apart, (0, 0), REACH * size), FARTHEST * size)
     yielded = shortened(YIELDING * apart, STEP * size)
@@ -69,6 +71,11 @@ def steady(face: np.ndarray, source: np.ndarray, landmarks: np.ndarray, before: 
     new = _fetch(face, pixels + alike * (apart - yielded))  # what is new has nothing to meet
     steadied = (new + PERSISTENCE * alike * (old - new)).clip(0, 1)
     return Steadied(steadied, source, landmarks, (1 - PAID) * owed)
+
+
+def shortened(vectors: np.ndarray, limit: float) -> np.ndarray:
+    """Vectors `(..., n)` none of which is longer than the limit."""
+    return registration.shortened(torch.from_numpy(vectors), limit).numpy()
 
 
 def _flow(picture: np.ndarray, other: np.ndarray) -> np.ndarray:

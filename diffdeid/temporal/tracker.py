@@ -140,13 +140,9 @@ class FaceTracker:
 
     def _follow(self, picture: np.ndarray, tracks: list[Track]) -> dict[Track, Face]:
         """The faces of tracks that are still about where they were."""
-        followed = {}
-        for track in tracks:
-            if track.last.landmarks is None:
-                continue
-            face = self.analyser.find_again(picture, track.last.landmarks)
-            if face.landmarks is not None:
-                followed[track] = face
+        placed = [track for track in tracks if track.last.landmarks is not None]
+        faces = self.analyser.find_again([picture] * len(placed), [track.last.landmarks for track in placed])
+        followed = {track: face for track, face in zip(placed, faces, strict=True) if face.landmarks is not None}
         for one, other in combinations(list(followed), 2):  # where two cross, both end up on the one in front
             if one in followed and other in followed:
                 if intersection_over_union(followed[one].box, followed[other].box) > SAME_FACE:
@@ -202,7 +198,7 @@ class FaceTracker:
         self._found(track, frame, picture, face, embedding)
         earliest = frame
         for earlier in reversed(self._recent) if face.landmarks is not None else ():
-            face = self.analyser.find_again(earlier, face.landmarks)
+            (face,) = self.analyser.find_again([earlier], [face.landmarks])
             others = [other[earliest - 1].face for other in self.at(earliest - 1)]
             if face.landmarks is None or is_known(face, others):
                 break

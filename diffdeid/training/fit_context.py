@@ -15,6 +15,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffdeid.geometry.pixels import to_tensor
 from diffdeid.geometry.surroundings import surroundings
 from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.structures import Face
@@ -36,8 +37,7 @@ def read_features(store: FaceStore, names: list[str], encoder: ContextEncoderMod
     wide = [row for row, name in enumerate(names) if store.open(name).metadata()["set"] not in tight_sets]
     for start in range(0, len(wide), BATCH):
         batch = wide[start : start + BATCH]
-        crops = np.stack([_surroundings(store, names[row]) for row in batch])
-        pictures = torch.from_numpy(crops).permute(0, 3, 1, 2).to(encoder.device, torch.float32) / 127.5 - 1
+        pictures = to_tensor([_surroundings(store, names[row]) for row in batch], encoder.device)
         rows[batch] = encoder.pooled_features(pictures)
     return rows
 

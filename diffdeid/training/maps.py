@@ -5,6 +5,7 @@ import numpy as np
 import torch
 
 from diffdeid.geometry.mask import face_region, mouth_region
+from diffdeid.geometry.pixels import on_host, to_bytes
 from diffdeid.models.conditioning import render_conditions
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients
@@ -27,8 +28,7 @@ def regions(landmarks: np.ndarray) -> np.ndarray:
 @torch.no_grad()
 def shown(morphable_model: MorphableModel, coefficients: MorphableCoefficients) -> dict[str, np.ndarray]:
     """What of a face the denoiser is shown: `coefficients` and the maps rendered from them."""
-    maps = render_conditions(morphable_model, coefficients, SIZE, MARGIN).maps[0].permute(1, 2, 0)
-    maps = ((maps + 1) * 127.5).round().clamp(0, 255).byte().numpy()
+    maps = on_host(to_bytes(render_conditions(morphable_model, coefficients, SIZE, MARGIN).maps)[0])
     return {
         "render": maps[..., :3].copy(),
         "normals": maps[..., 3:6].copy(),

@@ -210,8 +210,3 @@ def plain_batches(pictures: np.ndarray, labels: dict[str, Tensor], size: int, de
     faces |= {"image": images, "picture": images, "grey": torch.zeros(len(rows))}
     parts = {name: values.to(device).split(32) for name, values in faces.items()}
     return [{name: parts[name][number] for name in parts} for number in range(len(parts["image"]))]
-
-
-def network_input(images: Tensor) -> Tensor:
-    """`(B, S, S, 3)` uint8 -> `(B, 3, S, S)` in [-1, 1]."""
-    return images.permute(0, 3, 1, 2).float() / 127.5 - 1

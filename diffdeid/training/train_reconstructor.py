@@ -37,6 +37,7 @@ from diffdeid.errors import DiffDeIDError
 from diffdeid.geometry.camera import DISTANCE, FOCAL, project, to_camera
 from diffdeid.geometry.eyes import eye_frame, iris_centres
 from diffdeid.geometry.lighting import shade
+from diffdeid.geometry.pixels import from_bytes
 from diffdeid.geometry.renderer import vertex_normals
 from diffdeid.geometry.rotation import rotation_matrix, rotation_vector
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
@@ -53,7 +54,6 @@ from diffdeid.training.reconstructor_data import (
     jittered_labels,
     landmark_twins,
     mirrored,
-    network_input,
     plain_batches,
     read_faces,
 )
@@ -210,7 +210,7 @@ def train(config: ReconstructorTrainConfig | str | Path) -> Path:
     logger.info("%d faces, %d held out, where the fit has %s", len(train_names), len(held_out_names), fit)
 
     def reconstruct(batch: dict[str, Tensor]) -> MorphableCoefficients:
-        return averaged.model(network_input(batch["image"])).coefficients
+        return averaged.model(from_bytes(batch["image"])).coefficients
 
     # 4. loop
     loader = DataLoader(
@@ -231,7 +231,7 @@ def train(config: ReconstructorTrainConfig | str | Path) -> Path:
         chosen = {name: values[batch["index"]] for name, values in labels.items()}
         batch |= jittered_labels(chosen, batch, centre)
         with accelerator.autocast():
-            (coefficients,) = model(network_input(batch["image"]), return_dict=False)
+            (coefficients,) = model(from_bytes(batch["image"]), return_dict=False)
         losses = objective(coefficients, batch)
         for group in optimizer.param_groups:
             group["lr"] = state.learning_rate(config)

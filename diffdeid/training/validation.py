@@ -8,6 +8,7 @@ from diffusers import DDIMScheduler
 from PIL import Image
 from torch import Tensor, nn
 
+from diffdeid.geometry.pixels import on_host, to_bytes
 from diffdeid.training.losses import masked_mean, predict_original, signal_to_noise
 
 LOG_SNRS = (-6.0, -3.0, -1.0, 1.0)
@@ -52,5 +53,4 @@ def save_grid(path: Path, model: nn.Module, scheduler: DDIMScheduler, batch: dic
     identities = (batch["identity"], batch["identity"].roll(1, dims=0), torch.zeros_like(batch["identity"]))
     columns = [batch["image"], batch["masked_texture"][:, :3], batch["spatial_conditions"][:, 1:4]]
     columns += [sample_faces(model, scheduler, batch | {"identity": identity}) for identity in identities]
-    pixels = ((torch.cat(columns, dim=3) + 1) * 127.5).round().clamp(0, 255).byte().permute(0, 2, 3, 1)
-    Image.fromarray(np.concatenate(pixels.cpu().numpy(), axis=0)).save(path)
+    Image.fromarray(np.concatenate(on_host(to_bytes(torch.cat(columns, dim=3))))).save(path)

@@ -21,9 +21,9 @@ from tests.tiny import tiny_pipeline
 
 HEAD = (153, 32, 295, 190)  # of the demo photo …
 FACE = 118  # … and the height of the face in it, pixels
-STAGES = ("to_tensor", "place", "mask_crops", "find_coefficients", "embed", "encode_context")
-OWN = ("conditions_of", "encode_texture", "prepare_latents", "render_new_heads", "denoise", "register", "match", "lay_over_crop",
-       "verify")  # fmt: skip
+STAGES = ("place", "mask_crops", "find_coefficients", "embed", "encode_context")
+OWN = ("to_tensor", "conditions_of", "encode_texture", "prepare_latents", "render_new_heads", "denoise", "register", "match",
+       "lay_over_crops", "to_bytes", "verify")  # fmt: skip
 
 
 @pytest.fixture(scope="module")

@@ -209,8 +209,8 @@ def test_the_replay_draws_whom_the_pipeline_draws(astronaut, source, monkeypatch
     finish = Engine.finish
 
     def failing(self, painted, against):
-        attempt = finish(self, painted, against)
-        return replace(attempt, problem=None if len(taken) == attempts else "too near")
+        (attempt,) = finish(self, painted, against)
+        return [replace(attempt, problem=None if len(taken) == attempts else "too near")]
 
     draw = Casting.draw
     monkeypatch.setattr(Casting, "draw", lambda self, *given, **named: taken.append(draw(self, *given, **named)) or taken[-1])

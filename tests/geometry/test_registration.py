@@ -5,10 +5,22 @@ import numpy as np
 import pytest
 import torch
 
-from diffdeid.geometry.registration import FARTHEST, displace, offsets
+from diffdeid.geometry import registration
+from diffdeid.geometry.mask import signed_distance
+from diffdeid.geometry.registration import FARTHEST
 
 SIZE = 256
 WHOLE = np.ones((SIZE, SIZE), np.float32)
+
+
+def offsets(seen: np.ndarray, meant: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    """The field `(S, S, 2)` of one face."""
+    depth = torch.from_numpy(signed_distance(mask))[None, None]
+    return registration.offsets(*(torch.from_numpy(np.float32(marks))[None] for marks in (seen, meant)), depth)[0].numpy()
+
+
+def displace(picture: torch.Tensor, field: np.ndarray) -> torch.Tensor:
+    return registration.displace(picture, torch.from_numpy(field).expand(len(picture), -1, -1, -1))
 
 
 @pytest.fixture
@@ -104,3 +116,14 @@ def test_pictures_keep_their_range(meant):
     picture = torch.rand(2, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(0)).half()
     moved = displace(picture, offsets(meant + 2, meant, WHOLE))
     assert moved.shape == picture.shape and moved.dtype == torch.float32 and moved.isfinite().all()
+
+
+def test_a_batch_gives_what_its_faces_give_alone(meant):
+    rng = np.random.default_rng(0)
+    seen, targets = (torch.from_numpy(np.float32([meant + rng.normal(0, 2, meant.shape) for _ in range(3)])) for _ in range(2))
+    disc = signed_distance(cv2.circle(np.zeros((SIZE, SIZE), np.float32), (128, 128), 70, 1, -1))
+    depths = torch.from_numpy(np.stack([disc, signed_distance(WHOLE), disc]))[:, None]
+    together = registration.offsets(seen, targets, depths)
+    for row, field in enumerate(together):
+        alone = registration.offsets(seen[row, None], targets[row, None], depths[row, None])
+        torch.testing.assert_close(field, alone[0], atol=1e-4, rtol=0)

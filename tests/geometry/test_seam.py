@@ -3,10 +3,12 @@
 import cv2
 import numpy as np
 import pytest
+import torch
 from skimage.color import deltaE_ciede2000, rgb2lab
 
-from diffdeid.geometry.mask import depth_in
-from diffdeid.geometry.seam import match, match_steadily
+from diffdeid.geometry import seam
+from diffdeid.geometry.mask import signed_distance
+from diffdeid.geometry.pixels import to_tensor
 
 SIZE = 256
 MASK = cv2.ellipse(np.zeros((SIZE, SIZE), np.float32), (128, 130), (80, 105), 0, 0, 360, 1, -1)
@@ -30,6 +32,25 @@ def tinted(picture: np.ndarray, tint) -> np.ndarray:
     return np.float32(picture * tint).clip(0, 1)
 
 
+def tensors(face: np.ndarray, source: np.ndarray, mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """A face in [0, 1], the bytes of its crop and its mask, as stages hand them on."""
+    depth = torch.from_numpy(signed_distance(mask))[None, None]
+    return torch.from_numpy(2 * face - 1).permute(2, 0, 1)[None], to_tensor([source]), depth
+
+
+def picture_of(face: torch.Tensor) -> np.ndarray:
+    return (face[0].permute(1, 2, 0).numpy() + 1) / 2
+
+
+def match(face: np.ndarray, source: np.ndarray, mask: np.ndarray) -> np.ndarray:
+    return picture_of(seam.match(*tensors(face, source, mask)))
+
+
+def match_steadily(face: np.ndarray, source: np.ndarray, mask: np.ndarray, before: seam.Cast | None):
+    matched, cast = seam.match_steadily(*tensors(face, source, mask), before)
+    return picture_of(matched), cast
+
+
 def difference(face: np.ndarray, wanted: np.ndarray, where: np.ndarray) -> float:
     """Mean CIEDE2000."""
     return float(deltaE_ciede2000(rgb2lab(face), rgb2lab(wanted))[where].mean())
@@ -37,7 +58,7 @@ def difference(face: np.ndarray, wanted: np.ndarray, where: np.ndarray) -> float
 
 @pytest.mark.parametrize("tint", TINTS.values(), ids=TINTS)
 def test_a_cast_is_taken_out_of_the_whole_face(tint):
-    face, edge = tinted(head(), tint), ERASED & (depth_in(MASK) < 10)
+    face, edge = tinted(head(), tint), ERASED & (signed_distance(MASK) < 10)
     matched = match(face, bytes_of(head()), MASK)
     assert difference(face, head(), edge) > 3 and difference(face, head(), ERASED) > 3
     assert difference(matched, head(), edge) < 0.7 and difference(matched, head(), ERASED) < 1
@@ -93,7 +114,7 @@ def test_pixels_under_the_mask_have_no_influence():
 
 def test_pixels_outside_the_mask_stay():
     face = tinted(head(), TINTS["darker"])
-    np.testing.assert_array_equal(match(face, bytes_of(head()), MASK)[~ERASED], face[~ERASED])
+    np.testing.assert_allclose(match(face, bytes_of(head()), MASK)[~ERASED], face[~ERASED], atol=1e-6)
 
 
 def test_eyes_stay_dark_and_light_stays_where_it_is():
@@ -140,3 +161,13 @@ def test_in_time_what_is_hidden_is_remembered():
     matched, before = match_steadily(face, source, MASK, None)
     hidden, _ = match_steadily(face, bytes_of(head(np.array([0.1, 0.2, 0.6]))), MASK, before)
     assert np.abs(hidden - matched).max() < 2 / 255
+
+
+def test_a_batch_gives_what_its_faces_give_alone():
+    singles = [
+        tensors(tinted(head(), tint), bytes_of(head(colour)), mask)
+        for tint, colour, mask in zip(TINTS.values(), (SKIN, HAIR, SKIN), (MASK, MASK, np.zeros_like(MASK)), strict=True)
+    ]
+    together = seam.match(*(torch.cat(parts) for parts in zip(*singles, strict=True)))
+    for one, alone in zip(together, singles, strict=True):
+        torch.testing.assert_close(one, seam.match(*alone)[0], atol=1e-5, rtol=0)

@@ -193,7 +193,7 @@ def test_a_face_of_which_nothing_shows_has_no_landmarks(analyser, astronaut):
     centre, size = (found.box[:2] + found.box[2:]) / 2, found.box[2:] - found.box[:2]
     hidden = astronaut.copy()
     cv2.ellipse(hidden, centre.round().astype(int).tolist(), (0.6 * size).astype(int).tolist(), 0, 0, 360, (200, 160, 140), -1)
-    face = analyser.find_again(hidden, found.landmarks)
+    (face,) = analyser.find_again([hidden], [found.landmarks])
     assert face.presence > 0.9 and face.landmarks is None and face.iris is None
 
 

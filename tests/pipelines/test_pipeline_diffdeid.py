@@ -13,13 +13,14 @@ from diffdeid.engine.faces import MAX_ATTEMPTS
 from diffdeid.errors import ConfigurationError, NoFaceFoundError
 from diffdeid.geometry.boxes import bounding_box
 from diffdeid.geometry.mask import face_region
+from diffdeid.geometry.pixels import to_bytes
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.lds import LDSModel
 from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.loading import precisions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.stages import components
-from diffdeid.stages.compose import lay_over_crop
+from diffdeid.stages.compose import lay_over_crops
 from diffdeid.stages.identity import IdentitySampler, conditions_of, spread
 from diffdeid.structures import Face, FaceJob, NewIdentity
 from tests.tiny import perturb, tiny_pipeline
@@ -127,7 +128,7 @@ def test_pixels_under_the_mask_never_reach_the_network(tiny, photo, faces):
     def generate(faces):
         texture = engine.encode_texture(faces.images, faces.masks)
         latents = engine.prepare_latents([torch.Generator().manual_seed(0)])
-        return engine.paint(faces, SOMEBODY, texture, latents, options).faces
+        return engine.paint(faces, SOMEBODY, texture, latents, options)[0].face
 
     assert torch.equal(generate(source) * source.masks, generate(scribbled) * source.masks)
 
@@ -198,7 +199,7 @@ def test_later_attempts_draw_people_who_vary_more(run, monkeypatch):
         return vary(self, asked, by, *more)
 
     monkeypatch.setattr(IdentitySampler, "vary", watched)
-    monkeypatch.setattr(components, "verify", lambda *given: (0.1, "too near"))
+    monkeypatch.setattr(components, "verify", lambda *given: [(0.1, "too near")])
     assert run()[1].method == "solid"
     assert [by for _, by in told] == [spread(attempt, 0) for attempt in (1, 2, 3, 4)]
     assert all(asked is not None for asked, _ in told)
@@ -311,17 +312,17 @@ def test_landmarks_and_irises_of_a_result_are_nearer_to_the_conditions_than_thos
     source = replace(source, coefficients=looking_aside)
     (casting,) = engine.castings(source, [torch.Generator().manual_seed(0)], options, [True])
     texture, latents = engine.encode_texture(source.images, source.masks), engine.prepare_latents([torch.Generator()])
-    painted = engine.paint(source, casting.draw(source.embedding, 7, engine.identity_limit), texture, latents, options)
-    painted = replace(painted, faces=painted.faces.roll(2, dims=3))
+    (painted,) = engine.paint(source, casting.draw(source.embedding, 7, engine.identity_limit), texture, latents, options)
+    painted = replace(painted, face=painted.face.roll(2, dims=2))
 
     def errors(result: np.ndarray) -> tuple[float, float]:
         seen = pipeline.face_analyser(result, [Face(bounding_box(source.landmarks[0]))])[0]
         marks = np.concatenate([seen.landmarks[:, :2], seen.iris[:, 0]])
-        distances = np.linalg.norm(marks - painted.marks[0], axis=1)
+        distances = np.linalg.norm(marks - painted.marks, axis=1)
         return distances[:468].mean(), distances[468:].mean()
 
-    unregistered = lay_over_crop(painted.faces, source.crops[0], source.masks[0, 0].numpy())[2]
-    registered = engine.finish(painted, source.embedding).result
+    unregistered = to_bytes(lay_over_crops(painted.face[None], source.images, source.depths)[0])[0].numpy()
+    registered = engine.finish([painted], [source.embedding])[0].result
     for before, after in zip(errors(unregistered), errors(registered), strict=True):
         assert after < 0.75 * before
 

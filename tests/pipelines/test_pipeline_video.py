@@ -163,10 +163,10 @@ def test_who_is_barely_far_enough_is_taken_if_nobody_is_farther(video_pipeline, 
 
     def judged(self, *arguments):
         distance = beyond[len(drawn) - 1]
-        attempt = finish(self, *arguments)
+        (attempt,) = finish(self, *arguments)
         if distance is None:
-            return replace(attempt, problem="too near")
-        return replace(attempt, problem=None, identity_distance=self.identity_limit + distance)
+            return [replace(attempt, problem="too near")]
+        return [replace(attempt, problem=None, identity_distance=self.identity_limit + distance)]
 
     monkeypatch.setattr(Casting, "draw", drawing)
     monkeypatch.setattr(Engine, "finish", judged)
@@ -184,7 +184,7 @@ def test_who_is_barely_far_enough_is_taken_if_nobody_is_farther(video_pipeline, 
         assert (sources[0] @ embedding).max() > 0.999
 
 
-@pytest.mark.parametrize("stage", ["register", "lay_over_crop", "verify", "render_new_heads", "denoise"])
+@pytest.mark.parametrize("stage", ["register", "lay_over_crops", "verify", "render_new_heads", "denoise"])
 def test_a_face_with_which_something_goes_wrong_is_covered(video_pipeline, portrait, tmp_path, monkeypatch, stage):
     """In whichever stage, also in those of the second thread, where an error is easily lost."""
     whole, rendering = getattr(components, stage), []

@@ -56,12 +56,13 @@ class World:
         near = [(name, place) for name, place in near if np.abs(place - centre).max() < SIDE / 2]
         return near[0] if near else None
 
-    def find_again(self, picture, landmarks):
-        found = self.at(picture, landmarks[:4, :2].mean(0))
-        if found is None:
-            return Face(bounding_box(landmarks))
-        marks = self.marks(found[1])
-        return Face(bounding_box(marks["landmarks"]), **marks)
+    def find_again(self, pictures, landmarks):
+        faces = []
+        for picture, points in zip(pictures, landmarks, strict=True):
+            found = self.at(picture, points[:4, :2].mean(0))
+            marks = {} if found is None else self.marks(found[1])
+            faces.append(Face(bounding_box(marks.get("landmarks", points)), **marks))
+        return faces
 
     def marks(self, centre):
         return {"landmarks": FACE + np.float32([*centre, 0]), "iris": np.zeros((2, 5, 2), np.float32)}

@@ -18,6 +18,7 @@ from diffdeid.geometry.camera import to_camera
 from diffdeid.geometry.eyes import gaze_from_iris, iris_centres
 from diffdeid.geometry.landmarks import EYE_CORNERS
 from diffdeid.geometry.lighting import shade
+from diffdeid.geometry.pixels import from_bytes
 from diffdeid.geometry.renderer import render
 from diffdeid.geometry.rotation import rotation_matrix
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
@@ -35,7 +36,6 @@ from diffdeid.training.reconstructor_data import (
     jittered_picture,
     landmark_twins,
     mirrored,
-    network_input,
     plain_batches,
     read_faces,
     turned_light,
@@ -310,7 +310,7 @@ def test_two_steps_lower_the_loss(head, labels, pictures):
     optimizer = torch.optim.AdamW(network.parameters(), lr=3e-3)
     losses = []
     for _ in range(3):
-        loss = loss_of(network(network_input(batch["image"])).coefficients, batch)["loss"]
+        loss = loss_of(network(from_bytes(batch["image"])).coefficients, batch)["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
