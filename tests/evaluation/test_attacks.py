@@ -12,8 +12,9 @@ from diffdeid.evaluation import attacks
 from diffdeid.imaging import read_image
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.options import DeidentifyOptions
+from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.stages.identity import Casting, face_generators
-from diffdeid.structures import FaceJob
+from diffdeid.structures import FaceJob, NewIdentity
 from tests.conftest import ROOT
 from tests.tiny import perturb, tiny_pipeline
 
@@ -233,3 +234,17 @@ def test_inversion_gives_a_face_in_place_of_the_result(astronaut):
     crop = tiny.engine.crop(picture, face).image
     assert one.shape == crop.shape and one.dtype == np.uint8 and (one == two).all()
     assert (one[16, 16] != crop[16, 16]).any() and (one[0] == crop[0]).all()
+
+
+@torch.no_grad()
+def test_inversion_finds_the_noise(astronaut):
+    """Forwards as the same person, it gives the same person: else the attack would be void, and nobody would see it."""
+    pipe = DiffDeIDPipeline.from_pretrained(ROOT / "weights/diffdeid", reconstructor=None)
+    pipe.set_progress_bar_config(disable=True)
+    picture, options = np.asarray(read_image(astronaut).image), DeidentifyOptions(num_inference_steps=50, attributes="any")
+    (face,) = pipe.detect_faces(picture)
+    source = pipe.engine.reconstruct([FaceJob(picture, face)], options)
+    himself = NewIdentity(source.embedding, source.coefficients.identity, options.level)
+    again = attacks.there_and_back(pipe.engine, source, (himself, himself), options)
+    assert again.isfinite().all()
+    assert (pipe.engine.embed(again.clamp(-1, 1), source.landmarks) @ source.embedding.T).item() > 0.6
