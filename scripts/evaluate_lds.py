@@ -108,7 +108,7 @@ def judge(pipeline: LDSPipeline, conditions: Tensor, identity: Tensor) -> Tensor
     generator, drawn, sampler = torch.Generator().manual_seed(1), [], pipeline.sampler
     with torch.no_grad():
         for row in conditions.split(1):
-            asked = sampler.expect(row, generator)
+            (asked,) = sampler.expect([row], [generator])
             embedding, _ = sampler.sample(sampler.prepare_latents(1, generator), asked)
             drawn.append(pipeline.lds.attributes(embedding)[0])
     pairs = zip(torch.stack(drawn).T, pipeline.lds.attributes(identity).T, strict=True)

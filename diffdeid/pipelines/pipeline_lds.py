@@ -80,7 +80,7 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
         self.check_inputs(num_identities, away_from, min_distance, conditions)
 
         sampler = self.sampler
-        asked = sampler.expect(conditions, generator, num_inference_steps)
+        (asked,) = sampler.expect([conditions], [generator], num_inference_steps)
         identities, shapes, missing = [], [], num_identities
         for _ in range(ROUNDS):
             # 1. sample as many as are missing

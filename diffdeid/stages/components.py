@@ -189,8 +189,9 @@ class Components:
         if not any(wanted):
             return [None] * len(batch)
         told = conditions_of(self.lds, batch, options.attributes)
-        rows = zip(told, generators, wanted, strict=True)
-        return [Casting(self.sampler, conditions, generator) if wants else None for conditions, generator, wants in rows]
+        asked = self.sampler.expect([one if wants else None for one, wants in zip(told, wanted, strict=True)], generators)
+        rows = zip(asked, generators, wanted, strict=True)
+        return [Casting(self.sampler, attributes, generator) if wants else None for attributes, generator, wants in rows]
 
     def encode_texture(self, images: Tensor, masks: Tensor) -> TextureEncoderOutput:
         """K and V of pictures `(B, 3, S, S)` without what masks `(B, 1, S, S)` erase."""

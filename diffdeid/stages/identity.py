@@ -9,7 +9,7 @@ that distance, and the first draw beyond it is taken. So the choice depends on t
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from typing import Literal
 
@@ -148,7 +148,7 @@ class IdentitySampler:
 
         Args:
             latents: `(n, 208)` from `prepare_latents`.
-            conditions: `(1, condition_dim)` from `lds.conditions`; `None` for anybody.
+            conditions: `(1, condition_dim)` from `lds.conditions`, or one for each of them; `None` for anybody.
             num_inference_steps: denoising steps.
 
         Returns:
@@ -158,26 +158,37 @@ class IdentitySampler:
         return self.destandardise(self.denoise(latents, num_inference_steps, asked))
 
     def expect(
-        self, conditions: Tensor | None, generator: torch.Generator | None, num_inference_steps: int = SAMPLING_STEPS
-    ) -> Tensor | None:
-        """K -> the attributes that people who fit K have on average. Conditions that are attributes stay as they are.
+        self,
+        conditions: Sequence[Tensor | None],
+        generators: Sequence[torch.Generator | None],
+        num_inference_steps: int = SAMPLING_STEPS,
+    ) -> list[Tensor | None]:
+        """K of each face -> the attributes that people who fit it have on average. Conditions that are attributes stay.
 
         Who fits K does so in all that an embedding holds, also in pose, light and the cut of the hair, and so is near to
         everybody in such a picture. So nobody of those drawn here is taken: new people are drawn who have their attributes.
         People of the minority are left out: an average of men and women, or of children and adults, would be like neither.
 
         Args:
-            conditions: `(1, condition_dim)` from `lds.conditions`; `None` for anybody.
-            generator: source of the noise; `None` for fresh randomness.
+            conditions: `(1, condition_dim)` each, from `lds.conditions`; `None` for anybody.
+            generators: sources of the noise, one a face; `None` for fresh randomness.
             num_inference_steps: denoising steps.
         """
-        if conditions is None:
-            return None
-        conditions = conditions.to(self.device)
-        if not self.lds.config.attribute_names or self.lds.tells_attributes(conditions):
-            return conditions
-        fitting, _ = self.sample(self.prepare_latents(AVERAGED, generator), conditions, num_inference_steps)
-        attributes = self.lds.attributes(fitting.to(self.lds.dtype)).float()
+        asked = [None if one is None else one.to(self.device) for one in conditions]
+        if not self.lds.config.attribute_names:
+            return asked
+        vague = [row for row, one in enumerate(asked) if one is not None and not self.lds.tells_attributes(one)]
+        if vague:
+            latents = torch.cat([self.prepare_latents(AVERAGED, generators[row]) for row in vague])
+            told = torch.cat([asked[row] for row in vague]).repeat_interleave(AVERAGED, dim=0)
+            fitting, _ = self.sample(latents, told, num_inference_steps)
+            attributes = self.lds.attributes(fitting.to(self.lds.dtype)).float()
+            for row, drawn in zip(vague, attributes.split(AVERAGED), strict=True):
+                asked[row] = self._majority(drawn)
+        return asked
+
+    def _majority(self, attributes: Tensor) -> Tensor:
+        """The mean attributes of those drawn `(n, len(attribute_names))` who are as most of them are, as conditions."""
         for name, limit in DECIDED.items():
             if name in self.lds.config.attribute_names:
                 yes = attributes[:, self.lds.config.attribute_names.index(name)] > limit
@@ -209,12 +220,12 @@ class IdentitySampler:
 class Casting:
     """Finds new people for one face, attempt after attempt.
 
-    Whom it meets depends on the conditions and the generator alone. An attacker who knows both meets the same people
+    Whom it meets depends on what is asked for and the generator alone. An attacker who knows both meets the same people
     (`evaluation.attacks.replay`), so this class is the only home of that order.
 
     Args:
         sampler: draws them.
-        conditions: what it is told, `(1, condition_dim)`; `None` for anybody.
+        asked: the attributes that it asks for, `(1, condition_dim)` from `IdentitySampler.expect`; `None` for anybody.
         generator: source of the noise, of which nobody else may take any.
         num_inference_steps: denoising steps of the sampler.
     """
@@ -222,12 +233,12 @@ class Casting:
     def __init__(
         self,
         sampler: IdentitySampler,
-        conditions: Tensor | None,
+        asked: Tensor | None,
         generator: torch.Generator | None,
         num_inference_steps: int = SAMPLING_STEPS,
     ):
-        self.sampler, self.generator, self.num_inference_steps = sampler, generator, num_inference_steps
-        self.asked = sampler.expect(conditions, generator, num_inference_steps)
+        self.sampler, self.asked, self.generator = sampler, asked, generator
+        self.num_inference_steps = num_inference_steps
 
     def meet(self, attempt: int, number: int) -> Iterator[tuple[Tensor, Tensor]]:
         """The `DRAWS` people of a round, `AT_ONCE` at a time: embeddings `(n, 128)` and shapes `(n, 80)`."""

@@ -19,7 +19,9 @@ def sampler():
 
 
 def draw(sampler, source, level, limit, conditions=None, num_inference_steps=3, generator=None, **options):
-    return Casting(sampler, conditions, generator or seeded(), num_inference_steps).draw(source, level, limit, **options)
+    generator = generator or seeded()
+    (asked,) = sampler.expect([conditions], [generator], num_inference_steps)
+    return Casting(sampler, asked, generator, num_inference_steps).draw(source, level, limit, **options)
 
 
 def test_heads_that_nobody_has_are_not_drawn(sampler):
@@ -53,7 +55,7 @@ def test_of_those_who_fit_the_average_attributes_are_asked_for(sampler):
     """And nothing else of K; who is told attributes or nothing keeps these."""
     perturb(sampler.lds)
     conditions = sampler.lds.conditions(torch.ones(1, 128))
-    asked = sampler.expect(conditions, seeded(), 3)
+    (asked,) = sampler.expect([conditions], [seeded()], 3)
     fitting, _ = sampler.sample(sampler.prepare_latents(AVERAGED, seeded()), conditions, 3)
     attributes = sampler.lds.attributes(fitting)  # sex and age
     female = attributes[:, 0] > 0
@@ -61,7 +63,9 @@ def test_of_those_who_fit_the_average_attributes_are_asked_for(sampler):
     torch.testing.assert_close(asked[0, -2:], attributes[female].mean(0))
     assert asked[:, :-2].isnan().all()
     told = sampler.lds.conditions(attributes=torch.zeros(1, 2))
-    assert sampler.expect(told, seeded(), 3) is told and sampler.expect(None, seeded(), 3) is None
+    known, nothing, again = sampler.expect([told, None, conditions], [seeded(1), seeded(2), seeded()], 3)
+    assert known is told and nothing is None
+    torch.testing.assert_close(again, asked, equal_nan=True)  # the same alone and among others
 
 
 @pytest.mark.parametrize(
@@ -81,14 +85,14 @@ def test_the_majority_decides_on_sex_and_childhood(sampler, monkeypatch, female,
     people[:, 0], people[:, 1] = torch.tensor(child), torch.tensor(female)
     sampler.lds = lds
     monkeypatch.setattr(IdentitySampler, "sample", lambda self, *arguments: (people, None))
-    asked = sampler.expect(lds.conditions(torch.zeros(1, 128)), seeded())
+    (asked,) = sampler.expect([lds.conditions(torch.zeros(1, 128))], [seeded()])
     torch.testing.assert_close(asked[0, -2:], people[kept, :2].mean(0))
 
 
 def test_people_are_drawn_by_the_average_of_those_who_fit(sampler):
     perturb(sampler.lds)
     conditions, generator = sampler.lds.conditions(torch.ones(1, 128)), seeded()
-    asked = sampler.expect(conditions, generator, 3)
+    (asked,) = sampler.expect([conditions], [generator], 3)
     first = sampler.sample(sampler.prepare_latents(DRAWS, generator), asked, 3)[0][:1]
     chosen = draw(sampler, -first, 1, 0.0, conditions, num_inference_steps=3, generator=seeded())
     torch.testing.assert_close(chosen.embedding, first)
