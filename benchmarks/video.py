@@ -23,8 +23,8 @@ import torch
 from PIL import Image
 
 from diffdeid import DeidentifyOptions, DiffDeIDVideoPipeline, VideoWriter
+from diffdeid.io.video_reader import Frame
 from diffdeid.pipelines.loading import precisions
-from diffdeid.video import Frame
 
 ROOT = Path(__file__).parents[1]
 RATE = 25

@@ -25,13 +25,13 @@ _HOMES = {
     "NoFaceFoundError": "errors",
     "NoIdentityFoundError": "errors",
     "PersonReport": "pipelines.pipeline_output",
-    "Picture": "imaging",
+    "Picture": "io.images",
     "VideoError": "errors",
     "VideoOptions": "options",
-    "VideoReader": "video",
-    "VideoWriter": "video",
-    "read_image": "imaging",
-    "write_image": "imaging",
+    "VideoReader": "io.video_reader",
+    "VideoWriter": "io.video_writer",
+    "read_image": "io.images",
+    "write_image": "io.images",
 }
 
 __all__ = [*_HOMES, "__version__"]

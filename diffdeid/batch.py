@@ -17,9 +17,10 @@ from typing import Any, Literal
 import torch
 
 from diffdeid.errors import NoFaceFoundError
-from diffdeid.imaging import IMAGE_SUFFIXES, check_writable, read_image, write_image
+from diffdeid.io.images import IMAGE_SUFFIXES, check_writable, read_image, write_image
+from diffdeid.io.video_reader import VIDEO_SUFFIXES, VideoReader
+from diffdeid.io.video_writer import VideoWriter, check_video_writable
 from diffdeid.options import DeidentifyOptions, FileOptions, VideoOptions
-from diffdeid.video import VIDEO_SUFFIXES, VideoReader, VideoWriter, check_video_writable
 
 logger = logging.getLogger(__name__)
 

@@ -18,14 +18,14 @@ from PIL import Image
 
 from diffdeid.engine.pictures import PictureJob, deidentify_pictures, draw_seeds
 from diffdeid.errors import DiffDeIDError, ImageError, NoFaceFoundError, VideoError
-from diffdeid.imaging import Picture, read_image
+from diffdeid.io.images import Picture, read_image
+from diffdeid.io.video_reader import VideoReader
 from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.loading import precisions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.pipelines.pipeline_output import DiffDeIDVideoPipelineOutput, FaceReport, PersonReport
 from diffdeid.pipelines.pipeline_video import DiffDeIDVideoPipeline
 from diffdeid.structures import Face, NewIdentity, Replaced
-from diffdeid.video import VideoReader
 from diffdeid.visualization import stages
 
 MAX_MEGAPIXELS, MAX_FACES, MAX_FRAMES, MAX_SIDE = 25, 40, 750, 1920  # a page's; pipelines have none of these

@@ -20,7 +20,8 @@ from diffdeid.geometry.eyes import eye_coordinates, paint_eyes
 from diffdeid.geometry.mesh_io import write_obj, write_ply
 from diffdeid.geometry.pixels import on_host, to_bytes
 from diffdeid.geometry.renderer import Rendering, render
-from diffdeid.imaging import check_writable, read_image, write_image, write_whole
+from diffdeid.io.files import write_whole
+from diffdeid.io.images import check_writable, read_image, write_image
 from diffdeid.models.conditioning import exchange_identity
 from diffdeid.models.morphable_model import MorphableModel, MorphableModelOutput
 from diffdeid.options import DeidentifyOptions

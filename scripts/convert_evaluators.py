@@ -18,7 +18,7 @@ from safetensors.numpy import save_file as save_arrays
 from safetensors.torch import save_file
 
 from diffdeid.evaluation.examiner import Examiner
-from diffdeid.imaging import IMAGE_SUFFIXES, read_image
+from diffdeid.io.images import IMAGE_SUFFIXES, read_image
 from diffdeid.training.prepare import centred_face
 
 GRAPHS = {"faceplugin_feature.onnx": "faceplugin.onnx", "faceres.onnx": "faceres.onnx", "emotion.onnx": "emotion.onnx"}

@@ -19,7 +19,7 @@ ROWS = (  # from the top; every part may import those below, and in the first an
     ("stages", "temporal"),
     ("models",),
     ("geometry",),
-    ("options", "structures", "errors", "imaging", "video", "video_parts"),
+    ("options", "structures", "errors", "io"),
 )
 EVERYWHERE = {"options", "structures", "errors"}  # arrows to them would hide the others
 WIDTH, HEIGHT, BOX, GAP = 980, 74, 132, 18

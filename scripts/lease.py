@@ -32,7 +32,7 @@ from safetensors.torch import load_file
 from safetensors.torch import save_file as save_weights
 
 from diffdeid.geometry.align import warp
-from diffdeid.imaging import write_whole
+from diffdeid.io.files import write_whole
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.config import TrainConfig

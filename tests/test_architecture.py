@@ -3,6 +3,7 @@
 import ast
 import runpy
 from dataclasses import fields
+from graphlib import TopologicalSorter
 from pathlib import Path
 
 import pytest
@@ -27,6 +28,17 @@ def imported_parts(path: Path) -> set[str]:
             f"{path}: write `from diffdeid…` instead of a relative import"
         )
     return DRAWING["imported_parts"](path) & FLOORS.keys()
+
+
+def test_no_import_runs_in_a_circle():
+    """Not even one that waits inside a function."""
+    modules = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in FILES}
+    imported = {}
+    for module, path in modules.items():
+        nodes = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.ImportFrom)]
+        names = {name for node in nodes for alias in node.names for name in (node.module, f"{node.module}.{alias.name}")}
+        imported[module] = names & modules.keys() - {module}
+    TopologicalSorter(imported).prepare()  # raises `CycleError`
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: str(path.relative_to(PACKAGE)))

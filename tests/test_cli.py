@@ -12,8 +12,9 @@ from typer.testing import CliRunner
 from diffdeid import DiffDeIDPipeline, DiffDeIDVideoPipeline, NoFaceFoundError, __version__, batch, cli, write_image
 from diffdeid.cli import app
 from diffdeid.engine.faces import Engine
-from diffdeid.imaging import read_image
-from diffdeid.video import Frame, VideoReader, VideoWriter
+from diffdeid.io.images import read_image
+from diffdeid.io.video_reader import Frame, VideoReader
+from diffdeid.io.video_writer import VideoWriter
 from tests.tiny import tiny_pipeline
 
 SECRET = b"SECRETPLACE"

@@ -21,7 +21,7 @@ from diffdeid.evaluation.originals import RealPicture
 from diffdeid.evaluation.structures import Evaluation, ExaminedPair, Metric
 from diffdeid.geometry.align import ffhq_matrix, warp
 from diffdeid.geometry.composite import cover
-from diffdeid.imaging import read_image
+from diffdeid.io.images import read_image
 from diffdeid.metrics.quality import diversity
 from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline

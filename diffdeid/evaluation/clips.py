@@ -15,10 +15,10 @@ from diffdeid.evaluation.examiner import FILTER, SAME_PLACE, ExaminedFace, Exami
 from diffdeid.evaluation.structures import Evaluation, Metric
 from diffdeid.geometry.boxes import intersection_over_union
 from diffdeid.geometry.mask import face_region
+from diffdeid.io.video_reader import VideoReader
 from diffdeid.metrics import video
 from diffdeid.metrics.utility import coefficient_distances
 from diffdeid.structures import Face
-from diffdeid.video import VideoReader
 
 # faceplugin, faceres: above these cosines lie 5 and 3 in ten thousand pairs of different people of the London set (102 people,
 # two photos of each), and all pairs of one person. filter: 1 - `identity_limit` of the released pipeline.

@@ -20,7 +20,7 @@ from diffdeid.geometry.boxes import intersection_over_union
 from diffdeid.geometry.composite import FEATHER
 from diffdeid.geometry.guides import eye_map
 from diffdeid.geometry.mask import face_region, mouth_region
-from diffdeid.imaging import read_image
+from diffdeid.io.images import read_image
 from diffdeid.metrics import privacy, quality
 from diffdeid.metrics.utility import coefficient_distances, landmark_error
 from diffdeid.structures import Face, FaceCrop

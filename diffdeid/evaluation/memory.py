@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 
 from diffdeid.evaluation.examiner import ExaminedFace
-from diffdeid.imaging import write_whole
+from diffdeid.io.files import write_whole
 from diffdeid.structures import Face
 
 Seen = tuple[list[Face], ExaminedFace | None]  # all faces of a picture (boxes alone), and the one that was examined

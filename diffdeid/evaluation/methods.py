@@ -31,7 +31,7 @@ from tqdm import tqdm
 from diffdeid.errors import ConfigurationError, NoFaceFoundError
 from diffdeid.geometry.composite import cover, paste
 from diffdeid.geometry.pixels import on_host, to_bytes, to_tensor
-from diffdeid.imaging import read_image, write_image
+from diffdeid.io.images import read_image, write_image
 from diffdeid.models.conditioning import exchange_identity, hide_skin_details, render_conditions
 from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline

@@ -13,7 +13,7 @@ from diffdeid.errors import DiffDeIDError
 from diffdeid.evaluation.examiner import SAME_PLACE, ExaminedFace, Examiner, each
 from diffdeid.evaluation.memory import Memory
 from diffdeid.geometry.boxes import intersection_over_union
-from diffdeid.imaging import IMAGE_SUFFIXES, read_image
+from diffdeid.io.images import IMAGE_SUFFIXES, read_image
 from diffdeid.structures import Face
 
 

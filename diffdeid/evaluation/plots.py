@@ -11,8 +11,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from diffdeid.evaluation.report import in_percent
-from diffdeid.evaluation.structures import Evaluation, Scores
+from diffdeid.evaluation.structures import Evaluation, Scores, in_percent
 
 # Okabe and Ito's, which the colour-blind can tell apart, without the yellow that is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195")

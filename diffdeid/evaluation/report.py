@@ -11,7 +11,7 @@ import io
 import json
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from itertools import groupby
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple, get_args
@@ -21,8 +21,8 @@ from PIL import Image
 
 from diffdeid.errors import ConfigurationError
 from diffdeid.evaluation.examiner import FILTER
-from diffdeid.evaluation.structures import Block, Evaluation, ExaminedPair, Metric, Scores
-from diffdeid.imaging import write_whole
+from diffdeid.evaluation.structures import Block, Evaluation, ExaminedPair, Metric, Scores, in_percent
+from diffdeid.io.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -37,7 +37,6 @@ NOTES = {
     MARK: "used by the method itself to accept results; not independent evidence",
 }
 # Begin the names of shares.
-SHARES = ("rank-", "TPR", "EER", "same ", "face found", "no face", "faces left", "faces covered", "floor of K")
 NEAREST = 8  # pictures in the row of the worst
 GRIDS = ((160, 24), (128, 24), (96, 24), (72, 16), (56, 8))  # side of a crop and people a method, until they fit
 GRID_BYTES = 4_000_000  # as base64, so that a phone still opens the page, figures and all
@@ -182,15 +181,6 @@ def _range(values: Sequence[float | None], unit: str) -> str:
     known = [value for value in values if value is not None]
     least, most = _format([min(known), max(known)], unit) if known else ("", "")
     return least if least == most else f"{least} … {most}"
-
-
-def in_percent(metric: Metric) -> Metric:
-    """Shares, which are 0…1, as people read them; other metrics as they are."""
-    if metric.unit or not (metric.name.startswith(SHARES) or " rank-1 [" in metric.name):
-        return metric
-    interval = metric.interval and (100 * metric.interval[0], 100 * metric.interval[1])
-    chance, floor = (None if share is None else 100 * share for share in (metric.chance, metric.floor))
-    return replace(metric, value=100 * metric.value, unit="%", interval=interval, chance=chance, floor=floor)
 
 
 def _format(values: Sequence[float], unit: str = "") -> list[str]:

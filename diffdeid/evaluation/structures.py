@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Literal
 
 import numpy as np
@@ -10,6 +10,8 @@ import numpy as np
 from diffdeid.evaluation.examiner import ExaminedFace
 
 Block = Literal["privacy", "attacks", "utility", "quality", "video", "coverage", "cost"]
+
+SHARES = ("rank-", "TPR", "EER", "same ", "face found", "no face", "faces left", "faces covered", "floor of K")
 
 
 @dataclass(frozen=True)
@@ -55,6 +57,15 @@ class ExaminedPair:
     result: ExaminedFace
     crops: tuple[np.ndarray, np.ndarray]
     numbers: dict[str, float]
+
+
+def in_percent(metric: Metric) -> Metric:
+    """Shares, which are 0…1, as people read them; other metrics as they are."""
+    if metric.unit or not (metric.name.startswith(SHARES) or " rank-1 [" in metric.name):
+        return metric
+    interval = metric.interval and (100 * metric.interval[0], 100 * metric.interval[1])
+    chance, floor = (None if share is None else 100 * share for share in (metric.chance, metric.floor))
+    return replace(metric, value=100 * metric.value, unit="%", interval=interval, chance=chance, floor=floor)
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,6 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from diffdeid.geometry.rasterizer import Fragments
-
 
 def to_ndc(points: Tensor, size: int) -> Tensor:
     """`(..., 3)` x, y in pixels and depth -> PyTorch3D's device coordinates; the depth stays.
@@ -22,8 +20,8 @@ def to_ndc(points: Tensor, size: int) -> Tensor:
     return torch.cat([1 - points[..., :2] * (2 / size), points[..., 2:]], dim=-1)
 
 
-def rasterize(vertices: Tensor, triangles: Tensor, size: int) -> Fragments:
-    """As `rasterizer.rasterize`, on any device that PyTorch3D was built for."""
+def rasterize(vertices: Tensor, triangles: Tensor, size: int) -> tuple[Tensor, Tensor]:
+    """The parts of `rasterizer.Fragments`, on any device that PyTorch3D was built for."""
     from pytorch3d.renderer.mesh.rasterize_meshes import rasterize_meshes
     from pytorch3d.structures import Meshes
 
@@ -36,4 +34,4 @@ def rasterize(vertices: Tensor, triangles: Tensor, size: int) -> Fragments:
     offset = torch.arange(batch_size, device=triangle.device) * len(triangles)  # it counts on through the batch
     triangle = torch.where(seen, triangle[..., 0] - offset[:, None, None], -1)
     barycentric = torch.where(seen[..., None], barycentric[..., 0, :], 0)  # -1 for background there
-    return Fragments(triangle, barycentric.to(vertices.dtype))
+    return triangle, barycentric.to(vertices.dtype)

@@ -14,6 +14,8 @@ from importlib.util import find_spec
 import torch
 from torch import Tensor
 
+from diffdeid.geometry import pytorch3d_rasterizer
+
 HAS_PYTORCH3D = find_spec("pytorch3d") is not None
 
 
@@ -106,9 +108,7 @@ def rasterize(vertices: Tensor, triangles: Tensor, size: int) -> Fragments:
         size: height and width in pixels.
     """
     if HAS_PYTORCH3D and vertices.is_cuda:
-        from diffdeid.geometry import pytorch3d_rasterizer
-
-        return pytorch3d_rasterizer.rasterize(vertices, triangles, size)
+        return Fragments(*pytorch3d_rasterizer.rasterize(vertices, triangles, size))
     corners = vertices[:, triangles]  # (B, T, 3, 3)
     triangle = _nearest_triangle(corners, size)
     batch, row, column = (triangle >= 0).nonzero(as_tuple=True)

@@ -17,7 +17,7 @@ from torch import Tensor
 
 from diffdeid.engine.pictures import PictureJob, deidentify_pictures, draw_seeds
 from diffdeid.errors import ConfigurationError, NoFaceFoundError
-from diffdeid.imaging import to_uint8_array
+from diffdeid.io.images import to_uint8_array
 from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.components import DeidentificationPipeline
 from diffdeid.pipelines.pipeline_lds import LDSPipeline

@@ -22,13 +22,15 @@ from diffdeid.engine.frames import FrameJob, render
 from diffdeid.engine.people import People, Person, Presence
 from diffdeid.engine.pictures import draw_seeds
 from diffdeid.errors import ConfigurationError, NoFaceFoundError, VideoError
+from diffdeid.io.files import HeldFile
+from diffdeid.io.video_parts import PART_FRAMES, VideoParts
+from diffdeid.io.video_reader import Frame, VideoReader
+from diffdeid.io.video_writer import VideoWriter, check_video_writable, rehearse
 from diffdeid.options import FileOptions, VideoOptions
 from diffdeid.pipelines.components import DeidentificationPipeline
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.pipelines.pipeline_output import DiffDeIDVideoPipelineOutput, PersonReport
 from diffdeid.temporal.tracker import FaceTracker
-from diffdeid.video import Frame, HeldFile, VideoReader, VideoWriter, check_video_writable, rehearse
-from diffdeid.video_parts import PART_FRAMES, VideoParts
 
 GROUP = 4  # frames that are rendered together
 

@@ -18,7 +18,7 @@ import numpy as np
 import torch
 from safetensors.numpy import save
 
-from diffdeid.imaging import write_whole
+from diffdeid.io.files import write_whole
 from diffdeid.models.conditioning import exchange_identity
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients

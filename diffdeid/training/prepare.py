@@ -22,7 +22,8 @@ from tqdm import tqdm
 from diffdeid.errors import ImageError
 from diffdeid.geometry.align import chip_matrix, ffhq_matrix, sample, warp
 from diffdeid.geometry.landmarks import LIPS_OUTER
-from diffdeid.imaging import read_image, write_whole
+from diffdeid.io.files import write_whole
+from diffdeid.io.images import read_image
 from diffdeid.models.conditioning import exchange_identity, hide_skin_details
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel

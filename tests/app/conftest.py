@@ -9,7 +9,7 @@ from PIL import Image
 
 import app
 from diffdeid import VideoWriter
-from diffdeid.video import Frame
+from diffdeid.io.video_reader import Frame
 
 
 @pytest.fixture(scope="module")

@@ -19,7 +19,7 @@ from PIL import Image
 
 import app
 from diffdeid import DiffDeIDVideoPipeline, VideoReader, VideoWriter, serving
-from diffdeid.video import Frame
+from diffdeid.io.video_reader import Frame
 
 OPTIONS = {"level": 7, "steps": 1, "keep_mouth": False, "attributes": "context", "seed": 0}
 

@@ -8,7 +8,7 @@ from PIL import Image
 from torch.nn.functional import normalize
 
 from diffdeid import DiffDeIDPipeline, LDSPipeline
-from diffdeid.imaging import to_uint8_array
+from diffdeid.io.images import to_uint8_array
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.structures import Face
 from tests.conftest import ROOT

@@ -9,7 +9,7 @@ import torch
 from diffdeid.engine.faces import Engine
 from diffdeid.engine.pictures import draw_seeds
 from diffdeid.evaluation import attacks
-from diffdeid.imaging import read_image
+from diffdeid.io.images import read_image
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline

@@ -13,9 +13,9 @@ from diffdeid.evaluation.clips import evaluate_clip, follow
 from diffdeid.evaluation.examiner import FILTER, ExaminedFace
 from diffdeid.evaluation.structures import Evaluation
 from diffdeid.geometry.composite import cover
-from diffdeid.imaging import read_image
+from diffdeid.io.images import read_image
+from diffdeid.io.video_reader import VideoReader
 from diffdeid.structures import Face
-from diffdeid.video import VideoReader
 
 SIZE, LENGTH = 320, 6
 

@@ -14,7 +14,7 @@ from diffdeid.geometry.camera import to_camera
 from diffdeid.geometry.eyes import eye_coordinates
 from diffdeid.geometry.mask import face_region
 from diffdeid.geometry.renderer import render
-from diffdeid.imaging import read_image
+from diffdeid.io.images import read_image
 from diffdeid.metrics.utility import coefficient_distances
 from diffdeid.structures import Face, MorphableCoefficients
 from tests.tiny import tiny_context_encoder

@@ -7,7 +7,7 @@ from PIL import Image
 from diffdeid.errors import ConfigurationError
 from diffdeid.evaluation import methods
 from diffdeid.evaluation.run import evaluate_methods, measure_costs
-from diffdeid.imaging import read_image
+from diffdeid.io.images import read_image
 
 
 @pytest.fixture

@@ -94,7 +94,8 @@ def test_tensors_on_the_cpu_are_rasterised_by_ours(monkeypatch):
 def test_pytorch3d_gives_what_ours_gives(mesh, size):
     pytest.importorskip("pytorch3d")
     vertices, triangles = mesh(size)
-    ours, theirs = rasterizer.rasterize(vertices, triangles, size), pytorch3d_rasterizer.rasterize(vertices, triangles, size)
+    ours = rasterizer.rasterize(vertices, triangles, size)
+    theirs = rasterizer.Fragments(*pytorch3d_rasterizer.rasterize(vertices, triangles, size))
     covered = ours.mask | theirs.mask
     same = ours.mask & (ours.triangle == theirs.triangle)
     assert same.sum() / covered.sum() > 0.995
@@ -106,7 +107,7 @@ def test_pytorch3d_passes_gradients_on_as_ours_does():
     pytest.importorskip("pytorch3d")
     vertices, triangles = ball(32)
     attributes, gradients = torch.rand(2, vertices.shape[1], 2), []
-    for rasterize in (rasterizer.rasterize, pytorch3d_rasterizer.rasterize):
+    for rasterize in (rasterizer.rasterize, lambda *given: rasterizer.Fragments(*pytorch3d_rasterizer.rasterize(*given))):
         leaf = vertices.clone().requires_grad_()
         rasterizer.interpolate(attributes, triangles, rasterize(leaf, triangles, 32)).square().sum().backward()
         gradients.append(leaf.grad)

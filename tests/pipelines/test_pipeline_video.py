@@ -16,12 +16,12 @@ from PIL import Image
 from diffdeid import DiffDeIDVideoPipeline, NoFaceFoundError, VideoError, VideoReader, VideoWriter
 from diffdeid.engine import people
 from diffdeid.engine.faces import MARGIN, Engine
+from diffdeid.io.video_reader import Frame
 from diffdeid.pipelines import pipeline_video
 from diffdeid.stages import components
 from diffdeid.stages.identity import Casting
 from diffdeid.temporal import tracker as tracker_module
 from diffdeid.temporal.track import Spool, Track
-from diffdeid.video import Frame
 
 RATE = 10  # gaps of up to 10 frames are bridged
 SIDE = 176

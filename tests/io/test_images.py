@@ -14,7 +14,8 @@ from hypothesis.extra.numpy import arrays
 from PIL import Image, ImageCms, ImageOps, PngImagePlugin
 
 from diffdeid.errors import ImageError
-from diffdeid.imaging import IMAGE_SUFFIXES, read_image, to_uint8_array, write_image, write_whole
+from diffdeid.io.files import write_whole
+from diffdeid.io.images import IMAGE_SUFFIXES, read_image, to_uint8_array, write_image
 
 LOSSLESS = [".bmp", ".png", ".tif", ".tiff"]
 LOSSY = sorted(IMAGE_SUFFIXES - set(LOSSLESS))

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from diffdeid.errors import VideoError
-from diffdeid.video import Frame, VideoReader, VideoWriter, check_video_writable
+from diffdeid.io.video_reader import Frame, VideoReader
+from diffdeid.io.video_writer import VideoWriter, check_video_writable
 
 RATE = 25
 
@@ -312,5 +313,5 @@ def test_parts_join_to_the_whole(tmp_path):
 
 
 def test_importing_the_reader_is_cheap():
-    code = "import sys, diffdeid.video; assert 'torch' not in sys.modules"
+    code = "import sys, diffdeid.io.video_writer; assert 'torch' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True)

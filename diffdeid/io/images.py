@@ -9,8 +9,6 @@ Pictures over Pillow's own limit (179 megapixels) are refused. HEIC needs `pip i
 from __future__ import annotations
 
 import io
-import os
-import secrets
 import warnings
 from contextlib import suppress
 from dataclasses import dataclass, field
@@ -22,6 +20,7 @@ import torch
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from diffdeid.errors import ImageError
+from diffdeid.io.files import write_whole
 
 # Formats worth writing, and how: (Pillow's name, options, can hold alpha).
 _JPEG = ("JPEG", {"quality": 95, "subsampling": "4:4:4"}, False)
@@ -114,22 +113,11 @@ def write_image(
     encoded = io.BytesIO()
     try:
         pixels.save(encoded, format=file_format, icc_profile=icc_profile, **options)
-        write_whole(path, encoded.getbuffer())
+        write_whole(path, encoded.getbuffer(), overwrite)
+    except FileExistsError as error:  # somebody wrote it meanwhile
+        raise _existing(path) from error
     except (OSError, ValueError) as error:
         raise ImageError(f"Cannot write `{path}`: {error}.") from error
-
-
-def write_whole(path: Path, content: bytes | memoryview) -> None:
-    """Write a file that appears complete or not at all, replacing one that is there."""
-    temporary = path.with_name(f".diffdeid-{secrets.token_hex(8)}.tmp")
-    try:
-        with temporary.open("xb") as file:
-            file.write(content)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    finally:
-        temporary.unlink(missing_ok=True)
 
 
 def check_writable(path: Path, has_alpha: bool, overwrite: bool) -> None:
@@ -140,7 +128,11 @@ def check_writable(path: Path, has_alpha: bool, overwrite: bool) -> None:
     if has_alpha and not holds_alpha:
         raise ImageError(f"Cannot write `{path.name}`: {file_format} has no transparency and the picture does. Write a PNG.")
     if path.exists() and not overwrite:
-        raise ImageError(f"`{path}` exists. Pass `--overwrite` (`overwrite=True`) to replace it.")
+        raise _existing(path)
+
+
+def _existing(path: Path) -> ImageError:
+    return ImageError(f"`{path}` exists. Pass `--overwrite` (`overwrite=True`) to replace it.")
 
 
 def to_uint8_array(image: Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:

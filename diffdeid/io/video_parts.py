@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from diffdeid.errors import VideoError
-from diffdeid.imaging import write_whole
+from diffdeid.io.files import write_whole
 
 PART_FRAMES = 240
 
