@@ -1,4 +1,4 @@
-"""Many files: which inputs are meant, what their outputs are called, and one of them from start to end."""
+"""Many files: which inputs are meant, what their outputs are called, and each of them from start to end."""
 
 from __future__ import annotations
 
@@ -8,16 +8,19 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
 import torch
+from PIL import Image
 
 from diffdeid.errors import NoFaceFoundError
-from diffdeid.io.images import IMAGE_SUFFIXES, check_writable, read_image, write_image
+from diffdeid.io.images import IMAGE_SUFFIXES, Picture, check_writable, read_image, write_image
 from diffdeid.io.video_reader import VIDEO_SUFFIXES, VideoReader
 from diffdeid.io.video_writer import VideoWriter, check_video_writable
 from diffdeid.options import DeidentifyOptions, FileOptions, VideoOptions
@@ -89,64 +92,115 @@ def is_video(file: Path) -> bool:
 
 
 def run(
-    pipe: Any,
-    job: Job,
+    pipe_of: Callable[[Path], Any],
+    jobs: Sequence[Job],
     options: VideoOptions,
     files: FileOptions,
     on_no_face: Literal["error", "skip", "copy"],
     overwrite: bool,
     seed: int | None,
-) -> list[dict[str, Any]]:
-    """De-identify one file and say what happened, once per output; an error becomes a record as well.
+) -> Iterator[list[dict[str, Any]]]:
+    """De-identify files and say what happened: a list for each, with a record for each output. Errors become records as well.
+
+    While the networks work on a picture, another thread decodes the next one, and a third encodes the one before.
 
     Args:
-        pipe: a `DiffDeIDPipeline`, for a video a `DiffDeIDVideoPipeline`.
+        pipe_of: what does a file: a `DiffDeIDPipeline`, for a video a `DiffDeIDVideoPipeline`.
         options, files: what a picture has no use for is left out.
         on_no_face: "error", "skip" (write nothing) or "copy" (write the pixels without metadata).
-        seed: starts a generator of this file alone, so that results do not depend on the other files.
+        seed: starts a generator for each file, so that its results do not depend on the other files.
     """
-    started = time.perf_counter()
-    blank = {"input": str(job.source), "output": None, "status": "error", "error": None, "faces": []}
-    records = []
-    try:
-        generator = None if seed is None else torch.Generator().manual_seed(seed)
-        if is_video(job.source):
-            made = _process_video(pipe, job, options, files, on_no_face, overwrite, generator)
-        else:
-            made = _process_picture(pipe, job, options.as_kind(DeidentifyOptions), on_no_face, overwrite, generator)
-        for record in made:
-            records.append(blank | record)
-    except NoFaceFoundError as error:
-        records.append(blank | {"status": "no_face", "error": str(error)})
-    except Exception as error:  # whatever is wrong with one file must not stop the others
-        logger.debug("%s", job.source, exc_info=True)
-        records.append(blank | {"error": str(error) or type(error).__name__})
-    seconds = round(time.perf_counter() - started, 3)
-    return [record | {"seconds": seconds} for record in records]
+    with ThreadPoolExecutor(1) as decoder, ThreadPoolExecutor(1) as encoder:
+        decoded = (decoder.submit(read_image, job.source) for job in jobs if not is_video(job.source))
+        following, waiting = next(decoded, None), None
+        for job in jobs:
+            generator = None if seed is None else torch.Generator().manual_seed(seed)
+            task = _Task(job, pipe_of(job.source), on_no_face, overwrite, generator)
+            if is_video(job.source):
+                task.do_video(options, files)
+            else:
+                picture, following = following, next(decoded, None)
+                task.do_picture(picture, options.as_kind(DeidentifyOptions))
+            if waiting is not None:
+                yield waiting.result()
+            waiting = encoder.submit(task.finish)
+        if waiting is not None:
+            yield waiting.result()
 
 
-def _process_picture(
-    pipe: Any, job: Job, options: DeidentifyOptions, on_no_face: str, overwrite: bool, generator: torch.Generator | None
-) -> Iterator[dict[str, Any]]:
-    picture = read_image(job.source)
-    for path in job.outputs:
-        check_writable(path, picture.alpha is not None, overwrite)
-    try:
-        output = pipe(picture.image, num_images_per_prompt=len(job.outputs), generator=generator, **asdict(options))
-        images, faces = output.images, output.faces
-    except NoFaceFoundError:
-        if on_no_face == "error":
-            raise
-        if on_no_face == "skip":
-            yield {"status": "no_face"}
-            return
-        images, faces = [picture.image] * len(job.outputs), [[]] * len(job.outputs)
-    for path, image, reports in zip(job.outputs, images, faces, strict=True):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        write_image(path, image, picture.alpha, picture.icc_profile, overwrite)
-        covered = any(report.method != "diffusion" for report in reports)
-        status = "no_face" if not reports else "fallback" if covered else "ok"
-        yield {"output": str(path), "status": status, "faces": [_describe(report) for report in reports]}
+class _Task:
+    """A job on its way. What goes wrong with it becomes a record: it must not stop the others."""
+
+    def __init__(self, job: Job, pipe: Any, on_no_face: str, overwrite: bool, generator: torch.Generator | None):
+        self.job, self.pipe, self.generator = job, pipe, generator
+        self.on_no_face, self.overwrite = on_no_face, overwrite
+        self.started = time.perf_counter()
+        self.records: list[dict[str, Any]] = []
+        self.picture: Picture | None = None
+        self.made: list[tuple[Path, Image.Image, list]] = []  # what is to be written, and the reports of its faces
+
+    @contextmanager
+    def _noting_errors(self) -> Iterator[None]:
+        try:
+            yield
+        except NoFaceFoundError as error:
+            self.records.append({"status": "no_face", "error": str(error)})
+        except Exception as error:
+            logger.debug("%s", self.job.source, exc_info=True)
+            self.records.append({"error": str(error) or type(error).__name__})
+
+    def do_picture(self, decoded: Future[Picture], options: DeidentifyOptions) -> None:
+        with self._noting_errors():
+            self.picture = decoded.result()
+            outputs, image = self.job.outputs, self.picture.image
+            for path in outputs:
+                check_writable(path, self.picture.alpha is not None, self.overwrite)
+            try:
+                output = self.pipe(image, num_images_per_prompt=len(outputs), generator=self.generator, **asdict(options))
+                self.made = list(zip(outputs, output.images, output.faces, strict=True))
+            except NoFaceFoundError:
+                if self.on_no_face == "error":
+                    raise
+                if self.on_no_face == "skip":
+                    self.records.append({"status": "no_face"})
+                else:
+                    self.made = [(path, image, []) for path in outputs]
+
+    def finish(self) -> list[dict[str, Any]]:
+        """Write what was made of a picture; give the records."""
+        with self._noting_errors():
+            for path, image, reports in self.made:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                write_image(path, image, self.picture.alpha, self.picture.icc_profile, self.overwrite)
+                covered = any(report.method != "diffusion" for report in reports)
+                status = "no_face" if not reports else "fallback" if covered else "ok"
+                faces = [_describe(report) for report in reports]
+                self.records.append({"output": str(path), "status": status, "faces": faces})
+        blank = {"input": str(self.job.source), "output": None, "status": "error", "error": None, "faces": []}
+        seconds = round(time.perf_counter() - self.started, 3)
+        return [blank | record | {"seconds": seconds} for record in self.records]
+
+    def do_video(self, options: VideoOptions, files: FileOptions) -> None:
+        with self._noting_errors():
+            for path in self.job.outputs:
+                check_video_writable(path, self.overwrite)
+            for path in self.job.outputs:
+                path.parent.mkdir(parents=True, exist_ok=True)
+                self.records.append(self._one_video(path, options, files))
+
+    def _one_video(self, path: Path, options: VideoOptions, files: FileOptions) -> dict[str, Any]:
+        choices = asdict(options) | asdict(files)
+        try:
+            output = self.pipe(self.job.source, path, overwrite=self.overwrite, generator=self.generator, **choices)
+        except NoFaceFoundError:
+            if self.on_no_face == "error":
+                raise
+            if self.on_no_face == "copy":
+                _copy_frames(self.job.source, path, self.overwrite, files)
+            return {"status": "no_face", "output": str(path) if self.on_no_face == "copy" else None}
+        people = [asdict(report) for report in output.people]
+        status = "fallback" if any(report.covered for report in output.people) else "ok"
+        return {"output": str(path), "status": status, "faces": people, "frames": output.num_frames, "notes": output.notes}
 
 
 def _describe(report: Any) -> dict[str, Any]:
@@ -158,33 +212,6 @@ def _describe(report: Any) -> dict[str, Any]:
         "attempts": report.attempts,
         "reason": report.reason,
     }
-
-
-def _process_video(
-    pipe: Any,
-    job: Job,
-    options: VideoOptions,
-    files: FileOptions,
-    on_no_face: str,
-    overwrite: bool,
-    generator: torch.Generator | None,
-) -> Iterator[dict[str, Any]]:
-    for path in job.outputs:
-        check_video_writable(path, overwrite)
-    for path in job.outputs:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        try:
-            output = pipe(job.source, path, overwrite=overwrite, generator=generator, **asdict(options), **asdict(files))
-        except NoFaceFoundError:
-            if on_no_face == "error":
-                raise
-            if on_no_face == "copy":
-                _copy_frames(job.source, path, overwrite, files)
-            yield {"status": "no_face", "output": str(path) if on_no_face == "copy" else None}
-        else:
-            people = [asdict(report) for report in output.people]
-            status = "fallback" if any(report.covered for report in output.people) else "ok"
-            yield {"output": str(path), "status": status, "faces": people, "frames": output.num_frames, "notes": output.notes}
 
 
 def _copy_frames(source: Path, path: Path, overwrite: bool, files: FileOptions) -> None:

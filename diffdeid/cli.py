@@ -100,10 +100,13 @@ def anonymize(
         with errors_in_one_line(debug):
             show_camera(_for_videos(pipe), options, seed)
         return
-    statuses = set()
-    for job in tqdm(jobs, unit="file", file=sys.stderr, disable=None):
-        tool = _for_videos(pipe) if batch.is_video(job.source) else pipe
-        for record in batch.run(tool, job, options, files, on_no_face, overwrite, seed):
+
+    def pipe_of(file: Path) -> Any:
+        return _for_videos(pipe) if batch.is_video(file) else pipe
+
+    statuses, done = set(), batch.run(pipe_of, jobs, options, files, on_no_face, overwrite, seed)
+    for records in tqdm(done, total=len(jobs), unit="file", file=sys.stderr, disable=None):
+        for record in records:
             statuses.add(record["status"])
             failed = record["error"] is not None
             line = json.dumps(record) if as_json else _sentence(record)
