@@ -60,7 +60,7 @@ class MorphableCoefficients:
     A basis may have fewer directions than its slots (52 of 64 expression units); the rest stay zero.
     """
 
-    identity: Tensor  # α (B, 80), standard deviations
+    shape: Tensor  # α (B, 80), standard deviations
     expression: Tensor  # β (B, 64), ARKit units, 0…1
     albedo: Tensor  # δ (B, 80), standard deviations
     illumination: Tensor  # γ (B, 27), 9 spherical harmonics × RGB

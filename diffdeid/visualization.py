@@ -22,7 +22,7 @@ from diffdeid.geometry.pixels import on_host, to_bytes
 from diffdeid.geometry.renderer import Rendering, render
 from diffdeid.io.files import write_whole
 from diffdeid.io.images import check_writable, read_image, write_image
-from diffdeid.models.conditioning import exchange_identity
+from diffdeid.models.conditioning import exchange_shape
 from diffdeid.models.morphable_model import MorphableModel, MorphableModelOutput
 from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
@@ -105,17 +105,17 @@ def draw(model: MorphableModel, crops: Tensor, coefficients: MorphableCoefficien
     size = crops.shape[1]
     own = _render(model, coefficients, size)
     overlay = torch.where(own.mask[..., None], (crops + own.image.clamp(0, 1)) / 2, crops)
-    head = model(coefficients.identity, coefficients.expression)
+    head = model(coefficients.shape, coefficients.expression)
     points = project(to_camera(head.landmarks, coefficients.pose), size)[..., :2].floor().long()
     face, number = ((points >= 0) & (points < size)).all(-1).nonzero(as_tuple=True)
     column, row = points[face, number].unbind(1)
     overlay[face, row, column] = overlay.new_tensor(LANDMARK_COLOUR)
 
     identity, detail = (
-        torch.randn(values.shape, generator=generator).to(values) for values in (coefficients.identity, coefficients.albedo)
+        torch.randn(values.shape, generator=generator).to(values) for values in (coefficients.shape, coefficients.albedo)
     )
     tone = model.config.num_tone
-    other = exchange_identity(model, coefficients, identity, range(468))
+    other = exchange_shape(model, coefficients, identity, range(468))
     other = replace(other, albedo=torch.cat([coefficients.albedo[:, :tone], detail[:, tone:]], dim=1))
 
     pictures = [own, _render(model, other, size)]
@@ -127,7 +127,7 @@ def draw(model: MorphableModel, crops: Tensor, coefficients: MorphableCoefficien
 @torch.no_grad()
 def encode_mesh(model: MorphableModel, coefficients: MorphableCoefficients, suffix: str) -> bytes:
     """The head of one face as an .obj or .ply file: unposed, unlit, with its irises."""
-    head = model(coefficients.identity, coefficients.expression, coefficients.albedo)
+    head = model(coefficients.shape, coefficients.expression, coefficients.albedo)
     colours = paint_eyes(head.albedo, _eyes(model, head, coefficients))
     arrays = (tensor.cpu().numpy() for tensor in (head.vertices[0], model.triangles, colours[0]))
     return MESH_WRITERS[suffix.lower()](*arrays)
@@ -139,14 +139,14 @@ def _eyes(model: MorphableModel, head: MorphableModelOutput, coefficients: Morph
 
 
 def _render(model: MorphableModel, coefficients: MorphableCoefficients, size: int) -> Rendering:
-    head = model(coefficients.identity, coefficients.expression, coefficients.albedo)
+    head = model(coefficients.shape, coefficients.expression, coefficients.albedo)
     vertices, eyes = to_camera(head.vertices, coefficients.pose), _eyes(model, head, coefficients)
     return render(vertices, head.albedo, coefficients.illumination, model.triangles, size, eyes=eyes)
 
 
 def _from_the_side(model: MorphableModel, coefficients: MorphableCoefficients, size: int) -> Tensor:
     """The bare shape, grey on white, looking to the right, `(B, S, S, 3)`."""
-    vertices = model(coefficients.identity, coefficients.expression).vertices
+    vertices = model(coefficients.shape, coefficients.expression).vertices
     vertices = vertices - (vertices.amax(1, keepdim=True) + vertices.amin(1, keepdim=True)) / 2
     turn = vertices.new_tensor([0, math.pi / 2, 0, 0, 0, -SIDE_DISTANCE]).expand(len(vertices), 6)
     light = vertices.new_tensor(STUDIO_LIGHT).repeat_interleave(3).expand(len(vertices), 27)

@@ -57,7 +57,7 @@ def reconstruct(method: Method, store: FaceStore, names: list[str], model: Morph
         found = method(landmarks, iris, picture)
         errors["seconds"].append(time.perf_counter() - started)
         packed.append(found.pack())
-        head = model(found.identity, found.expression, found.albedo)
+        head = model(found.shape, found.expression, found.albedo)
         vertices = to_camera(head.vertices, found.pose)
         points = project(to_camera(head.landmarks, found.pose), SIZE)
         eyes = eye_frame(landmarks)[0]
@@ -91,7 +91,7 @@ def angle_between(first: Tensor, second: Tensor) -> float:
 def identity_and_expression(coefficients: MorphableCoefficients, names: list[str], units: list[str]) -> dict[str, float]:
     """What α says of who, and β of the smile, for people with a neutral and a smiling photo each."""
     person, smiling = np.array([name.split("_")[0] for name in names]), np.array(["smiling" in name for name in names])
-    alpha = torch.nn.functional.normalize(coefficients.identity, dim=1)
+    alpha = torch.nn.functional.normalize(coefficients.shape, dim=1)
     cosine = (alpha @ alpha.mT).numpy()
     upper = np.triu_indices(len(names), 1)
     same = (person[:, None] == person)[upper]
@@ -119,7 +119,7 @@ def unrest(coefficients: MorphableCoefficients, names: list[str], model: Morphab
     jitter = []
     clips = np.array([name.rsplit("__", 1)[0] for name in names])
     heads = torch.cat(
-        [model(a, b).landmarks for a, b in zip(coefficients.identity.split(64), coefficients.expression.split(64), strict=True)]
+        [model(a, b).landmarks for a, b in zip(coefficients.shape.split(64), coefficients.expression.split(64), strict=True)]
     )
     for clip in np.unique(clips):
         track = heads[torch.from_numpy(clips == clip)] * FOCAL * SIZE / DISTANCE

@@ -36,7 +36,7 @@ from diffdeid.geometry.landmarks import (
 )
 from diffdeid.geometry.lighting import sh_basis, shade
 from diffdeid.geometry.renderer import vertex_normals
-from diffdeid.models.fitting import ShapeFit, fit_appearance, fit_shape_and_pose, sample_vertices
+from diffdeid.models.fitting import HeadFit, fit_appearance, fit_shape_and_pose, sample_vertices
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.training.data import FaceStore
 from diffdeid.training.head_statistics import (
@@ -83,9 +83,9 @@ def read_crops(store: FaceStore, names: list[str]) -> Tensor:
     return torch.from_numpy(np.stack([store.open(name).get_tensor("image")[inner, inner] for name in tqdm(names, desc="read")]))
 
 
-def fit_all(model: MorphableModel, landmarks: Tensor) -> ShapeFit:
+def fit_all(model: MorphableModel, landmarks: Tensor) -> HeadFit:
     fits = [fit_shape_and_pose(model, part, SIZE) for part in tqdm(landmarks.split(BATCH), desc="fit", unit="batch")]
-    return ShapeFit(*(torch.cat([getattr(f, n) for f in fits]) for n in ("identity", "expression", "pose", "information")))
+    return HeadFit(*(torch.cat([getattr(f, n) for f in fits]) for n in ("shape", "expression", "pose", "information")))
 
 
 # 1. Landmarks
@@ -124,8 +124,8 @@ def place_landmarks(model: MorphableModel, landmarks: Tensor, rounds: int = 3) -
     model.identity_basis.mul_(0.5)
     model.expression_whitening.copy_(60 * torch.eye(len(whitening)))
     for _ in range(rounds):
-        shape = fit_all(model, landmarks)
-        offsets = mean_offsets(shape, landmark_residuals(model, shape, landmarks, SIZE))
+        fitted = fit_all(model, landmarks)
+        offsets = mean_offsets(fitted, landmark_residuals(model, fitted, landmarks, SIZE))
         offsets = (offsets + offsets[twins] * torch.tensor(MIRROR)) / 2
         print(f"landmarks move by {100 * offsets.norm(dim=1).mean():.2f} mm")
         move_landmarks(model, offsets)
@@ -142,17 +142,17 @@ def learn_shape(model: MorphableModel, landmarks: Tensor, rounds: int = 4, landm
     unit_twins = torch.tensor(expression_twins(model.config.expression_names))
     num_identity, num_expression = len(model.identity_basis), len(model.expression_basis)
     for _ in range(rounds):
-        shape = fit_all(model, landmarks)
-        residuals = landmark_residuals(model, shape, landmarks, SIZE)
+        fitted = fit_all(model, landmarks)
+        residuals = landmark_residuals(model, fitted, landmarks, SIZE)
         noise = residuals.square().mean((0, 2)).sqrt().clamp_min(0.004)
         model.landmark_noise[:, 0] = (noise + noise[landmark_twins]) / 2
         print(f"mean landmark residual {100 * residuals.norm(dim=-1).mean():.3f} mm")
         if landmarks_only:
             continue
-        uncertainty = covariances(shape).mean(0)
-        learn_identity(model, shape.identity, uncertainty[:num_identity, :num_identity])
+        uncertainty = covariances(fitted).mean(0)
+        learn_identity(model, fitted.shape, uncertainty[:num_identity, :num_identity])
         rows = slice(num_identity, num_identity + num_expression)
-        learn_expression(model, shape.expression[:, :num_expression], 0.25 * uncertainty[rows, rows], unit_twins)
+        learn_expression(model, fitted.expression[:, :num_expression], 0.25 * uncertainty[rows, rows], unit_twins)
     print(
         "expression means:",
         {n: round(v, 2) for n, v in zip(model.config.expression_names, model.expression_mean.tolist(), strict=True) if v > 0.1},
@@ -193,14 +193,14 @@ def start_skin(model: MorphableModel) -> None:
     model.illumination_whitening.copy_(torch.linalg.cholesky(precision).mT)
 
 
-def observe_skin(model: MorphableModel, images: Tensor, shape: ShapeFit) -> tuple[Tensor, Tensor, Tensor]:
+def observe_skin(model: MorphableModel, images: Tensor, fitted: HeadFit) -> tuple[Tensor, Tensor, Tensor]:
     """Albedo and its weight at the face's vertices, `(N, F, 3)` and `(N, F)`, left and right averaged; and the mean light."""
     region = model.face_region.nonzero().squeeze(1)
     twins = mirror_twins(model.mean[region])
     albedos, weights, lights = [], [], []
     for rows in tqdm(torch.arange(len(images)).split(BATCH), desc="skin", unit="batch"):
         picture = images[rows].float() / 255
-        vertices = to_camera(model(shape.identity[rows], shape.expression[rows]).vertices, shape.pose[rows])
+        vertices = to_camera(model(fitted.shape[rows], fitted.expression[rows]).vertices, fitted.pose[rows])
         appearance = fit_appearance(model, vertices, picture)
         normals = vertex_normals(vertices, model.triangles)[:, region]
         shading = shade(torch.ones_like(normals), normals, appearance.illumination)
@@ -214,9 +214,9 @@ def observe_skin(model: MorphableModel, images: Tensor, shape: ShapeFit) -> tupl
     return torch.cat(albedos), torch.cat(weights), torch.cat(lights).mean(0)
 
 
-def learn_skin(model: MorphableModel, images: Tensor, shape: ShapeFit) -> None:
+def learn_skin(model: MorphableModel, images: Tensor, fitted: HeadFit) -> None:
     """T̄ and P_t from what the faces show."""
-    albedo, weight, light = observe_skin(model, images, shape)
+    albedo, weight, light = observe_skin(model, images, fitted)
     light = light.unflatten(0, (9, 3)).mean(1, keepdim=True).expand(9, 3).clone()  # white on average, and from no side
     light[[3, 4, 7]] = 0
     model.illumination_mean.copy_(light.flatten())
@@ -284,9 +284,9 @@ def main() -> None:
     start_skin(model)
     names = sample_names(store, SKINS_OF_A_SET, rng)
     images = read_crops(store, names)
-    shape = fit_all(model, read(store, names, "landmarks"))
+    fitted = fit_all(model, read(store, names, "landmarks"))
     for _ in range(2):
-        learn_skin(model, images, shape)
+        learn_skin(model, images, fitted)
     model.half().save_pretrained(args.out)
 
 

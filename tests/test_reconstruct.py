@@ -94,7 +94,7 @@ def test_the_mesh_is_the_fitted_head(reconstruct, pipeline, astronaut, tmp_path,
     with torch.no_grad():
         coefficients = pipeline.engine.reconstruct(jobs, DeidentifyOptions()).coefficients
     model = pipeline.morphable_model
-    head = model(coefficients.identity, coefficients.expression, coefficients.albedo)
+    head = model(coefficients.shape, coefficients.expression, coefficients.albedo)
     np.testing.assert_allclose(vertices, head.vertices[0], atol=1e-4)
     np.testing.assert_array_equal(triangles, model.triangles)
     skin = (model.eyeballs == 0).numpy()

@@ -100,7 +100,7 @@ def _paint_frames(engine: Engine, batch: Sequence[tuple[np.ndarray, Face, Appear
     reference = MorphableCoefficients.unpack(torch.cat([role.coefficients.pack() for role in roles]))
     source = engine.follow(pictures, faces, reference, options)
     people = NewIdentity.cat([role.identity for role in roles], source.embedding)
-    moved = people.shape + source.coefficients.identity - reference.identity
+    moved = people.shape + source.coefficients.shape - reference.shape
     texture = TextureEncoderOutput.cat([role.texture for role in roles])
     latents = torch.cat([role.noise for role in roles])
     return engine.paint(source, people, texture, latents, options, shown=moved)

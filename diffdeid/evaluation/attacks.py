@@ -255,7 +255,7 @@ def invert(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face, num_inferenc
     """
     options = DeidentifyOptions(num_inference_steps=num_inference_steps, attributes="any")
     source = pipe.engine.reconstruct([FaceJob(picture, face)], options)
-    himself = NewIdentity(source.embedding, source.coefficients.identity, options.level)
+    himself = NewIdentity(source.embedding, source.coefficients.shape, options.level)
     nobody = NewIdentity(torch.zeros_like(himself.embedding), torch.zeros_like(himself.shape), options.level)
     redrawn = there_and_back(pipe.engine, source, (himself, nobody), options)
     return on_host(to_bytes(lay_over_crops(redrawn, source.images, source.depths)[0])[0])

@@ -32,7 +32,7 @@ from diffdeid.errors import ConfigurationError, NoFaceFoundError
 from diffdeid.geometry.composite import cover, paste
 from diffdeid.geometry.pixels import on_host, to_bytes, to_tensor
 from diffdeid.io.images import read_image, write_image
-from diffdeid.models.conditioning import exchange_identity, hide_skin_details, render_conditions
+from diffdeid.models.conditioning import exchange_shape, hide_skin_details, render_conditions
 from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.stages.compose import lay_over_crops
@@ -150,7 +150,7 @@ def swap_mean(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face) -> np.nda
         return cover(picture, face)
     source = _reconstructed(pipe, picture, face)
     shown = hide_skin_details(pipe.morphable_model, source.coefficients)
-    mean = exchange_identity(pipe.morphable_model, shown, torch.zeros_like(shown.identity), range(468))
+    mean = exchange_shape(pipe.morphable_model, shown, torch.zeros_like(shown.shape), range(468))
     maps = render_conditions(pipe.morphable_model, mean, pipe.size).maps
     head = maps[:, 3:6].abs().amax(1, keepdim=True) > 0  # normals are zero beside the head
     return _replaced(picture, source, torch.where(head, maps[:, :3], _filled(source)))

@@ -34,7 +34,7 @@ SHARE = 0.3  # of the step across the border that is a fault; the rest is how he
 PERSISTENCE = 0.9  # share of the frames before in the evidence
 
 
-class Cast(NamedTuple):
+class ColourCast(NamedTuple):
     """What is seen around faces of how their colour is off, in cells of the crop; 0 away from the border.
 
     Attributes:
@@ -62,15 +62,15 @@ def match(faces: Tensor, sources: Tensor, depths: Tensor) -> Tensor:
     return correct(faces, depths, measure(faces, sources, depths))
 
 
-def match_steadily(faces: Tensor, sources: Tensor, depths: Tensor, before: Cast | None) -> tuple[Tensor, Cast]:
+def match_steadily(faces: Tensor, sources: Tensor, depths: Tensor, before: ColourCast | None) -> tuple[Tensor, ColourCast]:
     """`match` for frames of a video, by the evidence of all frames so far: `before` is what came with the last one, if any."""
     cast = measure(faces, sources, depths)
     if before is not None:  # crops move with faces; and where a frame shows little, it counts little
-        cast = Cast(*(new + PERSISTENCE * (old - new) for old, new in zip(before, cast, strict=True)))
+        cast = ColourCast(*(new + PERSISTENCE * (old - new) for old, new in zip(before, cast, strict=True)))
     return correct(faces, depths, cast), cast
 
 
-def measure(faces: Tensor, sources: Tensor, depths: Tensor) -> Cast:
+def measure(faces: Tensor, sources: Tensor, depths: Tensor) -> ColourCast:
     """Compare generated crops with their sources around what is erased; arguments as for `match`."""
     size, edge = depths.shape[-1], round(FRAME * depths.shape[-1])
     seen = F.pad(torch.ones_like(depths[..., edge : size - edge, edge : size - edge]), [edge] * 4)
@@ -97,10 +97,10 @@ def measure(faces: Tensor, sources: Tensor, depths: Tensor) -> Cast:
     gain = gain + SHARE * _agreement(step) * step * inner / (inner + NOTHING)
 
     weight = weight * _agreement(gain)
-    return Cast(weight, weight * gain, _in_cells(outside))
+    return ColourCast(weight, weight * gain, _in_cells(outside))
 
 
-def correct(faces: Tensor, depths: Tensor, cast: Cast) -> Tensor:
+def correct(faces: Tensor, depths: Tensor, cast: ColourCast) -> Tensor:
     """Generated crops without a cast where something is erased. By gains: black hair and pupils stay."""
     border = cast.border > 0
     known = torch.cat([cast.weighted, cast.weight + NOTHING * cast.border], dim=1) * border

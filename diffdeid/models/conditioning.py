@@ -33,7 +33,7 @@ class Conditioning:
 
 def render_conditions(model: MorphableModel, coefficients: MorphableCoefficients, size: int, margin: int = 0) -> Conditioning:
     """Everything the network is shown of ρ, at `size + 2 * margin` pixels a side."""
-    head = model(coefficients.identity, coefficients.expression, coefficients.albedo)
+    head = model(coefficients.shape, coefficients.expression, coefficients.albedo)
     vertices, posed = (to_camera(points, coefficients.pose.float()) for points in (head.vertices, head.landmarks))
     eyes = eye_coordinates(vertices, posed, model.eyeballs, coefficients.gaze.float())
     picture = render(vertices, head.albedo, coefficients.illumination.float(), model.triangles, size, margin, eyes)
@@ -52,7 +52,7 @@ def render_conditions(model: MorphableModel, coefficients: MorphableCoefficients
 
 def place_marks(model: MorphableModel, coefficients: MorphableCoefficients, size: int) -> Tensor:
     """Where ρ puts the landmarks and the centres of both irises, `(B, 470, 2)`, in pixels of crops of `size`."""
-    posed = to_camera(model(coefficients.identity, coefficients.expression).landmarks, coefficients.pose.float())
+    posed = to_camera(model(coefficients.shape, coefficients.expression).landmarks, coefficients.pose.float())
     landmarks = project(posed, size)[..., :2]
     return torch.cat([landmarks, iris_centres(landmarks, coefficients.gaze.float())], dim=1)
 
@@ -64,16 +64,16 @@ def hide_skin_details(model: MorphableModel, coefficients: MorphableCoefficients
     return replace(coefficients, albedo=albedo)
 
 
-def exchange_identity(
+def exchange_shape(
     model: MorphableModel, coefficients: MorphableCoefficients, shape: Tensor, anchor: Sequence[int]
 ) -> MorphableCoefficients:
     """ρ with α' `(B, 80)` for α, moved sideways so that the `anchor` landmarks stay where they were.
 
     A longer face must not pull the render's mouth away from one that stays in the picture.
     """
-    before = model(coefficients.identity, coefficients.expression).landmarks[:, anchor].mean(1, keepdim=True)
+    before = model(coefficients.shape, coefficients.expression).landmarks[:, anchor].mean(1, keepdim=True)
     after = model(shape, coefficients.expression).landmarks[:, anchor].mean(1, keepdim=True)
     pose = coefficients.pose.float()
     shift = (to_camera(before, pose) - to_camera(after, pose))[:, 0] * pose.new_tensor([1, 1, 0])
     moved = torch.cat([pose[:, :3], pose[:, 3:] + shift], dim=1)
-    return replace(coefficients, identity=shape, pose=moved)
+    return replace(coefficients, shape=shape, pose=moved)

@@ -28,23 +28,23 @@ EDGE_NOISE = 0.05  # the same where its slope tells a position; below it, landma
 
 
 @dataclass(frozen=True)
-class ShapeFit:
+class HeadFit:
     """Head shape and pose of a batch.
 
     Attributes:
-        identity: α `(B, 80)`.
+        shape: α `(B, 80)`.
         expression: β `(B, 64)`.
         pose: p `(B, 6)`.
         information: `(B, K, K)`, the inverse covariance of [α ; β ; p] at the optimum, K = directions of the model + 6.
     """
 
-    identity: Tensor
+    shape: Tensor
     expression: Tensor
     pose: Tensor
     information: Tensor
 
 
-def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iterations: int = 6) -> ShapeFit:
+def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iterations: int = 6) -> HeadFit:
     """The most probable α, β and p given landmarks: Gauss-Newton with the model's priors.
 
     Args:
@@ -111,7 +111,7 @@ def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iter
     expression = torch.zeros(batch_size, MorphableCoefficients.SIZES[1], device=device)
     expression[:, : num_shape - num_identity] = shape[:, num_identity:]
     pose = torch.cat([rotation_vector(rotation), translation], dim=1)
-    return ShapeFit(shape[:, :num_identity], expression, pose, information)
+    return HeadFit(shape[:, :num_identity], expression, pose, information)
 
 
 def _picture_derivatives(turned: Tensor, translation: Tensor, rotation: Tensor, basis: Tensor) -> Tensor:
@@ -228,8 +228,8 @@ def _halved(picture: Tensor) -> Tensor:
     return avg_pool2d(picture.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
 
 
-def refine_identity_and_pose(model: MorphableModel, shape: ShapeFit, appearance: AppearanceFit, picture: Tensor) -> ShapeFit:
-    """A Gauss-Newton step of α and p towards the pixels: small, for the landmarks keep their say (`shape.information`).
+def refine_shape_and_pose(model: MorphableModel, fitted: HeadFit, appearance: AppearanceFit, picture: Tensor) -> HeadFit:
+    """A Gauss-Newton step of α and p towards the pixels: small, for the landmarks keep their say (`fitted.information`).
 
     β stays: it would grimace to explain what the skin's directions lack.
 
@@ -237,29 +237,27 @@ def refine_identity_and_pose(model: MorphableModel, shape: ShapeFit, appearance:
         picture: `(B, H, W, 3)` in 0…1, H = W.
     """
     region = model.face_region.nonzero().squeeze(1)
-    head = model(shape.identity, shape.expression, appearance.albedo)
-    vertices = to_camera(head.vertices, shape.pose)
+    head = model(fitted.shape, fitted.expression, appearance.albedo)
+    vertices = to_camera(head.vertices, fitted.pose)
     normals, vertices = vertex_normals(vertices, model.triangles)[:, region], vertices[:, region]
     half = _halved(picture)
     slopes = torch.gradient(half, spacing=1 / half.shape[1], dim=(2, 1))  # along x and y, per crop size
     sampled = sample_vertices(torch.cat([half, *slopes], dim=-1), project(vertices, 1)[..., :2])
     colour, slope = sampled[..., :3], sampled[..., 3:].unflatten(-1, (2, 3))  # (B, F, 3), (B, F, 2, 3)
 
-    rotation, translation = rotation_matrix(shape.pose[:, :3]), shape.pose[:, 3:]
+    rotation, translation = rotation_matrix(fitted.pose[:, :3]), fitted.pose[:, 3:]
     basis = model.identity_basis[:, region].float().permute(1, 2, 0)
     moves = _picture_derivatives(vertices - translation[:, None], translation, rotation, basis)
     design = torch.einsum("bfrc,brfk->bfck", slope, moves).flatten(1, 2)  # (B, 3 F, 86)
     weight = (appearance.weight / EDGE_NOISE**2)[..., None].expand(-1, -1, 3).flatten(1)
     difference = (shade(head.albedo[:, region], normals, appearance.illumination) - colour).flatten(1)
     num_identity = basis.shape[2]
-    free = torch.arange(shape.information.shape[1], device=region.device)
+    free = torch.arange(fitted.information.shape[1], device=region.device)
     free = torch.cat([free[:num_identity], free[-6:]])
-    system = (design * weight[..., None]).mT @ design + shape.information[:, free[:, None], free]
+    system = (design * weight[..., None]).mT @ design + fitted.information[:, free[:, None], free]
     step = _solve(system, (design.mT @ (weight * difference)[..., None]).squeeze(-1))
     turn = rotation_vector(rotation_matrix(step[:, num_identity:-3]) @ rotation)
-    return replace(
-        shape, identity=shape.identity + step[:, :num_identity], pose=torch.cat([turn, translation + step[:, -3:]], dim=1)
-    )
+    return replace(fitted, shape=fitted.shape + step[:, :num_identity], pose=torch.cat([turn, translation + step[:, -3:]], dim=1))
 
 
 @torch.no_grad()
@@ -271,11 +269,11 @@ def fit(model: MorphableModel, landmarks: Tensor, iris: Tensor, picture: Tensor)
         iris: `(B, 2, 5, 2)` in crop pixels.
         picture: `(B, H, W, 3)` in 0…1, H = W.
     """
-    shape = fit_shape_and_pose(model, landmarks, picture.shape[1])
-    vertices = to_camera(model(shape.identity, shape.expression).vertices, shape.pose)
+    fitted = fit_shape_and_pose(model, landmarks, picture.shape[1])
+    vertices = to_camera(model(fitted.shape, fitted.expression).vertices, fitted.pose)
     appearance = fit_appearance(model, vertices, picture)
-    shape = refine_identity_and_pose(model, shape, appearance, picture)
-    vertices = to_camera(model(shape.identity, shape.expression).vertices, shape.pose)
+    fitted = refine_shape_and_pose(model, fitted, appearance, picture)
+    vertices = to_camera(model(fitted.shape, fitted.expression).vertices, fitted.pose)
     appearance = fit_appearance(model, vertices, picture, rounds=1, start=appearance)
     gaze = gaze_from_iris(landmarks, iris)
-    return MorphableCoefficients(shape.identity, shape.expression, appearance.albedo, appearance.illumination, shape.pose, gaze)
+    return MorphableCoefficients(fitted.shape, fitted.expression, appearance.albedo, appearance.illumination, fitted.pose, gaze)

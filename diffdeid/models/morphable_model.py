@@ -82,7 +82,7 @@ class MorphableModel(StrictModelMixin, ConfigMixin):
         return (values[..., self.landmark_corners, :] * self.landmark_weights.to(values.dtype)[..., None]).sum(-2)
 
     def forward(
-        self, identity: Tensor, expression: Tensor, albedo: Tensor | None = None, return_dict: bool = True
+        self, shape: Tensor, expression: Tensor, albedo: Tensor | None = None, return_dict: bool = True
     ) -> MorphableModelOutput | tuple[Tensor, Tensor, Tensor]:
         """Build heads from α `(B, 80)`, β `(B, 64)` and δ `(B, 80)` (the mean skin if `None`).
 
@@ -90,7 +90,7 @@ class MorphableModel(StrictModelMixin, ConfigMixin):
         """
         vertices = (
             self.mean.float()
-            + torch.einsum("bk,kvc->bvc", identity[:, : len(self.identity_basis)].float(), self.identity_basis.float())
+            + torch.einsum("bk,kvc->bvc", shape[:, : len(self.identity_basis)].float(), self.identity_basis.float())
             + torch.einsum("bk,kvc->bvc", expression[:, : len(self.expression_basis)].float(), self.expression_basis.float())
         )
         skin = self.albedo_mean.float().expand_as(vertices)

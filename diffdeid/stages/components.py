@@ -222,7 +222,7 @@ class Components:
         """
         rendered = people.shape if shown is None else shown
         changed, maps = render_new_heads(self.morphable_model, batch.coefficients, rendered, batch.masks, options.keep_mouth)
-        told = replace(changed, identity=people.shape).pack()
+        told = replace(changed, shape=people.shape).pack()
         scheduler = copy(self.scheduler)  # it remembers its last steps, and somebody else may be painting
         scheduler.set_timesteps(options.num_inference_steps, device=self.device)
         conditions = Conditions(maps, people.embedding, told, texture)

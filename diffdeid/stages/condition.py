@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from diffdeid.geometry.landmarks import LIPS_OUTER
-from diffdeid.models.conditioning import exchange_identity, hide_skin_details, render_conditions
+from diffdeid.models.conditioning import exchange_shape, hide_skin_details, render_conditions
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.models.texture_encoder import TextureEncoderModel, TextureEncoderOutput
 from diffdeid.structures import MorphableCoefficients
@@ -43,7 +43,7 @@ def render_new_heads(
         keep_mouth: the new heads keep the place of the mouths.
     """
     anchor = list(LIPS_OUTER) if keep_mouth else list(range(468))
-    changed = exchange_identity(model, hide_skin_details(model, coefficients), shape, anchor)
+    changed = exchange_shape(model, hide_skin_details(model, coefficients), shape, anchor)
     maps = render_conditions(model, changed, masks.shape[-1]).maps
     return changed, torch.cat([2 * masks - 1, maps], dim=1)
 

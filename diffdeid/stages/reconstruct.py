@@ -75,8 +75,8 @@ def follow_coefficients(
         found = find_coefficients(model, reconstructor, images, landmarks, iris, reconstruction)
         light = found.illumination if follow_light else light
     if reconstruction == "fit":  # of points alone: by pixels, α and p would tremble
-        shape, gaze = fit_shape_and_pose(model, landmarks, images.shape[-1]), gaze_from_iris(landmarks, iris)
-        found = MorphableCoefficients(shape.identity, shape.expression, reference.albedo, light, shape.pose, gaze)
+        fitted, gaze = fit_shape_and_pose(model, landmarks, images.shape[-1]), gaze_from_iris(landmarks, iris)
+        found = MorphableCoefficients(fitted.shape, fitted.expression, reference.albedo, light, fitted.pose, gaze)
     return replace(found, albedo=reference.albedo, illumination=light)
 
 

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from diffdeid.geometry.pixels import on_host
-from diffdeid.geometry.seam import Cast, match_steadily
+from diffdeid.geometry.seam import ColourCast, match_steadily
 from diffdeid.structures import FaceBatch
 from diffdeid.temporal.steadying import Steadied, begin, steady
 
@@ -22,7 +22,7 @@ class TemporalFilter:
     def __init__(self):
         self.frame = -1
         self._steadied: Steadied | None = None
-        self._cast: Cast | None = None
+        self._cast: ColourCast | None = None
 
     def __call__(self, frame: int, face: Tensor, source: FaceBatch) -> Tensor:
         """A generated face without flicker and without a cast. It begins anew where the frame before is not known.

@@ -168,7 +168,7 @@ class ReconstructorTrainConfig(JsonConfig):
 
     # Losses, weights relative to each other
     coefficient_weights: dict[str, float] = field(  # of a group's mean error in standard deviations, 1 where not given
-        default_factory=lambda: {"identity": 0.5, "albedo": 0.5, "pose": 2.0}
+        default_factory=lambda: {"shape": 0.5, "albedo": 0.5, "pose": 2.0}
     )
     landmark_weight: float = 50.0  # per crop size
     photometric_weight: float = 2.0  # per 255 grey levels

@@ -19,7 +19,7 @@ import torch
 from safetensors.numpy import save
 
 from diffdeid.io.files import write_whole
-from diffdeid.models.conditioning import exchange_identity
+from diffdeid.models.conditioning import exchange_shape
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.data import EXCHANGED, FaceStore
@@ -68,7 +68,7 @@ def exchange_person(store: FaceStore, name: str, other: str, morphable_model: Mo
     with store.open(other) as file:
         identity, theirs = file.get_tensor("identity"), file.get_tensor("coefficients")
     own, theirs = (MorphableCoefficients.unpack(torch.from_numpy(packed)[None]) for packed in (face["coefficients"], theirs))
-    changed = exchange_identity(morphable_model, own, theirs.identity, range(468))
+    changed = exchange_shape(morphable_model, own, theirs.shape, range(468))
     face |= {"identity": identity} | shown(morphable_model, changed)
     write_whole(store.folder / f"{name}{EXCHANGED}.safetensors", save(face, {"set": "exchanged"}))
 

@@ -12,7 +12,7 @@ from torch import Tensor
 from diffdeid.errors import ConfigurationError
 from diffdeid.geometry.camera import DISTANCE, FOCAL, project, to_camera
 from diffdeid.geometry.rotation import rotation_matrix
-from diffdeid.models.fitting import ShapeFit
+from diffdeid.models.fitting import HeadFit
 from diffdeid.models.morphable_model import MorphableModel
 
 MIRROR = (-1.0, 1.0, 1.0)
@@ -26,26 +26,26 @@ def mirror_twins(points: Tensor) -> Tensor:
     return twins
 
 
-def landmark_residuals(model: MorphableModel, shape: ShapeFit, landmarks: Tensor, size: int) -> Tensor:
+def landmark_residuals(model: MorphableModel, fitted: HeadFit, landmarks: Tensor, size: int) -> Tensor:
     """Seen minus fitted landmarks, `(B, 468, 2)`, camera axes (y up), decimetres at the head."""
-    fitted = project(to_camera(model(shape.identity, shape.expression).landmarks, shape.pose), size)
-    return (landmarks[..., :2] - fitted[..., :2]) * landmarks.new_tensor([1, -1]) * (DISTANCE / (FOCAL * size))
+    placed = project(to_camera(model(fitted.shape, fitted.expression).landmarks, fitted.pose), size)
+    return (landmarks[..., :2] - placed[..., :2]) * landmarks.new_tensor([1, -1]) * (DISTANCE / (FOCAL * size))
 
 
-def mean_offsets(shape: ShapeFit, residuals: Tensor, ridge: float = 20.0) -> Tensor:
+def mean_offsets(fitted: HeadFit, residuals: Tensor, ridge: float = 20.0) -> Tensor:
     """The shift of each landmark in head space, `(468, 3)`, that explains most of its residuals, left and right not tied.
 
     `ridge` is the number of faces' worth of evidence for no shift.
     """
-    across = rotation_matrix(shape.pose[:, :3])[:, :2]  # head space -> across the line of sight
+    across = rotation_matrix(fitted.pose[:, :3])[:, :2]  # head space -> across the line of sight
     system = torch.einsum("bij,bik->jk", across, across) + ridge * torch.eye(3)
     target = torch.einsum("bij,bni->jn", across, residuals)
     return torch.cholesky_solve(target, torch.linalg.cholesky(system)).mT
 
 
-def covariances(shape: ShapeFit) -> Tensor:
+def covariances(fitted: HeadFit) -> Tensor:
     """The covariance of [α ; β ; p] of each face given its landmarks, `(B, K, K)`."""
-    return torch.cholesky_inverse(torch.linalg.cholesky(shape.information))
+    return torch.cholesky_inverse(torch.linalg.cholesky(fitted.information))
 
 
 def learn_identity(model: MorphableModel, identity: Tensor, uncertainty: Tensor) -> None:

@@ -24,7 +24,7 @@ from diffdeid.geometry.align import chip_matrix, ffhq_matrix, sample, warp
 from diffdeid.geometry.landmarks import LIPS_OUTER
 from diffdeid.io.files import write_whole
 from diffdeid.io.images import read_image
-from diffdeid.models.conditioning import exchange_identity, hide_skin_details
+from diffdeid.models.conditioning import exchange_shape, hide_skin_details
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.fitting import fit
@@ -150,7 +150,7 @@ def pair_frames(
 ) -> dict[str, np.ndarray]:
     """A frame as video mode sees it: the person as in another frame, `reference`, ρ̂ = {α_d, β_f, δ_d, γ_d, p_f, ω_f}."""
     frame, person = (MorphableCoefficients.unpack(torch.from_numpy(face["fit"])[None]) for face in (target, reference))
-    mixed = exchange_identity(morphable_model, frame, person.identity, LIPS_OUTER)
+    mixed = exchange_shape(morphable_model, frame, person.shape, LIPS_OUTER)
     mixed = replace(mixed, albedo=person.albedo, illumination=person.illumination)
     texture = {"texture": reference["image"]}
     return target | texture | shown(morphable_model, hide_skin_details(morphable_model, mixed))

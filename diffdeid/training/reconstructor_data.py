@@ -112,7 +112,7 @@ def jittered_labels(labels: dict[str, Tensor], jitter: dict[str, Tensor], centre
 
     light = turned_light(coefficients.illumination, turn) * jitter["gain"].repeat(1, 9)
     pose = torch.cat([rotation_vector(rotation), translation], dim=-1)
-    groups = (coefficients.identity, coefficients.expression, coefficients.albedo, light, pose, coefficients.gaze)
+    groups = (coefficients.shape, coefficients.expression, coefficients.albedo, light, pose, coefficients.gaze)
     return points | {"coefficients": torch.cat(groups, dim=-1)}
 
 

@@ -93,7 +93,7 @@ class ReconstructionLoss(nn.Module):
         config, packed = self.config, coefficients.pack()
         errors = smooth_l1_loss((packed - self.mean) / self.std, (batch["coefficients"] - self.mean) / self.std, reduction="none")
         known = 1 - batch["grey"][:, None] * self.coloured  # nobody knows the colours of a grey picture
-        head = self.model(coefficients.identity, coefficients.expression, coefficients.albedo)
+        head = self.model(coefficients.shape, coefficients.expression, coefficients.albedo)
         landmarks = picture_landmarks(head.landmarks, coefficients.pose)
         distance = (landmarks - batch["landmarks"])[..., :2].norm(dim=-1)
         depth = relative_depth(landmarks) - relative_depth(batch["landmarks"])
@@ -146,7 +146,7 @@ def evaluate(
     errors = []
     for batch in batches:
         coefficients, fitted = predict(batch), MorphableCoefficients.unpack(batch["coefficients"])
-        head = objective.model(coefficients.identity, coefficients.expression)
+        head = objective.model(coefficients.shape, coefficients.expression)
         distance = picture_landmarks(head.landmarks, coefficients.pose) - batch["landmarks"]
         eyes, _, _ = eye_frame(batch["landmarks"])
         turn = rotation_matrix(coefficients.pose[:, :3]).mT @ rotation_matrix(fitted.pose[:, :3])

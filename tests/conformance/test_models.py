@@ -60,7 +60,7 @@ class Head(suite.BaseModelTesterConfig):
         return dict(tiny_morphable_model().config)
 
     def get_dummy_inputs(self):
-        return {"identity": seeded(2, 80), "expression": seeded(2, 64), "albedo": seeded(2, 80)}
+        return {"shape": seeded(2, 80), "expression": seeded(2, 64), "albedo": seeded(2, 80)}
 
 
 class TestUNet(UNet, suite.ModelTesterMixin):

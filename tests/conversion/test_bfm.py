@@ -144,7 +144,7 @@ def test_it_can_be_fitted(converted):
     landmarks = project(converted(identity, torch.zeros(1, 64)).landmarks, 256) * torch.tensor([1, 1, 128])
     picture = torch.full((1, 256, 256, 3), 0.5)
     found = fit(converted, landmarks, landmarks[:, :10, :2].reshape(1, 2, 5, 2), picture)
-    again = project(to_camera(converted(found.identity, found.expression).landmarks, found.pose), 256)
+    again = project(to_camera(converted(found.shape, found.expression).landmarks, found.pose), 256)
     assert torch.isfinite(found.pack()).all()
     assert (again - landmarks)[..., :2].norm(dim=-1).median() < 2
 

@@ -162,14 +162,14 @@ def ours(converted, crops):
 
 def test_shape_and_albedo_are_as_theirs(ours, theirs):
     assert theirs[0].std() > 0.1
-    for found, expected in zip((ours.identity, ours.expression, ours.albedo), theirs, strict=False):
+    for found, expected in zip((ours.shape, ours.expression, ours.albedo), theirs, strict=False):
         torch.testing.assert_close(found, expected, atol=1e-4, rtol=1e-4)
 
 
 def test_points_are_seen_at_the_same_pixels(ours, theirs, basel):
     identity, expression, _, angles, _, translation = theirs
     model = MorphableModel.from_pretrained(basel)
-    found = project(to_camera(model(ours.identity, ours.expression).vertices, ours.pose), 256)
+    found = project(to_camera(model(ours.shape, ours.expression).vertices, ours.pose), 256)
     for row in range(2):
         shape = model.mean - model.mean.mean(0)  # recentred, as there
         shape = shape + torch.einsum("k,kvc->vc", identity[row], model.identity_basis)

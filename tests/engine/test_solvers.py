@@ -36,7 +36,7 @@ def source(engine, astronaut) -> FaceBatch:
 
 @torch.no_grad()
 def paint(engine: Engine, source: FaceBatch, seed: int, callbacks: Callbacks = NO_CALLBACKS) -> torch.Tensor:
-    people = NewIdentity(source.embedding, source.coefficients.identity, OPTIONS.level)
+    people = NewIdentity(source.embedding, source.coefficients.shape, OPTIONS.level)
     texture = engine.encode_texture(source.images, source.masks)
     latents = engine.prepare_latents([torch.Generator().manual_seed(seed)])
     return engine.paint(source, people, texture, latents, OPTIONS, callbacks)[0].face

@@ -36,7 +36,7 @@ def draw(panel):
         rho = replace(rho, pose=pose, illumination=light.flatten(1), gaze=torch.tensor([[gaze, 0, gaze, 0]]))
         for unit, value in expression.items():
             rho.expression[0, list(model.config.expression_names).index(unit)] = value
-        head = model(rho.identity, rho.expression, rho.albedo)
+        head = model(rho.shape, rho.expression, rho.albedo)
         posed = [to_camera(points, rho.pose) for points in (head.vertices, head.landmarks)]
         eyes = eye_coordinates(*posed, model.eyeballs, rho.gaze)
         shown = render(posed[0], head.albedo, rho.illumination, model.triangles, SIZE, eyes=eyes)

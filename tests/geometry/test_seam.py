@@ -46,7 +46,7 @@ def match(face: np.ndarray, source: np.ndarray, mask: np.ndarray) -> np.ndarray:
     return picture_of(seam.match(*tensors(face, source, mask)))
 
 
-def match_steadily(face: np.ndarray, source: np.ndarray, mask: np.ndarray, before: seam.Cast | None):
+def match_steadily(face: np.ndarray, source: np.ndarray, mask: np.ndarray, before: seam.ColourCast | None):
     matched, cast = seam.match_steadily(*tensors(face, source, mask), before)
     return picture_of(matched), cast
 

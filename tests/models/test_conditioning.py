@@ -7,7 +7,7 @@ import torch
 from diffdeid.geometry.camera import project, to_camera
 from diffdeid.geometry.eyes import gaze_from_iris
 from diffdeid.geometry.landmarks import LIPS_OUTER
-from diffdeid.models.conditioning import exchange_identity, place_marks, render_conditions
+from diffdeid.models.conditioning import exchange_shape, place_marks, render_conditions
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients
 
@@ -48,7 +48,7 @@ def test_the_render_is_black_and_without_normals_beside_the_head(model, people):
 
 def test_landmarks_are_where_the_head_is(model, people):
     conditions = render_conditions(model, people, 64, margin=4)
-    head = model(people.identity, people.expression)
+    head = model(people.shape, people.expression)
     expected = project(to_camera(head.landmarks, people.pose), 64)[..., :2] + 4
     torch.testing.assert_close(conditions.landmarks, expected)
 
@@ -75,10 +75,10 @@ def test_a_batch_gives_what_singles_give(model, people):
 
 
 def test_another_identity_leaves_the_anchor_in_place_and_changes_the_shape(model, people):
-    changed = exchange_identity(model, people, people.identity + 2, LIPS_OUTER)
+    changed = exchange_shape(model, people, people.shape + 2, LIPS_OUTER)
 
     def landmarks(coefficients):
-        return to_camera(model(coefficients.identity, coefficients.expression).landmarks, coefficients.pose)
+        return to_camera(model(coefficients.shape, coefficients.expression).landmarks, coefficients.pose)
 
     before, after = landmarks(people), landmarks(changed)
     torch.testing.assert_close(after[:, LIPS_OUTER, :2].mean(1), before[:, LIPS_OUTER, :2].mean(1), atol=1e-4, rtol=0)
@@ -87,11 +87,11 @@ def test_another_identity_leaves_the_anchor_in_place_and_changes_the_shape(model
 
 
 def test_the_same_identity_changes_nothing(model, people):
-    same = exchange_identity(model, people, people.identity, LIPS_OUTER)
+    same = exchange_shape(model, people, people.shape, LIPS_OUTER)
     torch.testing.assert_close(same.pack(), people.pack())
 
 
 def test_another_identity_keeps_everything_else(model, people):
-    changed = exchange_identity(model, people, -people.identity, LIPS_OUTER)
+    changed = exchange_shape(model, people, -people.shape, LIPS_OUTER)
     for name in ("expression", "albedo", "illumination", "gaze"):
         assert torch.equal(getattr(changed, name), getattr(people, name))

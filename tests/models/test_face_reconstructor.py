@@ -25,7 +25,7 @@ def found(pipeline, astronaut):
 
 def landmark_error(pipeline, coefficients, landmarks) -> float:
     """In percent of the distance between the eyes."""
-    head = pipeline.morphable_model(coefficients.identity, coefficients.expression)
+    head = pipeline.morphable_model(coefficients.shape, coefficients.expression)
     points = project(to_camera(head.landmarks, coefficients.pose.float()), pipeline.size)
     eyes, _, _ = eye_frame(landmarks)
     return float(100 * (points - landmarks)[..., :2].norm(dim=-1).mean() / (eyes[:, 0] - eyes[:, 1]).norm())

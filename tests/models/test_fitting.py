@@ -8,7 +8,7 @@ from diffdeid.geometry.camera import DISTANCE, FOCAL, project, to_camera
 from diffdeid.geometry.eyes import eye_frame, gaze_from_iris
 from diffdeid.geometry.renderer import render
 from diffdeid.geometry.rotation import rotation_matrix, rotation_vector
-from diffdeid.models.fitting import fit, fit_appearance, fit_shape_and_pose, refine_identity_and_pose
+from diffdeid.models.fitting import fit, fit_appearance, fit_shape_and_pose, refine_shape_and_pose
 from diffdeid.models.morphable_model import MorphableModel
 
 WEIGHTS = Path(__file__).parents[2] / "weights/diffdeid/morphable_model"
@@ -52,7 +52,7 @@ def test_known_heads_are_recovered(model, yaw):
     landmarks = seen(model, *shape, pose)
     found = fit_shape_and_pose(model, landmarks, SIZE)
     fitted_pose = found.pose
-    error = (seen(model, found.identity, found.expression, fitted_pose) - landmarks)[..., :2].norm(dim=-1)
+    error = (seen(model, found.shape, found.expression, fitted_pose) - landmarks)[..., :2].norm(dim=-1)
     turn = rotation_vector(rotation_matrix(fitted_pose[:, :3]) @ rotation_matrix(pose[:, :3]).mT).norm(dim=-1)
     assert error.mean(1).max() < 0.9  # pixels; these expressions are rarer than the prior expects
     assert torch.rad2deg(turn).max() < 1.2
@@ -78,7 +78,7 @@ def test_the_change_of_identity_is_a_part_of_every_movement(model):
         return landmarks - landmarks[:1]
 
     true = movement(torch.zeros(4, 80), expression, pose)  # what somebody else's face should do
-    changes = found.identity - found.identity[:1]
+    changes = found.shape - found.shape[:1]
     errors = [(movement(shape, found.expression, found.pose) - true).norm(dim=-1).mean() for shape in (0 * changes, changes)]
     assert errors[1] < 0.7 * errors[0]
 
@@ -94,7 +94,7 @@ def test_expressions_stay_in_range(model):
 def test_the_fit_does_not_depend_on_the_resolution(model):
     landmarks = seen(model, *people())
     large, small = (fit_shape_and_pose(model, landmarks / scale, SIZE // scale) for scale in (1, 4))
-    for name in ("identity", "expression", "pose"):
+    for name in ("shape", "expression", "pose"):
         torch.testing.assert_close(getattr(small, name), getattr(large, name), atol=1e-3, rtol=0)
 
 
@@ -172,24 +172,24 @@ def test_pixels_correct_what_noisy_landmarks_get_wrong(model):
     landmarks, truth = seen(model, *people()), lit_people(model)[3]
     noisy = landmarks + 2 * torch.randn(landmarks.shape, generator=torch.Generator().manual_seed(0))
     before = fit_shape_and_pose(model, noisy, SIZE)
-    vertices = to_camera(model(before.identity, before.expression).vertices, before.pose)
+    vertices = to_camera(model(before.shape, before.expression).vertices, before.pose)
     appearance = fit_appearance(model, vertices, truth.image.clamp(0, 1))
-    after = refine_identity_and_pose(model, before, appearance, truth.image.clamp(0, 1))
+    after = refine_shape_and_pose(model, before, appearance, truth.image.clamp(0, 1))
     errors = []
     for found in (before, after):
-        error = seen(model, found.identity, found.expression, found.pose) - landmarks
+        error = seen(model, found.shape, found.expression, found.pose) - landmarks
         errors.append(error[..., :2].norm(dim=-1).mean(1))
     assert (errors[1] < errors[0]).all()
     assert torch.equal(after.expression, before.expression)
 
 
 def test_a_picture_without_edges_moves_nothing(model):
-    shape = fit_shape_and_pose(model, seen(model, *people()), SIZE)
+    fitted = fit_shape_and_pose(model, seen(model, *people()), SIZE)
     grey = torch.full((4, 64, 64, 3), 0.5)
-    vertices = to_camera(model(shape.identity, shape.expression).vertices, shape.pose)
-    after = refine_identity_and_pose(model, shape, fit_appearance(model, vertices, grey), grey)
-    torch.testing.assert_close(after.identity, shape.identity)
-    torch.testing.assert_close(after.pose, shape.pose)
+    vertices = to_camera(model(fitted.shape, fitted.expression).vertices, fitted.pose)
+    after = refine_shape_and_pose(model, fitted, fit_appearance(model, vertices, grey), grey)
+    torch.testing.assert_close(after.shape, fitted.shape)
+    torch.testing.assert_close(after.pose, fitted.pose)
 
 
 def test_appearance_goes_on_where_it_stopped(model):
@@ -219,7 +219,7 @@ def test_a_rendered_picture_is_reconstructed(model):
 
     truth = picture(identity, expression, pose, light.flatten().expand(4, 27))
     found = fit(model, landmarks, iris_at(landmarks, gaze), truth.image.clamp(0, 1))
-    again = picture(found.identity, found.expression, found.pose, found.illumination, found.albedo)
+    again = picture(found.shape, found.expression, found.pose, found.illumination, found.albedo)
     face = truth.mask & again.mask & (truth.normals[..., 2] > 0.5)
     assert (again.image - truth.image.clamp(0, 1))[face].abs().mean() < 0.02
     torch.testing.assert_close(found.gaze, gaze, atol=1e-4, rtol=0)

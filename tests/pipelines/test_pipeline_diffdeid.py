@@ -177,7 +177,7 @@ def test_who_somebody_is_does_not_change_who_is_drawn(photo, faces):
     stranger = replace(
         source,
         embedding=torch.nn.functional.normalize(-source.embedding, dim=1),
-        coefficients=replace(source.coefficients, identity=source.coefficients.identity + 1, albedo=albedo),
+        coefficients=replace(source.coefficients, shape=source.coefficients.shape + 1, albedo=albedo),
     )
 
     def drawn(face, attributes="context"):

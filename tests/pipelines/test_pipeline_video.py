@@ -135,7 +135,7 @@ def test_a_person_has_one_shape_that_moves_as_that_of_the_source(video_pipeline,
     told, paint = [], Engine.paint
 
     def watched(self, source, people, *given, shown):
-        told.append((source.coefficients.identity, people.shape, shown))
+        told.append((source.coefficients.shape, people.shape, shown))
         return paint(self, source, people, *given, shown=shown)
 
     monkeypatch.setattr(Engine, "paint", watched)
@@ -143,7 +143,7 @@ def test_a_person_has_one_shape_that_moves_as_that_of_the_source(video_pipeline,
     ((found, shape, shown),) = told
     assert found.std(0).max() > 0
     torch.testing.assert_close(shape, role.identity.shape.expand(4, -1))
-    torch.testing.assert_close(shown - shape, found - role.coefficients.identity)
+    torch.testing.assert_close(shown - shape, found - role.coefficients.shape)
 
 
 @pytest.mark.parametrize(

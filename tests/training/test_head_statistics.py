@@ -3,7 +3,7 @@ import torch
 
 from diffdeid.errors import ConfigurationError
 from diffdeid.geometry.camera import DISTANCE, FOCAL, project, to_camera
-from diffdeid.models.fitting import ShapeFit
+from diffdeid.models.fitting import HeadFit
 from diffdeid.training.head_statistics import (
     landmark_residuals,
     learn_expression,
@@ -74,8 +74,8 @@ def test_misplaced_landmarks_are_noticed():
     nobody = torch.zeros(200, 80), torch.zeros(200, 64)
     truth = model(*nobody).landmarks + wanted
     seen = project(to_camera(truth, pose), 256)
-    shape = ShapeFit(*nobody, pose, torch.zeros(200, 1, 1))
-    residuals = landmark_residuals(model, shape, seen, 256)
+    fitted = HeadFit(*nobody, pose, torch.zeros(200, 1, 1))
+    residuals = landmark_residuals(model, fitted, seen, 256)
     assert residuals.abs().mean() == pytest.approx(0.05 * (2 / torch.pi) ** 0.5, rel=0.3)
     assert (FOCAL, DISTANCE) == (5.0, 10.0)
-    torch.testing.assert_close(mean_offsets(shape, residuals, ridge=0.1), wanted, atol=0.025, rtol=0)
+    torch.testing.assert_close(mean_offsets(fitted, residuals, ridge=0.1), wanted, atol=0.025, rtol=0)

@@ -76,7 +76,7 @@ def labels(head) -> dict[str, torch.Tensor]:
 def pictures(head, labels) -> np.ndarray:
     """`(COUNT, SIZE + 2 margin, …, 3)` uint8."""
     coefficients = MorphableCoefficients.unpack(labels["coefficients"])
-    output = head(coefficients.identity, coefficients.expression, coefficients.albedo)
+    output = head(coefficients.shape, coefficients.expression, coefficients.albedo)
     vertices = to_camera(output.vertices, coefficients.pose)
     image = render(vertices, output.albedo, coefficients.illumination, head.triangles, SIZE, STORE_MARGIN).image
     return (255 * image.clamp(0, 1)).round().byte().numpy()
@@ -117,7 +117,7 @@ def config(store, tmp_path) -> ReconstructorTrainConfig:
 
 def projected(head: MorphableModel, coefficients: torch.Tensor) -> torch.Tensor:
     rho = MorphableCoefficients.unpack(coefficients)
-    return picture_landmarks(head(rho.identity, rho.expression).landmarks, rho.pose)
+    return picture_landmarks(head(rho.shape, rho.expression).landmarks, rho.pose)
 
 
 def jitter(**values) -> dict[str, torch.Tensor]:
@@ -288,7 +288,7 @@ class TestReconstructionLoss:
         coefficients = (batch["coefficients"] + 0.01).requires_grad_()
         objective(head, labels)(MorphableCoefficients.unpack(coefficients), batch)["photometric"].backward()
         gradient = MorphableCoefficients.unpack(coefficients.grad)
-        for group in ("identity", "expression", "albedo", "illumination", "pose"):
+        for group in ("shape", "expression", "albedo", "illumination", "pose"):
             assert getattr(gradient, group).abs().sum() > 0, group
         assert gradient.gaze.abs().sum() == 0
 
@@ -370,5 +370,5 @@ def test_a_run_starts_from_the_averaged_weights_and_statistics_of_another(config
 
 
 def test_weights_of_unknown_coefficients_are_refused():
-    with pytest.raises(ValueError, match="coefficient_weights.*identity.*got.*shape"):
-        ReconstructorTrainConfig(data="", output="", coefficient_weights={"shape": 1.0})
+    with pytest.raises(ValueError, match="coefficient_weights.*shape.*got.*identity"):
+        ReconstructorTrainConfig(data="", output="", coefficient_weights={"identity": 1.0})
