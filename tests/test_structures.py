@@ -19,7 +19,7 @@ def test_coefficients_survive_packing():
 def test_coefficients_have_the_documented_order_and_sizes():
     coefficients = MorphableCoefficients.unpack(torch.arange(261.0)[None])
     starts = {field.name: int(getattr(coefficients, field.name)[0, 0]) for field in fields(coefficients)}
-    assert starts == dict(identity=0, expression=80, albedo=144, illumination=224, pose=251, gaze=257)
+    assert starts == dict(shape=0, expression=80, albedo=144, illumination=224, pose=251, gaze=257)
 
 
 @pytest.mark.parametrize("size", [0, 260, 262])

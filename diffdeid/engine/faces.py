@@ -122,10 +122,9 @@ class Engine(Components):
             if not drawn:
                 break
             rows = list(drawn)
-            people = NewIdentity.cat(list(drawn.values()), batch.embedding)
-            latents = self.prepare_latents([generators[row][1] for row in rows])
-            painted = self.paint(batch.pick(rows), people, texture.pick(rows), latents, options, callbacks)
-            for row, attempt in zip(rows, self.finish(painted, batch.embedding[rows].split(1)), strict=True):
+            against, noises = batch.embedding[rows].split(1), [generators[row][1] for row in rows]
+            made = self.attempt(batch.pick(rows), list(drawn.values()), texture.pick(rows), noises, against, options, callbacks)
+            for row, attempt in zip(rows, made, strict=True):
                 outcomes[row] = judged(attempt, batch.crops[row], drawn[row], number)
         return outcomes
 
@@ -134,11 +133,23 @@ class Engine(Components):
         """One attempt at a face, whatever becomes of it, and the face as it was seen: for those who want to look inside."""
         source, (people, noise) = self.reconstruct([job], options), face_generators(job.seeds[0])
         (casting,) = self.castings(source, [people], options, [True])
-        identity = NewIdentity.cat([casting.draw(source.embedding, options.level, self.identity_limit)], source.embedding)
+        person = casting.draw(source.embedding, options.level, self.identity_limit)
         texture = self.encode_texture(source.images, source.masks)
-        painted = self.paint(source, identity, texture, self.prepare_latents([noise]), options)
-        (attempt,) = self.finish(painted, [source.embedding])
-        return source, attempt
+        return source, *self.attempt(source, [person], texture, [noise], [source.embedding], options)
+
+    def attempt(
+        self,
+        batch: FaceBatch,
+        people: Sequence[NewIdentity],
+        texture: TextureEncoderOutput,
+        noises: Sequence[torch.Generator],
+        against: Sequence[Tensor],
+        options: DeidentifyOptions,
+        callbacks: Callbacks = NO_CALLBACKS,
+    ) -> list[Attempt]:
+        """Paint people in the place of the faces of a batch, from noise of one generator each, and finish them."""
+        together, latents = NewIdentity.cat(people, batch.embedding), self.prepare_latents(noises)
+        return self.finish(self.paint(batch, together, texture, latents, options, callbacks), against)
 
     def cast(
         self, view: FaceBatch, seen: Tensor, others: Tensor | None, options: DeidentifyOptions, seed: int
@@ -166,17 +177,15 @@ class Engine(Components):
             except NoIdentityFoundError as error:  # hundreds were refused; further attempts would hardly find anybody
                 problem = str(error)
                 break
-            identity = NewIdentity.cat([drawn], view.embedding)
-            latents = self.prepare_latents([noise])
-            (attempt,) = self.finish(self.paint(view, identity, texture, latents, options), [against])
+            (attempt,) = self.attempt(view, [drawn], texture, [noise], [against], options)
             problem = attempt.problem or problem
             if attempt.problem is None and (best is None or attempt.identity_distance > best[1].identity_distance):
-                best = identity, attempt
+                best = drawn, attempt
             if best is not None and best[1].identity_distance >= self.identity_limit + MARGIN_SEEN:
                 break
         if best is None:
             return Covered(problem, number)
-        identity, attempt = best
+        identity, attempt = NewIdentity.cat([best[0]], view.embedding), best[1]
         reference = to_tensor([attempt.result], self.device)
         texture = self.encode_texture(reference, torch.zeros_like(view.masks))
         return StandIn(identity, view.coefficients, texture, self.prepare_latents([noise]), number)

@@ -19,7 +19,7 @@ from diffdeid.options import VideoOptions
 from diffdeid.stages.detect import why_covered
 from diffdeid.structures import Covered, Face, FaceBatch, FaceJob
 from diffdeid.temporal.filter import TemporalFilter
-from diffdeid.temporal.track import Sighting, State, Track
+from diffdeid.temporal.track import Sighting, State, Track, likeness
 
 EARLY = 2.0  # seconds of a track in which its best view is looked for
 BETTER = 1.1  # by which factor a view must be better to take the place of the best one
@@ -107,13 +107,13 @@ class People:
     def owner(self, track: Track) -> Person:
         """Whose track it is: somebody known who looks alike and is not in the same frames, else somebody new."""
         if track not in self._owners:
-            likeness = {
-                person: _likeness(track, person.tracks)
+            alike = {
+                person: likeness(track.embeddings, [one for other in person.tracks for one in other.embeddings])
                 for person in self.everybody
                 if not any(track.meets(other) for other in person.tracks)
             }
-            person = max(likeness, key=likeness.get, default=None)
-            if person is None or likeness[person] < 1 - self.engine.identity_limit:
+            person = max(alike, key=alike.get, default=None)
+            if person is None or alike[person] < 1 - self.engine.identity_limit:
                 self._count += 1
                 person = Person(self._count, [])
                 self.everybody.append(person)
@@ -195,11 +195,3 @@ def view_quality(landmarks: np.ndarray) -> float:
     width, height = np.hypot(*(cheeks[1] - cheeks[0])[:2]), np.hypot(*(landmarks[10] - landmarks[152])[:2])
     sides = [np.hypot(*(nose - cheek)[:2]) for cheek in cheeks]
     return float(min(max(width, height), 200) * min(sides) / max(*sides, 1e-6))
-
-
-def _likeness(track: Track, others: Sequence[Track]) -> float:
-    """Cosine of two people by the three pairs of embeddings that are most alike; -1 where there are none."""
-    pools = [np.array(track.embeddings), np.array([embedding for other in others for embedding in other.embeddings])]
-    if not all(map(len, pools)):
-        return -1.0
-    return float(np.sort((pools[0] @ pools[1].T).ravel())[-3:].mean())

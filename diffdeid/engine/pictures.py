@@ -37,6 +37,28 @@ class PictureJob:
     identities: Mapping[int, NewIdentity] = field(default_factory=dict)
     staying: frozenset[int] = frozenset()
 
+    @classmethod
+    def of(
+        cls,
+        picture: np.ndarray,
+        faces: Sequence[Face],
+        seeds: Sequence[int],
+        options: DeidentifyOptions,
+        coefficients: Tensor | None = None,
+        identity: tuple[Tensor, Tensor] | None = None,
+    ) -> PictureJob:
+        """A job with known ρ `(F, 261)`, z' `(F, 128)` and α' `(F, 80)` of those faces that can be de-identified."""
+        usable = [number for number, face in enumerate(faces) if why_covered(face, options.min_face) is None]
+        for name, rows in (("coefficients", coefficients), ("identity", None if identity is None else identity[0])):
+            if rows is not None and len(rows) != len(usable):
+                raise ValueError(f"`{name}` must have a row for each of the {len(usable)} faces with landmarks, got {len(rows)}.")
+        known = {} if coefficients is None else dict(zip(usable, coefficients.split(1), strict=True))
+        people = {}
+        if identity is not None:
+            pairs = zip(*(part.split(1) for part in identity), strict=True)
+            people = {number: NewIdentity(*pair, options.level) for number, pair in zip(usable, pairs, strict=True)}
+        return cls(picture, faces, seeds, known, people)
+
 
 def draw_seeds(generator: torch.Generator | None, count: int) -> list[int]:
     """Seeds of candidates; fresh randomness without a generator."""

@@ -13,7 +13,7 @@ import cv2
 import numpy as np
 
 from diffdeid.geometry.align import invert, warp
-from diffdeid.geometry.landmarks import FACE_OVAL
+from diffdeid.geometry.faces import whole_box
 from diffdeid.structures import Face
 
 FEATHER = 7 / 256  # width of the soft edge of a new face, inside the erased region, in crop sizes
@@ -80,10 +80,7 @@ def cover(
 
 def cover_box(face: Face) -> np.ndarray:
     """What a cover hides of a picture, `(4,)`: the box of the face and of its landmarks, enlarged by `COVER_MARGIN`."""
-    low, high = face.box[:2].astype(np.float64), face.box[2:].astype(np.float64)
-    if face.landmarks is not None:
-        oval = face.landmarks[list(FACE_OVAL), :2]
-        low, high = np.minimum(low, oval.min(axis=0)), np.maximum(high, oval.max(axis=0))
+    low, high = whole_box(face).astype(np.float64).reshape(2, 2)
     centre, half = (low + high) / 2, (high - low) / 2 * COVER_MARGIN
     return np.concatenate([centre - half, centre + half])
 

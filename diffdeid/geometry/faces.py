@@ -40,6 +40,14 @@ def is_reached(face: Face, by: Face) -> bool:
     return bool(face_region((by.landmarks[:, :2] - box[:2]) * scale, (int(height), int(width))).mean() > REACHED)
 
 
+def whole_box(face: Face) -> np.ndarray:
+    """The box `(4,)` of a face and its landmarks."""
+    if face.landmarks is None:
+        return face.box
+    box = bounding_box(face.landmarks)
+    return np.concatenate([np.minimum(box[:2], face.box[:2]), np.maximum(box[2:], face.box[2:])])
+
+
 def is_known(face: Face, others: Iterable[Face]) -> bool:
     """Whether a detection is one of some other faces, or is reached by what is done with one of them."""
     return any(same_face(face, other) or is_reached(face, other) for other in others)

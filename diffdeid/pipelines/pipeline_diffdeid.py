@@ -23,8 +23,8 @@ from diffdeid.pipelines.components import DeidentificationPipeline
 from diffdeid.pipelines.pipeline_lds import LDSPipeline
 from diffdeid.pipelines.pipeline_output import DiffDeIDPipelineOutput, FaceReport
 from diffdeid.stages.denoise import Callbacks
-from diffdeid.stages.detect import detect_faces, why_covered
-from diffdeid.structures import Face, NewIdentity
+from diffdeid.stages.detect import detect_faces
+from diffdeid.structures import Face
 
 
 class DiffDeIDPipeline(DeidentificationPipeline):
@@ -190,20 +190,11 @@ class DiffDeIDPipeline(DeidentificationPipeline):
         coefficients: Tensor | None,
         identity: tuple[Tensor, Tensor] | None,
     ) -> PictureJob:
-        """What is to be done with a picture; coefficients and identities come with the faces that can be de-identified."""
+        """What is to be done with a picture."""
         found = self.detect_faces(picture, faces)
         if not found:
             raise NoFaceFoundError("No face was found in the picture, so nothing can be said about it being de-identified.")
-        usable = [number for number, face in enumerate(found) if why_covered(face, options.min_face) is None]
-        for name, rows in (("coefficients", coefficients), ("identity", None if identity is None else identity[0])):
-            if rows is not None and len(rows) != len(usable):
-                raise ValueError(f"`{name}` must have a row for each of the {len(usable)} faces with landmarks, got {len(rows)}.")
-        known = {} if coefficients is None else dict(zip(usable, coefficients.split(1), strict=True))
-        people = {}
-        if identity is not None:
-            pairs = zip(*(part.split(1) for part in identity), strict=True)
-            people = {number: NewIdentity(*pair, options.level) for number, pair in zip(usable, pairs, strict=True)}
-        return PictureJob(picture, found, seeds, known, people)
+        return PictureJob.of(picture, found, seeds, options, coefficients, identity)
 
     def _call_back(self, callback: Callable, wanted: Sequence[str], step: int, timestep: Tensor, latents: Tensor) -> Tensor:
         given = {"latents": latents} if "latents" in wanted else {}

@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import closing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -17,10 +16,9 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffdeid.engine.faces import Engine
-from diffdeid.engine.frames import FrameJob, render
-from diffdeid.engine.people import People, Person, Presence
+from diffdeid.engine.people import People
 from diffdeid.engine.pictures import draw_seeds
+from diffdeid.engine.session import Session
 from diffdeid.errors import ConfigurationError, NoFaceFoundError, VideoError
 from diffdeid.io.files import HeldFile
 from diffdeid.io.video_parts import PART_FRAMES, VideoParts
@@ -33,31 +31,6 @@ from diffdeid.pipelines.pipeline_output import DiffDeIDVideoPipelineOutput, Pers
 from diffdeid.temporal.tracker import FaceTracker
 
 GROUP = 4  # frames that are rendered together
-
-
-@dataclass
-class Session:
-    """A video on its way: what was found out so far.
-
-    Attributes:
-        engine: at work.
-        options: of the video.
-        tracker: where faces are.
-        people: who they are, and who stands in for them.
-        reports: what happened, by the number of the person.
-    """
-
-    engine: Engine
-    options: VideoOptions
-    tracker: FaceTracker
-    people: People
-    reports: dict[int, PersonReport] = field(default_factory=dict)
-
-    def report(self, person: Person) -> PersonReport:
-        """The report of a person, which says who stands in for them by now."""
-        report = self.reports.setdefault(person.number, PersonReport(person.number, self.options.fallback))
-        report.cast(person.stand_in)
-        return report
 
 
 class DiffDeIDVideoPipeline(DeidentificationPipeline):
@@ -90,30 +63,6 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
         return Session(engine, chosen, tracker, People(engine, chosen, seed, tracker.rate))
 
     @torch.no_grad()
-    def analyse(self, session: Session, picture: np.ndarray) -> None:
-        """Follow the faces into the next frame, uint8 `(H, W, 3)`, and keep their best early views."""
-        session.people.look(picture, session.tracker.update(picture))
-
-    @torch.no_grad()
-    def render(self, session: Session, groups: Iterable[list[tuple[int, np.ndarray]]]) -> Iterator[list[np.ndarray]]:
-        """Groups of frames that were analysed and follow each other, numbers and pictures -> the frames with new faces."""
-        planned: deque[list[tuple[int, list[Presence]]]] = deque()
-
-        def jobs() -> Iterator[list[FrameJob]]:
-            for group in groups:
-                seen = [(frame, session.people.present(frame, session.tracker.at(frame))) for frame, _ in group]
-                planned.append(seen)
-                yield [FrameJob(picture, [(one.face, one.entry) for one in faces])
-                       for (_, picture), (_, faces) in zip(group, seen, strict=True)]  # fmt: skip
-
-        with closing(render(session.engine, jobs(), session.options)) as rendered:
-            for frames in rendered:
-                for (frame, faces), (_, outcomes) in zip(planned.popleft(), frames, strict=True):
-                    for one, outcome in zip(faces, outcomes, strict=True):
-                        session.report(one.person).add(frame, one.state, outcome)
-                yield [picture for picture, _ in frames]
-
-    @torch.no_grad()
     def stream(
         self, frames: Iterable[np.ndarray], lookahead: int = 25, session: Session | None = None, **options: Any
     ) -> Iterator[np.ndarray]:
@@ -134,15 +83,15 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
         waiting: deque[tuple[int, np.ndarray]] = deque()
         size = min(GROUP, lookahead + 1)
         for number, picture in enumerate(frames):
-            self.analyse(session, picture)
+            session.analyse(picture)
             waiting.append((number, picture))
             if len(waiting) == lookahead + size:
-                for group in self.render(session, [[waiting.popleft() for _ in range(size)]]):
+                for group in session.render([[waiting.popleft() for _ in range(size)]]):
                     yield from group
                 session.people.forget(session.tracker.forget(waiting[0][0] if waiting else number))
                 session.reports = {one.number: session.report(one) for one in session.people.everybody}
         for last in _groups(iter(waiting)):  # one by one: somebody may be cast, while no other thread runs a network
-            for group in self.render(session, [last]):
+            for group in session.render([last]):
                 yield from group
         self.maybe_free_model_hooks()
 
@@ -203,7 +152,7 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
 
         # 1. analyse
         for frame in self._counted(reader, "analyse", reader.num_frames, callback_on_frame):
-            self.analyse(session, frame.picture)
+            session.analyse(frame.picture)
         people = list(dict.fromkeys(session.people.owner(track) for track in session.tracker.tracks))
         if not people:
             raise NoFaceFoundError(
@@ -238,7 +187,7 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
                 times.extend(frame.time for _, frame in group)
                 yield [(number, frame.picture) for number, frame in group]
 
-        for pictures in self.render(session, groups()):
+        for pictures in session.render(groups()):
             for picture in pictures:
                 writer.write(Frame(picture, times.popleft()))
 

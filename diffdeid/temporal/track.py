@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 
-from diffdeid.geometry.boxes import bounding_box
 from diffdeid.structures import Face
 
 SMOOTHING = 0.11  # seconds on either side that have a say in where a face is
@@ -130,8 +130,7 @@ class Track:
 
     def likeness(self, embedding: np.ndarray) -> float:
         """Cosine of an embedding to those of the track: the mean of the three largest, -1 where there are none."""
-        cosines = sorted((float(other @ embedding) for other in self.embeddings), reverse=True)[:3]
-        return float(np.mean(cosines)) if cosines else -1.0
+        return likeness(self.embeddings, [embedding])
 
     def interpolated(self, frame: int, before: int, after: int) -> Face:
         """Where the face is between two frames in which it was found, if it moves evenly."""
@@ -185,9 +184,8 @@ def _regression(distances: np.ndarray, window: int) -> np.ndarray:
     return np.linalg.solve((powers.T * weights) @ powers, powers.T * weights)[0]
 
 
-def covered_box(face: Face) -> np.ndarray:
-    """The box in which a face is, its landmarks included."""
-    if face.landmarks is None:
-        return face.box
-    box = bounding_box(face.landmarks)
-    return np.concatenate([np.minimum(box[:2], face.box[:2]), np.maximum(box[2:], face.box[2:])])
+def likeness(embeddings: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
+    """Cosine of two people: the mean of the three pairs of embeddings that are most alike; -1 where there are none."""
+    if not (len(embeddings) and len(others)):
+        return -1.0
+    return float(np.sort((np.array(embeddings) @ np.array(others).T).ravel())[-3:].mean())

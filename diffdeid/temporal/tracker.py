@@ -16,10 +16,10 @@ import cv2
 import numpy as np
 
 from diffdeid.geometry.boxes import intersection_over_union
-from diffdeid.geometry.faces import is_known, merge
+from diffdeid.geometry.faces import is_known, merge, whole_box
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.structures import Face
-from diffdeid.temporal.track import Spool, State, Track, covered_box, smoothing_window
+from diffdeid.temporal.track import Spool, State, Track, smoothing_window
 
 WEAK_SCORE = 0.2  # of a detection that counts where a face is expected
 SAME_FACE = 0.5  # intersection over union of two faces followed onto one
@@ -204,13 +204,13 @@ class FaceTracker:
                 break
             earliest -= 1
             self._put(track, earliest, face, "found")
-        first = Face(covered_box(track[earliest].face))
+        first = Face(whole_box(track[earliest].face))
         for before in range(max(self.cuts[-1], earliest - self.hold), earliest):
             self._put(track, before, first, "lost")
 
     def _coast(self, track: Track, frame: int, picture: np.ndarray) -> None:
         """Guess where a lost face is, by the motion of the picture about it, and keep the place covered for a while."""
-        box = self._coasting.get(track, covered_box(track.last))
+        box = self._coasting.get(track, whole_box(track.last))
         self._coasting[track] = box = box + np.tile(_motion(self._recent[-1], picture, box), 2)
         if frame - track.last_frame <= self.hold:
             self._put(track, frame, Face(box.astype(np.float32)), "lost")

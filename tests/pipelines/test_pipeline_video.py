@@ -129,7 +129,7 @@ def test_a_person_has_one_shape_that_moves_as_that_of_the_source(video_pipeline,
     pictures = [shifted(portrait, number, number) for number in range(4)]
     session = video_pipeline.start(rate=RATE, num_inference_steps=1, generator=torch.Generator().manual_seed(0))
     for picture in pictures:
-        video_pipeline.analyse(session, picture)
+        session.analyse(picture)
     (track,) = session.tracker.tracks
     role = session.people.owner(track).stand_in
     told, paint = [], Engine.paint
@@ -139,7 +139,7 @@ def test_a_person_has_one_shape_that_moves_as_that_of_the_source(video_pipeline,
         return paint(self, source, people, *given, shown=shown)
 
     monkeypatch.setattr(Engine, "paint", watched)
-    list(video_pipeline.render(session, [list(enumerate(pictures))]))
+    list(session.render([list(enumerate(pictures))]))
     ((found, shape, shown),) = told
     assert found.std(0).max() > 0
     torch.testing.assert_close(shape, role.identity.shape.expand(4, -1))
@@ -172,7 +172,7 @@ def test_who_is_barely_far_enough_is_taken_if_nobody_is_farther(video_pipeline, 
     monkeypatch.setattr(Engine, "finish", judged)
     session = video_pipeline.start(num_inference_steps=1, generator=torch.Generator().manual_seed(0))
     for number in range(8):
-        video_pipeline.analyse(session, shifted(portrait, number))
+        session.analyse(shifted(portrait, number))
     (track,) = session.tracker.tracks
     with torch.no_grad():
         role = session.people.owner(track).stand_in
@@ -601,5 +601,5 @@ def test_what_is_kept_of_frames_is_bounded_in_bytes(video_pipeline, monkeypatch)
     wall = np.full((SIDE, SIDE, 3), 127, np.uint8)
     session = video_pipeline.start(rate=1e9)
     for _ in range(8):
-        video_pipeline.analyse(session, wall)
+        session.analyse(wall)
     assert len(session.tracker._recent) == 3 and session.tracker.rate <= 240
