@@ -71,8 +71,6 @@ def eye_coordinates(vertices: Tensor, landmarks: Tensor, eyeballs: Tensor, gaze:
         gaze: ω `(B, 4)`.
     """
     coordinates = torch.zeros_like(vertices)
-    if not eyeballs.any():
-        return coordinates
     balls = [vertices[:, eyeballs == eye] for eye in (1, 2)]
     centres = torch.stack([ball.mean(1) for ball in balls], dim=1)
     offsets = [ball - centre[:, None] for ball, centre in zip(balls, centres.unbind(1), strict=True)]

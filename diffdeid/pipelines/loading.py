@@ -32,10 +32,14 @@ def precisions(device: str, denoiser: torch.dtype | None = None) -> dict[str, to
 
     Args:
         device: where the pipeline will be.
-        denoiser: its precision. `None` is bfloat16 on CPUs that have units for it, which takes about half of the time and changes
-            pixels by a grey level, and float32 elsewhere: other CPUs take 10 times longer with bfloat16.
+        denoiser: its precision. `None` is bfloat16 on processors that have units for it, which takes about half of the time and
+            changes pixels by a grey level, and float32 elsewhere: CPUs without take 10 times longer with bfloat16.
     """
     if denoiser is None:
-        units = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}  # older torches do not tell
-        denoiser = torch.bfloat16 if units.get("avx512_bf16") or units.get("amx_bf16") else torch.float32
+        if torch.device(device).type == "cuda":
+            has_units = torch.cuda.is_bf16_supported(including_emulation=False)
+        else:
+            units = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}  # older torches do not tell
+            has_units = units.get("avx512_bf16") or units.get("amx_bf16")
+        denoiser = torch.bfloat16 if has_units else torch.float32
     return {"unet": denoiser, "default": torch.float32}

@@ -30,7 +30,7 @@ from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.pipelines.pipeline_output import DiffDeIDVideoPipelineOutput, PersonReport
 from diffdeid.temporal.tracker import FaceTracker
 
-GROUP = 4  # frames that are rendered together
+GROUP_BYTES = 128 * 2**20  # of frames that are rendered together
 
 
 class DiffDeIDVideoPipeline(DeidentificationPipeline):
@@ -81,7 +81,7 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
             raise ValueError(f"`session` has its options already, got {sorted(options)} as well. Pass them to `start`.")
         session = session or self.start(**options)
         waiting: deque[tuple[int, np.ndarray]] = deque()
-        size = min(GROUP, lookahead + 1)
+        size = min(session.engine.batch_size, lookahead + 1)  # frames that are rendered together
         for number, picture in enumerate(frames):
             session.analyse(picture)
             waiting.append((number, picture))
@@ -90,8 +90,8 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
                     yield from group
                 session.people.forget(session.tracker.forget(waiting[0][0] if waiting else number))
                 session.reports = {one.number: session.report(one) for one in session.people.everybody}
-        for last in _groups(iter(waiting)):  # one by one: somebody may be cast, while no other thread runs a network
-            for group in session.render([last]):
+        while waiting:  # one group by one: somebody may be cast, while no other thread runs a network
+            for group in session.render([[waiting.popleft() for _ in range(min(size, len(waiting)))]]):
                 yield from group
         self.maybe_free_model_hooks()
 
@@ -183,7 +183,7 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
         times: deque = deque()
 
         def groups() -> Iterator[list[tuple[int, np.ndarray]]]:
-            for group in _groups(frames):
+            for group in _groups(frames, session.engine.batch_size):
                 times.extend(frame.time for _, frame in group)
                 yield [(number, frame.picture) for number, frame in group]
 
@@ -216,8 +216,10 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
                     callback(stage, number, total)
 
 
-def _groups(frames: Iterator[Any]) -> Iterator[list[Any]]:
-    return iter(lambda: list(islice(frames, GROUP)), [])
+def _groups(frames: Iterator[tuple[int, Frame]], size: int) -> Iterator[list[tuple[int, Frame]]]:
+    """Frames that are rendered together: as many as faces that the networks are shown at once, if memory allows."""
+    for number, frame in frames:
+        yield [(number, frame), *islice(frames, max(min(size, GROUP_BYTES // frame.picture.nbytes), 1) - 1)]
 
 
 def _exactly(frames: Iterable[Frame], count: int, held: HeldFile) -> Iterator[Frame]:

@@ -20,6 +20,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
 from diffdeid.errors import ConfigurationError, NoIdentityFoundError
+from diffdeid.geometry.pixels import on_host
 from diffdeid.models.lds import LDSModel
 from diffdeid.structures import FaceBatch, NewIdentity
 
@@ -65,8 +66,8 @@ def spread(attempt: int, number: int) -> float:
 
 def face_generators(seed: int) -> tuple[torch.Generator, torch.Generator]:
     """The randomness of one face: of the people that are drawn for it, and of its noise. So no face depends on its neighbours."""
-    seeds = torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(seed)).tolist()
-    people, noise = (torch.Generator().manual_seed(one) for one in seeds)
+    seeds = on_host(torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(seed)))
+    people, noise = (torch.Generator().manual_seed(int(one)) for one in seeds)
     return people, noise
 
 
@@ -276,16 +277,16 @@ class Casting:
         """
         bounds = [least_distance(lower, limit) for lower in range(1, level + 1)]
         for number in range(ROUNDS):
-            drawn, met = [], torch.empty(0, dtype=torch.long)  # the highest level that each of them meets, 0: none
+            drawn, met = [], []  # the highest level that each of them meets, 0: none
             for people in self.meet(attempt, number):
                 drawn.append(people)
-                met = torch.cat([met, self._levels(*people, source, bounds, others, margin)])
-                if (met == level).any():
+                met += on_host(self._levels(*people, source, bounds, others, margin)).tolist()
+                if level in met:
                     break
-            if met.any():
-                chosen = int(met.argmax())  # the first of the best
+            if any(met):
+                chosen = met.index(max(met))  # the first of the best
                 embedding, shape = (torch.cat(parts)[chosen, None] for parts in zip(*drawn, strict=True))
-                return NewIdentity(embedding, shape, int(met[chosen]))
+                return NewIdentity(embedding, shape, met[chosen])
         raise NoIdentityFoundError(
             f"None of {ROUNDS * DRAWS} identities can be painted and is farther than {limit + margin:.2f} from the "
             "source. Lower `identity_limit`."
@@ -294,10 +295,10 @@ class Casting:
     def _levels(
         self, embeddings: Tensor, shapes: Tensor, source: Tensor, bounds: list[float], others: Tensor | None, margin: float
     ) -> Tensor:
-        """The highest level whose bound each person meets, `(n,)` on the CPU; 0 for those who must not be taken."""
+        """The highest level whose bound each person meets, `(n,)`; 0 for those who must not be taken."""
         usable = self.sampler.may_be_painted(embeddings, shapes)
         if others is not None:
             usable &= (1 - embeddings @ others.to(embeddings).T >= bounds[0]).all(dim=1)
         distances = (1 - embeddings @ source.to(embeddings).T).amin(dim=1, keepdim=True)
         usable &= distances[:, 0] >= bounds[0] + margin
-        return (usable * (distances >= distances.new_tensor(bounds)).sum(dim=1)).cpu()
+        return usable * (distances >= distances.new_tensor(bounds)).sum(dim=1)

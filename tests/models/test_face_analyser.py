@@ -229,3 +229,24 @@ def test_twelve_megapixels_take_about_a_second(analyser, astronaut):
     start = time.perf_counter()
     analyser(photo)
     assert time.perf_counter() - start < 3  # 0.8 s on two idle cores
+
+
+def test_graphs_run_on_a_gpu_where_onnxruntime_can(analyser, astronaut, monkeypatch):
+    """Asked for by whatever `Module.to` takes; else, and for everything else, they run on the CPU."""
+    opened = []
+
+    class Session:
+        def __init__(self, graph, options, providers):
+            opened.append(providers)
+
+    monkeypatch.setattr("diffdeid.models.face_analyser.onnxruntime.InferenceSession", Session)
+    cpu, cuda = "CPUExecutionProvider", ("CUDAExecutionProvider", {"device_id": 1})
+    for available, expected in (([cpu], [cpu]), (["CUDAExecutionProvider", cpu], [cuda, cpu])):
+        monkeypatch.setattr("diffdeid.models.face_analyser.onnxruntime.get_available_providers", lambda given=available: given)
+        moved = FaceAnalyserModel.from_pretrained(ROOT / "weights/diffdeid", subfolder="face_analyser")
+        opened.clear()
+        assert moved.to(torch.float16) is moved and moved.to("cpu") is moved and not opened
+        assert moved.to(dtype=torch.bfloat16, device="cuda:1") is moved and moved.device == torch.device("cuda:1")
+        assert opened == [expected] * 2
+        moved.to(torch.device("cpu"), torch.float32)
+        assert opened[2:] == [[cpu]] * 2 and moved.device.type == "cpu"

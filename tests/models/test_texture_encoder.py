@@ -29,7 +29,7 @@ def test_weights_survive_saving(tmp_path):
     encoder.save_pretrained(tmp_path)
     loaded = TextureEncoderModel.from_pretrained(tmp_path, dtype=torch.float16)
     for expected, tokens in zip(encoder(image).keys, loaded(image).keys, strict=True):
-        torch.testing.assert_close(expected, tokens)
+        torch.testing.assert_close(expected, tokens, atol=1e-3, rtol=1e-3)  # layouts in memory differ, and so do roundings
 
 
 def test_a_wrong_size_is_explained():

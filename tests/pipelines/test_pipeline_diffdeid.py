@@ -347,11 +347,15 @@ def test_the_precision_of_the_denoiser_changes_nothing_that_is_seen(pipeline, ph
         ({"avx512_bf16": False, "amx_bf16": True}, "cpu", torch.bfloat16),
         ({"avx512_bf16": False, "amx_bf16": False}, "cpu", torch.float32),
         ({"architecture": "arm64"}, "cpu", torch.float32),
-        ({"avx512_bf16": True}, "cuda", torch.float32),
+        ({"avx512_bf16": True}, "mps", torch.float32),
+        ({"cuda": True}, "cuda", torch.bfloat16),
+        ({"cuda": True}, "cuda:1", torch.bfloat16),
+        ({"cuda": False, "avx512_bf16": True}, "cuda", torch.float32),
     ],
 )
 def test_bfloat16_where_the_processor_is_made_for_it(monkeypatch, units, device, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: units["cuda"])
     assert precisions(device) == {"unet": expected, "default": torch.float32}
 
 

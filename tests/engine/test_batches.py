@@ -1,0 +1,96 @@
+"""A batch gives what its faces give alone, and nothing waits for the host but where it says so."""
+
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from torch.overrides import TorchFunctionMode
+
+import diffdeid
+from diffdeid import DeidentifyOptions, DiffDeIDVideoPipeline
+from diffdeid.engine.faces import Engine
+from diffdeid.geometry import pixels
+from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.stages.identity import face_generators
+from diffdeid.structures import FaceJob
+from tests.conftest import ROOT
+from tests.tiny import tiny_pipeline
+
+PACKAGE = Path(diffdeid.__file__).parent
+TO_HOST = {"cpu", "numpy", "item", "tolist", "__array__", "__bool__", "__int__", "__float__", "__index__"}
+OPTIONS = DeidentifyOptions(num_inference_steps=2)
+
+
+class HostCopies(TorchFunctionMode):
+    """Notes where our own code asks for the values of tensors, and how often `on_host` does."""
+
+    def __init__(self):
+        super().__init__()
+        self.elsewhere: list[str] = []
+        self.count = 0
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if getattr(function, "__name__", "") in TO_HOST:
+            caller = sys._getframe(1)
+            if caller.f_code is pixels.on_host.__code__:
+                self.count += function.__name__ == "cpu"
+            elif PACKAGE in Path(caller.f_code.co_filename).parents:
+                self.elsewhere.append(f"{caller.f_code.co_filename}:{caller.f_lineno} {function.__name__}")
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture(scope="module")
+def engine() -> Engine:
+    analyser = FaceAnalyserModel.from_pretrained(ROOT / "weights/diffdeid", subfolder="face_analyser")
+    return tiny_pipeline(face_analyser=analyser).engine
+
+
+@pytest.fixture(scope="module")
+def jobs(engine, astronaut) -> list[FaceJob]:
+    """The demo photo in three sizes."""
+    photo = Image.open(astronaut).convert("RGB")
+    pictures = [np.asarray(photo.resize((side, side))) for side in range(300, 420, 40)]
+    found = [engine.face_analyser(picture) for picture in pictures]
+    return [
+        FaceJob(picture, faces[0], faces, [number]) for number, (picture, faces) in enumerate(zip(pictures, found, strict=True))
+    ]
+
+
+@torch.no_grad()
+def go_round(engine: Engine, jobs: list[FaceJob]) -> list:
+    """An attempt at each face, in one batch."""
+    source = engine.reconstruct(jobs, OPTIONS)
+    generators = [face_generators(job.seeds[0]) for job in jobs]
+    castings = engine.castings(source, [people for people, _ in generators], OPTIONS, [True] * len(jobs))
+    people = [casting.draw(one[None], 1, -1.0) for casting, one in zip(castings, source.embedding, strict=True)]
+    texture = engine.encode_texture(source.images, source.masks)
+    noises = [noise for _, noise in generators]
+    return engine.attempt(source, people, texture, noises, source.embedding.split(1), OPTIONS)
+
+
+def test_a_batch_of_frames_gives_what_its_frames_give_alone(astronaut, monkeypatch):
+    """But for roundings, as for photos (`test_a_list_gives_what_singles_give`); the filter hands them on."""
+    pipe = DiffDeIDVideoPipeline.from_pretrained(ROOT / "weights/diffdeid", reconstructor=None)
+    photo = np.asarray(Image.open(astronaut).convert("RGB"))
+    frames, made = [np.roll(photo, number, axis=1) for number in range(8)], {}
+    for size in (1, 3, 8):
+        monkeypatch.setattr(Engine, "batch_size", property(lambda _, size=size: size))
+        options = {"generator": torch.Generator().manual_seed(0), "num_inference_steps": 1, "attributes": "any"}
+        made[size] = np.stack(list(pipe.stream(frames, lookahead=8, **options))).astype(int)
+    assert (made[1] != frames).any((1, 2, 3)).all()
+    assert np.abs(made[1] - made[3]).max() <= 2 and np.abs(made[1] - made[8]).max() <= 2
+
+
+def test_no_stage_copies_to_the_host_except_where_it_says_so(engine, jobs):
+    """An accelerator would wait each time. So it is once a batch, but for the people, who are drawn face by face."""
+    counts = {}
+    for number in (1, 3):
+        with HostCopies() as copies:
+            go_round(engine, jobs[:number])
+        assert not copies.elsewhere
+        counts[number] = copies.count
+    per_face = 3  # seeds, which the host draws; whether K holds attributes; and who of those drawn is far enough
+    assert counts[1] > per_face and counts[3] == counts[1] + 2 * per_face
