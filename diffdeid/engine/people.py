@@ -19,6 +19,7 @@ from diffdeid.options import VideoOptions
 from diffdeid.stages.detect import why_covered
 from diffdeid.structures import Covered, Face, FaceBatch, FaceJob
 from diffdeid.temporal.filter import TemporalFilter
+from diffdeid.temporal.shelf import Shelf
 from diffdeid.temporal.track import Sighting, State, Track, likeness
 
 EARLY = 2.0  # seconds of a track in which its best view is looked for
@@ -62,14 +63,6 @@ class Presence:
     entry: Appearance | Covered
 
 
-@dataclass
-class _View:
-    """How well the best early view of a track shows somebody, and the view until it has served."""
-
-    quality: float
-    face: FaceBatch | None
-
-
 class People:
     """Who is who in a video.
 
@@ -85,22 +78,24 @@ class People:
         self.everybody: list[Person] = []
         self._filters: dict[Track, TemporalFilter] = {}  # of the tracks of the last frame
         self._owners: dict[Track, Person] = {}
-        self._views: dict[Track, _View] = {}
+        self._qualities: dict[Track, float] = {}  # how well the best early view of a track shows somebody
+        self._views = Shelf()  # those that have not served yet
         self._ended: set[Track] = set()
         self._count = 0
 
     def look(self, picture: np.ndarray, tracks: Sequence[Track]) -> None:
         """Keep the best early views of tracks whose faces were found in a frame."""
         for track in tracks:
-            owner, view = self._owners.get(track), self._views.get(track)
-            settled = view is not None and len(track) >= EARLY * self.rate
+            owner, best = self._owners.get(track), self._qualities.get(track)
+            settled = best is not None and len(track) >= EARLY * self.rate
             if track.last.landmarks is None or settled or (owner is not None and isinstance(owner.stand_in, StandIn)):
                 continue
             quality = view_quality(track.last.landmarks)
-            if view is None or quality > BETTER * view.quality:
+            if best is None or quality > BETTER * best:
                 job = FaceJob(picture, track.last, [one.last for one in tracks])
                 try:
-                    self._views[track] = _View(quality, self.engine.reconstruct([job], self.options))
+                    self._views[track] = self.engine.reconstruct([job], self.options)
+                    self._qualities[track] = quality
                 except Exception as error:  # another frame may do, and without one the person is covered
                     logger.warning("A view of a face cannot be used: %s: %s", type(error).__name__, error)
 
@@ -119,11 +114,11 @@ class People:
                 self.everybody.append(person)
             person.tracks.append(track)
             self._owners[track] = person
-        person, view = self._owners[track], self._views.get(track)
-        if view is not None and view.face is not None:
+        person = self._owners[track]
+        if track in self._views:
+            view = self._views.pop(track)
             if isinstance(person.stand_in, Covered):
-                self._cast(person, view.face)
-            view.face = None  # it has served
+                self._cast(person, view)
         return person
 
     def _cast(self, person: Person, view: FaceBatch) -> None:
@@ -175,7 +170,9 @@ class People:
         """Drop what is known of tracks that have ended long ago: all but the last people, and of each all but the last tracks."""
         self._ended.update(tracks)
         for track in tracks:
-            self._views.pop(track, None)
+            self._qualities.pop(track, None)
+            if track in self._views:
+                self._views.pop(track)
         for person in self.everybody:
             person.tracks[:] = [track for track in person.tracks if track not in self._ended] + [
                 track for track in person.tracks if track in self._ended

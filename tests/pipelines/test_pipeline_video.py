@@ -566,7 +566,7 @@ def test_a_stream_of_any_length_stays_flat(video_pipeline, monkeypatch):
         session.people.forget(tracks[max(track.number - 1, 0) : track.number])  # as the tracker says it: each once
     known = session.people
     assert [person.number for person in known.everybody] == [39, 40] and len(known.everybody[-1].tracks) <= 5
-    assert len(known._owners) <= 8 and len(known._ended) <= 8 and not known._views
+    assert len(known._owners) <= 8 and len(known._ended) <= 8 and not known._views and not known._qualities
 
 
 @torch.no_grad()
