@@ -1,7 +1,11 @@
 from pathlib import Path
+from threading import Event
+from types import SimpleNamespace
 
 import pytest
+from PIL import Image
 
+from diffdeid import FileOptions, VideoOptions, batch, read_image, write_image
 from diffdeid.batch import plan
 
 
@@ -109,3 +113,42 @@ def test_an_output_that_is_an_input_is_an_error(folder, link):
         output.symlink_to(folder / "photos" / "a.jpg")
     with pytest.raises(ValueError, match="never written to"):
         plan(["photos/a.jpg"], output, 1)
+
+
+class Pipe:
+    """Leaves pictures as they are; waits until something has happened."""
+
+    def __init__(self, *conditions):
+        self.conditions = list(conditions)
+
+    def __call__(self, image, num_images_per_prompt, **_):
+        assert self.conditions.pop(0).wait(20)
+        return SimpleNamespace(images=[image] * num_images_per_prompt, faces=[[]] * num_images_per_prompt)
+
+
+def test_pictures_are_decoded_and_encoded_while_others_are_worked_on(tmp_path, monkeypatch):
+    """The first waits for the second to be read, and the third for the first to be written. One is damaged in between."""
+    names = ("a.png", "b.png", "c.png", "d.png")
+    for name in names:
+        Image.new("RGB", (8, 8)).save(tmp_path / name)
+    (tmp_path / "b.png").write_bytes(b"no picture")
+    read, written = Event(), Event()
+
+    def reading(path):
+        if path.name == "b.png":
+            read.set()
+        return read_image(path)
+
+    def writing(path, *rest):
+        write_image(path, *rest)
+        written.set()
+
+    monkeypatch.setattr(batch, "read_image", reading)
+    monkeypatch.setattr(batch, "write_image", writing)
+    pipe = Pipe(read, written, written)
+    jobs = plan([str(tmp_path / name) for name in names], None, 1)
+    done = list(batch.run(lambda _: pipe, jobs, VideoOptions(), FileOptions(), "error", False, 0))
+    assert [(Path(record["input"]).name, record["status"]) for (record,) in done] == [
+        ("a.png", "no_face"), ("b.png", "error"), ("c.png", "no_face"), ("d.png", "no_face"),
+    ]  # fmt: skip
+    assert sorted(path.name for path in tmp_path.glob("*_anonymized.png")) == [f"{n}_anonymized.png" for n in "acd"]

@@ -154,9 +154,15 @@ class People:
         self._filters = filters  # one that misses a frame would begin anew anyway
         return found
 
+    def refuse_gaps(self, tracks: Sequence[Track]) -> None:
+        """Raise `DiffDeIDError` where a face was lost in any frame so far and `on_miss` is "error"."""
+        frames = [frame for track in tracks for frame in track.frames("interpolated")]
+        if frames and self.options.on_miss == "error":
+            raise _lost(min(frames))
+
     def _why_covered(self, person: Person, sighting: Sighting, frame: int) -> str | None:
         if sighting.state == "interpolated" and self.options.on_miss == "error":
-            raise DiffDeIDError(f"A face was lost in frame {frame} (`on_miss='error'`). Let it be interpolated or covered.")
+            raise _lost(frame)
         reason = why_covered(sighting.face, self.options.min_face)
         if reason is None and sighting.state == "interpolated" and self.options.on_miss == "cover":
             return "lost for a moment"
@@ -184,6 +190,10 @@ class People:
         kept = {track for person in self.everybody for track in person.tracks}
         self._owners = {track: person for track, person in self._owners.items() if track in kept}
         self._ended &= kept
+
+
+def _lost(frame: int) -> DiffDeIDError:
+    return DiffDeIDError(f"A face was lost in frame {frame} (`on_miss='error'`). Let it be interpolated or covered.")
 
 
 def view_quality(landmarks: np.ndarray) -> float:

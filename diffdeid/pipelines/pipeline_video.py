@@ -153,6 +153,7 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
         # 1. analyse
         for frame in self._counted(reader, "analyse", reader.num_frames, callback_on_frame):
             session.analyse(frame.picture)
+        session.people.refuse_gaps(session.tracker.tracks)
         people = list(dict.fromkeys(session.people.owner(track) for track in session.tracker.tracks))
         if not people:
             raise NoFaceFoundError(

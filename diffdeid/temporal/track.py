@@ -105,6 +105,10 @@ class Track:
     def _found_in(self, frame: int) -> bool:
         return self._sightings[frame][1] == "found"
 
+    def frames(self, state: State) -> list[int]:
+        """In which the face is in a state."""
+        return [frame for frame, (_, its_state) in self._sightings.items() if its_state == state]
+
     def put(self, frame: int, face: Face, state: State) -> None:
         """Record where the face is in a frame, in place of what was recorded before."""
         if frame in self._sightings:

@@ -277,8 +277,10 @@ def test_a_face_covered_by_a_hand(video_pipeline, portrait, empty, tmp_path, on_
     source = hidden_for_a_moment(portrait, empty)
     path = write(tmp_path / "a.mp4", source)
     if on_miss == "error":
+        stages = []
         with pytest.raises(Exception, match="lost in frame"):
-            run(video_pipeline, path, tmp_path / "b.mp4", on_miss=on_miss)
+            run(video_pipeline, path, tmp_path / "b.mp4", on_miss=on_miss, callback_on_frame=lambda *said: stages.append(said[0]))
+        assert set(stages) == {"analyse"}  # not in the middle of the work
         assert not (tmp_path / "b.mp4").exists()
         return
     output = run(video_pipeline, path, tmp_path / "b.mp4", on_miss=on_miss)
