@@ -17,13 +17,14 @@ import torch
 from PIL import Image
 
 from diffdeid.engine.pictures import PictureJob, deidentify_pictures, draw_seeds
+from diffdeid.engine.reports import FaceReport, PersonReport
 from diffdeid.errors import DiffDeIDError, ImageError, NoFaceFoundError, VideoError
 from diffdeid.io.images import Picture, read_image
 from diffdeid.io.video_reader import VideoReader
 from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.loading import precisions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
-from diffdeid.pipelines.pipeline_output import DiffDeIDVideoPipelineOutput, FaceReport, PersonReport
+from diffdeid.pipelines.pipeline_output import DiffDeIDVideoPipelineOutput
 from diffdeid.pipelines.pipeline_video import DiffDeIDVideoPipeline
 from diffdeid.structures import Face, NewIdentity, Replaced
 from diffdeid.visualization import stages

@@ -20,7 +20,7 @@ from diffdeid.geometry.eyes import eye_coordinates, paint_eyes
 from diffdeid.geometry.mesh_io import write_obj, write_ply
 from diffdeid.geometry.pixels import on_host, to_bytes
 from diffdeid.geometry.renderer import Rendering, render
-from diffdeid.io.files import write_whole
+from diffdeid.io.files import taken, write_whole
 from diffdeid.io.images import check_writable, read_image, write_image
 from diffdeid.models.conditioning import exchange_shape
 from diffdeid.models.morphable_model import MorphableModel, MorphableModelOutput
@@ -73,7 +73,7 @@ def reconstruct_photo(
         if path.exists() and path.samefile(photo):
             raise ValueError(f"`{path}` is the input and would be an output. Inputs are never written to.")
         if path.exists() and not overwrite:
-            raise ImageError(f"`{path}` exists. Pass `--overwrite` (`overwrite=True`) to replace it.")
+            raise ImageError(taken(path))
 
     jobs = [FaceJob(pixels, face) for face in faces]
     source = pipe.engine.reconstruct(jobs, DeidentifyOptions(attributes="any", reconstruction=reconstruction))
@@ -87,7 +87,10 @@ def reconstruct_photo(
         path.parent.mkdir(parents=True, exist_ok=True)
     write_image(output, sheet, icc_profile=picture.icc_profile, overwrite=overwrite)
     for path, content in zip(meshes, files, strict=True):
-        write_whole(path, content)
+        try:
+            write_whole(path, content, overwrite)
+        except FileExistsError as error:  # somebody wrote it meanwhile
+            raise ImageError(taken(path)) from error
     return [output, *meshes]
 
 

@@ -69,6 +69,7 @@ class Engine(Components):
         if self.device.type != "cuda":
             return CPU_BATCH
         free, _ = torch.cuda.mem_get_info(self.device)
+        free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)  # torch keeps what it had
         fitting = min(max(int(free // 2 // GPU_BYTES), 1), GPU_BATCH)
         return 1 << fitting.bit_length() - 1  # of few sizes, for results differ by roundings from one to the next
 

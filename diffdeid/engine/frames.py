@@ -14,7 +14,7 @@ from torch import Tensor
 from diffdeid.engine.faces import Engine, StandIn, guarded, judged, split
 from diffdeid.models.texture_encoder import TextureEncoderOutput
 from diffdeid.options import DeidentifyOptions, VideoOptions
-from diffdeid.stages.components import Painted
+from diffdeid.stages.components import BROKEN, Painted, finite
 from diffdeid.stages.compose import compose
 from diffdeid.structures import Covered, Face, FaceBatch, MorphableCoefficients, NewIdentity, Outcome
 
@@ -51,8 +51,8 @@ def render(
 ) -> Iterator[list[tuple[np.ndarray, list[Outcome]]]]:
     """Groups of frames that follow each other -> the frames with new faces, and an outcome for each face.
 
-    A second thread does what is left when faces are painted: that takes few cores and no accelerator, while the networks
-    paint the next batch, which may be one of the group that follows.
+    A second thread does what is left when faces are painted, which is in part work for the host, while the networks paint the
+    next batch; that may be one of the group that follows.
     """
     with ThreadPoolExecutor(1) as finisher:
         waiting: Future | None = None
@@ -108,7 +108,8 @@ def _paint_frames(engine: Engine, batch: Sequence[tuple[np.ndarray, Face, Appear
 
 @torch.no_grad()  # holds for one thread, and this is the second
 def _finish_frames(engine: Engine, appearances: Sequence[Appearance], painted: Sequence[Painted | Covered]) -> list[Outcome]:
-    """Register, filter, verify. The filters remember the frame before, so that none may see a face twice."""
+    """Register, filter, verify. The filters remember the frame before: none may see a face twice, or one that is no face."""
+    painted = guarded(_refuse_broken, painted)
     registered = guarded(lambda some: list(zip(some, engine.register(some), strict=True)), painted)
     steadied = [
         one if isinstance(one, Covered) else guarded(partial(_steady, appearance.temporal_filter), [one])[0]
@@ -118,6 +119,11 @@ def _finish_frames(engine: Engine, appearances: Sequence[Appearance], painted: S
         one if isinstance(one, Covered) else (appearance, *one) for appearance, one in zip(appearances, steadied, strict=True)
     ]
     return guarded(partial(_verify, engine), pairs)
+
+
+def _refuse_broken(painted: Sequence[Painted]) -> list[Painted | Covered]:
+    sound = finite([one.face for one in painted])
+    return [one if fine else Covered(BROKEN) for one, fine in zip(painted, sound, strict=True)]
 
 
 def _steady(temporal_filter: Filter, pairs: Sequence[tuple[Painted, Tensor]]) -> list[tuple[Painted, Tensor]]:

@@ -21,6 +21,7 @@ from diffdeid.evaluation.originals import RealPicture
 from diffdeid.evaluation.structures import Evaluation, ExaminedPair, Metric
 from diffdeid.geometry.align import ffhq_matrix, warp
 from diffdeid.geometry.composite import cover
+from diffdeid.geometry.pixels import on_host
 from diffdeid.io.images import read_image
 from diffdeid.metrics.quality import diversity
 from diffdeid.options import DeidentifyOptions
@@ -107,7 +108,7 @@ class Adversary:
             generators = [face_generators(seed)[0] for seed in seeds]
             castings = engine.castings(source.pick([0] * len(seeds)), generators, self.choice, [True] * len(seeds))
             versions = [one.draw(source.embedding, self.choice.level, engine.identity_limit).embedding for one in castings]
-            chosen.append(torch.cat(versions).numpy())
+            chosen.append(on_host(torch.cat(versions)))
         return np.stack(chosen)
 
     @property

@@ -209,8 +209,8 @@ def replay(
         gallery: `(p, 128)` z_id of photos of `gallery_people`.
     """
     engine = pipe.engine
-    suspects, observed = torch.from_numpy(gallery).float(), torch.from_numpy(observed).float()
-    fits = torch.zeros(len(observed), len(suspects))
+    suspects, observed = (torch.from_numpy(vectors).float().to(engine.device) for vectors in (gallery, observed))
+    fits = suspects.new_zeros(len(observed), len(suspects))
     for probe, (source, seed) in enumerate(zip(sources, seeds, strict=True)):
         drawn = None
         for column, suspect in enumerate(suspects):
@@ -223,7 +223,7 @@ def replay(
             taken = usable * torch.sigmoid((distances - bound) / DISTANCE_ERROR)
             first = taken * torch.cat([taken.new_ones(1), (1 - taken).cumprod(0)[:-1]])
             fits[probe, column] = (LIKENESS * (drawn @ observed[probe])).softmax(0) @ first
-    scores, columns = person_scores(fits.numpy(), np.eye(len(suspects)), list(gallery_people))  # the best photo of each
+    scores, columns = person_scores(on_host(fits), np.eye(len(suspects)), list(gallery_people))  # the best photo of each
     return identification("replay", label, [lambda said: scores], _places(people, columns))
 
 

@@ -1,4 +1,4 @@
-"""Pixels as files have them and as networks take them, and the way from an accelerator to the host: the only home of all three.
+"""Pixels as files have them and as networks take them, and the way from an accelerator to the host.
 
 Bytes are uint8 `(…, S, S, 3)`; networks take float32 `(B, 3, S, S)` in [-1, 1].
 """
@@ -28,5 +28,5 @@ def to_bytes(pictures: Tensor) -> Tensor:
 
 
 def on_host(tensor: Tensor) -> np.ndarray:
-    """A tensor for OpenCV, onnxruntime and files. Nothing else waits for an accelerator, and a test sees to that."""
+    """A tensor for OpenCV, onnxruntime and files. The stages copy nothing to the host but by this, and a test sees to that."""
     return tensor.detach().cpu().numpy()

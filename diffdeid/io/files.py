@@ -28,6 +28,11 @@ def temporary_name(path: Path, suffix: str) -> Path:
     return path.with_name(f".diffdeid-{secrets.token_hex(8)}{suffix}")
 
 
+def taken(path: Path) -> str:
+    """What is said of a file that is there and was not to be replaced."""
+    return f"`{path}` exists. Pass `--overwrite` (`overwrite=True`) to replace it."
+
+
 def put(temporary: Path, path: Path, overwrite: bool) -> None:
     """Give a finished file its name; raise `FileExistsError` where the name is taken, by now too, and `overwrite` is false."""
     if not overwrite:
@@ -38,6 +43,12 @@ def put(temporary: Path, path: Path, overwrite: bool) -> None:
             raise
         except OSError:  # a file system without hard links: take the name, then fill it
             path.open("xb").close()
+            try:
+                os.replace(temporary, path)
+            except OSError:
+                path.unlink()
+                raise
+            return
     os.replace(temporary, path)
 
 

@@ -20,7 +20,7 @@ import torch
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from diffdeid.errors import ImageError
-from diffdeid.io.files import write_whole
+from diffdeid.io.files import taken, write_whole
 
 # Formats worth writing, and how: (Pillow's name, options, can hold alpha).
 _JPEG = ("JPEG", {"quality": 95, "subsampling": "4:4:4"}, False)
@@ -38,6 +38,7 @@ _ENCODERS = {
     ".heif": _HEIF,
 }
 IMAGE_SUFFIXES = frozenset(_ENCODERS)
+warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # large pictures are welcome, up to the limit above
 _READABLE = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"]  # few parsers, few ways to attack one
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _STILLS_WITH_EXTRAS = ["MPO", "HEIF"]  # photos that carry depth or gain maps as further frames: the first frame is the photo
@@ -115,7 +116,7 @@ def write_image(
         pixels.save(encoded, format=file_format, icc_profile=icc_profile, **options)
         write_whole(path, encoded.getbuffer(), overwrite)
     except FileExistsError as error:  # somebody wrote it meanwhile
-        raise _existing(path) from error
+        raise ImageError(taken(path)) from error
     except (OSError, ValueError) as error:
         raise ImageError(f"Cannot write `{path}`: {error}.") from error
 
@@ -128,11 +129,7 @@ def check_writable(path: Path, has_alpha: bool, overwrite: bool) -> None:
     if has_alpha and not holds_alpha:
         raise ImageError(f"Cannot write `{path.name}`: {file_format} has no transparency and the picture does. Write a PNG.")
     if path.exists() and not overwrite:
-        raise _existing(path)
-
-
-def _existing(path: Path) -> ImageError:
-    return ImageError(f"`{path}` exists. Pass `--overwrite` (`overwrite=True`) to replace it.")
+        raise ImageError(taken(path))
 
 
 def to_uint8_array(image: Image.Image | np.ndarray | torch.Tensor) -> np.ndarray:
@@ -163,9 +160,7 @@ def to_uint8_array(image: Image.Image | np.ndarray | torch.Tensor) -> np.ndarray
 
 def _read(path: Path, file: BinaryIO, formats: list[str]) -> Picture:
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-            image = Image.open(file, formats=formats)
+        image = Image.open(file, formats=formats)
         if getattr(image, "n_frames", 1) > 1 and image.format not in _STILLS_WITH_EXTRAS:
             raise ImageError(
                 f"`{path}` has {image.n_frames} frames or pages (animated or multi-page). Save them as single pictures."

@@ -17,7 +17,7 @@ import numpy as np
 from av.video.reformatter import Colorspace
 
 from diffdeid.errors import VideoError
-from diffdeid.io.files import put, temporary_name
+from diffdeid.io.files import put, taken, temporary_name
 from diffdeid.io.video_reader import Frame
 from diffdeid.options import FileOptions
 
@@ -156,7 +156,7 @@ class VideoWriter:
         try:
             put(self._temporary, self.path, self.overwrite)
         except FileExistsError as error:  # somebody wrote it meanwhile
-            raise _existing(self.path) from error
+            raise VideoError(taken(self.path)) from error
 
 
 class _SoundCopy:
@@ -219,11 +219,7 @@ def check_video_writable(path: Path, overwrite: bool, source: Path | None = None
     if path.suffix.lower() not in _CODECS:
         raise VideoError(f"Cannot write `{path.name}`: the suffix must be one of {', '.join(sorted(_CODECS))}.")
     if path.exists() and not overwrite:
-        raise _existing(path)
-
-
-def _existing(path: Path) -> VideoError:
-    return VideoError(f"`{path}` exists. Pass `--overwrite` (`overwrite=True`) to replace it.")
+        raise VideoError(taken(path))
 
 
 def rehearse(path: Path, codec: str | None, crf: int, preset: str | None) -> None:

@@ -63,8 +63,9 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         super().__init__()
         self.graphs: dict[str, bytes] = {}
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
+        self._providers: list[str | tuple[str, dict]] = []
 
-    device = torch.device("cpu")  # where the graphs run, see `to`
+    device = torch.device("cpu")  # what `to` was told
     dtype = torch.float32
 
     @classmethod
@@ -82,21 +83,28 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         return model.to("cpu")
 
     def to(self, *args, **kwargs) -> FaceAnalyserModel:
-        """Run the graphs on a GPU if onnxruntime can (`pip install onnxruntime-gpu`), else on the CPU; precisions are ignored."""
+        """Run the graphs on a GPU if onnxruntime can (`onnxruntime-gpu` in the place of `onnxruntime`), else on the CPU.
+
+        Precisions are ignored.
+        """
         named = [one for one in (*args, *kwargs.values()) if isinstance(one, str | torch.device)]
         device = torch.device(named[0]) if named else self.device
-        if self._sessions.keys() == self.graphs.keys() and device == self.device:
-            return self
+        self.device = device
         providers: list[str | tuple[str, dict]] = ["CPUExecutionProvider"]
         if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            providers.insert(0, ("CUDAExecutionProvider", {"device_id": device.index or 0}))
+            # Pictures have many sizes, and a search for the best way of each would take longer than it saves.
+            providers.insert(
+                0, ("CUDAExecutionProvider", {"device_id": device.index or 0, "cudnn_conv_algo_search": "HEURISTIC"})
+            )
+        if self._sessions.keys() == self.graphs.keys() and providers == self._providers:
+            return self
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
         # Threads that went on to spin would take the cores from torch, which runs between these graphs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         for name, graph in self.graphs.items():
             self._sessions[name] = onnxruntime.InferenceSession(graph, options, providers=providers)
-        self.device = device
+        self._providers = providers
         return self
 
     def save_pretrained(self, save_directory: str | Path, **kwargs):

@@ -16,12 +16,13 @@ from PIL import Image
 from torch import Tensor
 
 from diffdeid.engine.pictures import PictureJob, deidentify_pictures, draw_seeds
+from diffdeid.engine.reports import FaceReport
 from diffdeid.errors import ConfigurationError, NoFaceFoundError
 from diffdeid.io.images import to_uint8_array
 from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.components import DeidentificationPipeline
 from diffdeid.pipelines.pipeline_lds import LDSPipeline
-from diffdeid.pipelines.pipeline_output import DiffDeIDPipelineOutput, FaceReport
+from diffdeid.pipelines.pipeline_output import DiffDeIDPipelineOutput
 from diffdeid.stages.denoise import Callbacks
 from diffdeid.stages.detect import detect_faces
 from diffdeid.structures import Face

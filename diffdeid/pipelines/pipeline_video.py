@@ -16,8 +16,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from diffdeid.engine.faces import CPU_BATCH
 from diffdeid.engine.people import People
 from diffdeid.engine.pictures import draw_seeds
+from diffdeid.engine.reports import PersonReport
 from diffdeid.engine.session import Session
 from diffdeid.errors import ConfigurationError, NoFaceFoundError, VideoError
 from diffdeid.io.files import HeldFile
@@ -27,7 +29,7 @@ from diffdeid.io.video_writer import VideoWriter, check_video_writable, rehearse
 from diffdeid.options import FileOptions, VideoOptions
 from diffdeid.pipelines.components import DeidentificationPipeline
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
-from diffdeid.pipelines.pipeline_output import DiffDeIDVideoPipelineOutput, PersonReport
+from diffdeid.pipelines.pipeline_output import DiffDeIDVideoPipelineOutput
 from diffdeid.temporal.tracker import FaceTracker
 
 GROUP_BYTES = 128 * 2**20  # of frames that are rendered together
@@ -81,7 +83,7 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
             raise ValueError(f"`session` has its options already, got {sorted(options)} as well. Pass them to `start`.")
         session = session or self.start(**options)
         waiting: deque[tuple[int, np.ndarray]] = deque()
-        size = min(session.engine.batch_size, lookahead + 1)  # frames that are rendered together
+        size = min(CPU_BATCH, lookahead + 1)  # frames that are rendered together; more would hold more of them back
         for number, picture in enumerate(frames):
             session.analyse(picture)
             waiting.append((number, picture))

@@ -38,7 +38,7 @@ from diffdeid.stages.register import register
 from diffdeid.stages.verify import verify
 from diffdeid.structures import Attempt, Face, FaceBatch, FaceCrop, FaceJob, MorphableCoefficients, NewIdentity
 
-BROKEN = None, "the network returned values that are not finite"
+BROKEN = "the network returned values that are not finite"
 ONE_AT_A_TIME = Lock()  # of the threads; to run an offloaded network moves others off the accelerator, and itself in the end
 
 
@@ -232,7 +232,8 @@ class Components:
 
     def register(self, painted: Sequence[Painted]) -> list[Tensor]:
         """Painted faces `(3, S, S)`, their features where they were meant to be."""
-        faces = torch.stack([one.face for one in painted]).nan_to_num()  # `verify` refuses those that are not finite
+        # `verify` refuses those that are not finite; schedulers need not keep to the range of pictures
+        faces = torch.stack([one.face for one in painted]).nan_to_num().clamp(-1, 1)
         return list(register(self.face_analyser, faces, *_places(painted), [one.marks for one in painted]))
 
     def verify(self, painted: Sequence[Painted], faces: Sequence[Tensor], against: Sequence[Tensor]) -> list[Attempt]:
@@ -244,9 +245,7 @@ class Components:
             against: `(n, 128)` each, all that they must not look like.
         """
         (images, depths), generated = _places(painted), torch.stack(list(faces))
-        sound = on_host(
-            torch.stack([torch.stack([one.face, face]).isfinite().all() for one, face in zip(painted, faces, strict=True)])
-        )
+        sound = finite([torch.stack([one.face, face]) for one, face in zip(painted, faces, strict=True)])
         laid, opacities = lay_over_crops(generated, images, depths)
         patches, results = to_bytes(generated), to_bytes(laid)
         shown, landmarks = on_host(results), [one.source.landmarks[0] for one in painted]
@@ -254,7 +253,7 @@ class Components:
             landmarks = [face.landmarks for face in self.face_analyser.find_again(shown, landmarks)]
         with ONE_AT_A_TIME:
             verdicts = verify(self.face_recognition, from_bytes(results), landmarks, against, self.identity_limit)
-        verdicts = [verdict if fine else BROKEN for verdict, fine in zip(verdicts, sound, strict=True)]
+        verdicts = [verdict if fine else (None, BROKEN) for verdict, fine in zip(verdicts, sound, strict=True)]
         parts = zip(on_host(patches), on_host(opacities[:, 0]), shown, verdicts, painted, strict=True)
         return [Attempt(patch, opacity, result, *verdict, one.maps) for patch, opacity, result, verdict, one in parts]
 
@@ -262,6 +261,11 @@ class Components:
         """Register painted faces, match their colour, lay them over their crops, and check them; `against` as for `verify`."""
         faces = torch.stack(self.register(painted))
         return self.verify(painted, list(match(faces, *_places(painted))), against)
+
+
+def finite(faces: Sequence[Tensor]) -> list[bool]:
+    """Which faces are numbers throughout."""
+    return on_host(torch.stack([face.isfinite().all() for face in faces])).tolist()
 
 
 def _places(painted: Sequence[Painted]) -> tuple[Tensor, Tensor]:

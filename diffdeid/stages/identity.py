@@ -190,11 +190,13 @@ class IdentitySampler:
 
     def _majority(self, attributes: Tensor) -> Tensor:
         """The mean attributes of those drawn `(n, len(attribute_names))` who are as most of them are, as conditions."""
+        counted = torch.ones_like(attributes[:, 0], dtype=torch.bool)
         for name, limit in DECIDED.items():
             if name in self.lds.config.attribute_names:
                 yes = attributes[:, self.lds.config.attribute_names.index(name)] > limit
-                attributes = attributes[yes == (2 * yes.sum() > len(yes))]
-        return self.lds.conditions(attributes=attributes.mean(dim=0, keepdim=True))
+                counted &= yes == (2 * (yes & counted).sum() > counted.sum())
+        mean = (attributes * counted[:, None]).sum(dim=0, keepdim=True) / counted.sum()
+        return self.lds.conditions(attributes=mean)
 
     def vary(
         self, asked: Tensor | None, by: float, generator: torch.Generator | None, num_inference_steps: int = SAMPLING_STEPS

@@ -28,9 +28,14 @@ class Shelf:
             self._end += len(content)
         else:
             self._free.remove(place)
+        try:
+            self._file.seek(place[0])
+            self._file.write(content)
+            self._file.flush()
+        except OSError:
+            self._free.append(place)
+            raise
         self._places[key] = place
-        self._file.seek(place[0])
-        self._file.write(content)
 
     def __len__(self) -> int:
         return len(self._places)

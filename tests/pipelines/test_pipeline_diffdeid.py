@@ -456,3 +456,18 @@ def test_faces_turned_by_quarters_are_de_identified(pipeline, photo):
         assert (
             box_pixels(output.images[0], Face(np.array(report.box))) != box_pixels(picture, Face(np.array(report.box)))
         ).mean() > 0.4
+
+
+@torch.no_grad()
+def test_faces_beyond_the_range_of_pictures_are_cut_to_it(pipeline, photo, faces):
+    """Schedulers need not clip, and the seam takes logarithms."""
+    engine, options = replace(pipeline.engine, face_analyser=None), DeidentifyOptions(num_inference_steps=1)
+    source = engine.reconstruct([FaceJob(photo, faces[0])], options)
+    texture, latents = engine.encode_texture(source.images, source.masks), engine.prepare_latents([torch.Generator()])
+    (painted,) = engine.paint(source, NewIdentity(-source.embedding, source.coefficients.shape, 7), texture, latents, options)
+    made = []
+    for shift in (-1.3, 1.3):
+        (attempt,) = engine.finish([replace(painted, face=painted.face + shift)], [source.embedding])
+        assert attempt.identity_distance is not None
+        made.append(attempt.patch.mean())
+    assert made[0] < 40 < 215 < made[1]

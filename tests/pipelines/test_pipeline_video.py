@@ -21,6 +21,7 @@ from diffdeid.pipelines import pipeline_video
 from diffdeid.stages import components
 from diffdeid.stages.identity import Casting
 from diffdeid.temporal import tracker as tracker_module
+from diffdeid.temporal.filter import TemporalFilter
 from diffdeid.temporal.track import Spool, Track
 
 RATE = 10  # gaps of up to 10 frames are bridged
@@ -388,6 +389,24 @@ def test_a_network_that_fails_covers(video_pipeline, portrait, tmp_path, monkeyp
     assert frames_in(person.covered) == [0, 1, 2] and "not finite" in person.reason
     (_, box), *_ = faces_of(video_pipeline, [portrait])
     assert all(middle(picture, box).max() < 12 for picture in read(output.path))
+
+
+def test_a_face_that_is_not_finite_never_comes_into_the_filter(video_pipeline, portrait, tmp_path, monkeypatch):
+    """It would be seen as a ghost in the frames that follow."""
+    denoise, steadied, seen = components.denoise, TemporalFilter.__call__, []
+
+    def fail(*given):
+        generated = denoise(*given)
+        if len(generated) > 1:  # frames; before, candidates for I_d come alone
+            generated[1] = torch.inf
+        return generated
+
+    monkeypatch.setattr(components, "denoise", fail)
+    monkeypatch.setattr(
+        TemporalFilter, "__call__", lambda self, frame, *given: seen.append(frame) or steadied(self, frame, *given)
+    )
+    (person,) = run(video_pipeline, write(tmp_path / "a.mp4", [portrait] * 4), tmp_path / "b.mp4").people
+    assert person.covered == [(1, 1)] and seen == [0, 2, 3]
 
 
 def test_covers_of_different_reasons_are_reported_in_their_order(video_pipeline, portrait, empty, tmp_path, monkeypatch):

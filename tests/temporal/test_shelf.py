@@ -1,5 +1,6 @@
 """Things come back as they were put away, and the file does not grow when they are exchanged."""
 
+import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
@@ -27,3 +28,26 @@ def test_room_that_becomes_free_is_used_again():
         shelf.pop(number)
     assert shelf._end < 4 * 1000 * 8
     assert torch.equal(shelf.pop("a"), torch.full((1000,), 19))
+
+
+def test_what_cannot_be_put_away_is_not_there(monkeypatch):
+    """A full disk."""
+    shelf = Shelf()
+    shelf["a"] = "one"
+
+    class Full:
+        def seek(self, place):
+            pass
+
+        def write(self, content):
+            raise OSError("No space left on device")
+
+    file = shelf._file
+    monkeypatch.setattr(shelf, "_file", Full())
+    for key in ("a", "b"):
+        with pytest.raises(OSError, match="No space"):
+            shelf[key] = "two"
+        assert key not in shelf
+    monkeypatch.setattr(shelf, "_file", file)
+    shelf["b"] = "three"
+    assert shelf.pop("b") == "three" and len(shelf) == 0
