@@ -19,7 +19,7 @@ from diffdeid.options import VideoOptions
 from diffdeid.stages.detect import why_covered
 from diffdeid.structures import Covered, Face, FaceBatch, FaceJob
 from diffdeid.temporal.filter import TemporalFilter
-from diffdeid.temporal.shelf import Shelf
+from diffdeid.temporal.spool import Spool
 from diffdeid.temporal.track import Sighting, State, Track, likeness
 
 EARLY = 2.0  # seconds of a track in which its best view is looked for
@@ -79,7 +79,8 @@ class People:
         self._filters: dict[Track, TemporalFilter] = {}  # of the tracks of the last frame
         self._owners: dict[Track, Person] = {}
         self._qualities: dict[Track, float] = {}  # how well the best early view of a track shows somebody
-        self._views = Shelf()  # those that have not served yet
+        self._views: dict[Track, int] = {}  # those that have not served yet, by their numbers in the spool
+        self._spool = Spool()
         self._ended: set[Track] = set()
         self._count = 0
 
@@ -94,10 +95,16 @@ class People:
             if best is None or quality > BETTER * best:
                 job = FaceJob(picture, track.last, [one.last for one in tracks])
                 try:
-                    self._views[track] = self.engine.reconstruct([job], self.options)
+                    view = self.engine.reconstruct([job], self.options)
+                    self._drop_view(track)
+                    self._views[track] = self._spool.store(view)
                     self._qualities[track] = quality
                 except Exception as error:  # another frame may do, and without one the person is covered
                     logger.warning("A view of a face cannot be used: %s: %s", type(error).__name__, error)
+
+    def _drop_view(self, track: Track) -> None:
+        if track in self._views:
+            self._spool.release(self._views.pop(track))
 
     def owner(self, track: Track) -> Person:
         """Whose track it is: somebody known who looks alike and is not in the same frames, else somebody new."""
@@ -116,7 +123,8 @@ class People:
             self._owners[track] = person
         person = self._owners[track]
         if track in self._views:
-            view = self._views.pop(track)
+            view = self._spool.load(self._views[track])
+            self._drop_view(track)
             if isinstance(person.stand_in, Covered):
                 self._cast(person, view)
         return person
@@ -177,8 +185,7 @@ class People:
         self._ended.update(tracks)
         for track in tracks:
             self._qualities.pop(track, None)
-            if track in self._views:
-                self._views.pop(track)
+            self._drop_view(track)
         for person in self.everybody:
             person.tracks[:] = [track for track in person.tracks if track not in self._ended] + [
                 track for track in person.tracks if track in self._ended

@@ -1,9 +1,5 @@
 """Index lists of the 468 FaceMesh landmarks (MediaPipe, Apache-2.0). Right is the person's right."""
 
-FACE_OVAL = (
-    10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,
-    152, 148, 176, 149, 150, 136, 172, 58, 132, 93, 234, 127, 162, 21, 54, 103, 67, 109,
-)  # fmt: skip
 LIPS_OUTER = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
 LIPS_INNER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191)
 LOWER_LIP_INNER, UPPER_LIP_INNER = LIPS_INNER[1:10], LIPS_INNER[:10:-1]  # between the corners, each below or above its twin

@@ -163,11 +163,7 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
 
         Close up it scores partial and upside-down faces as high as whole ones.
         """
-        sides = [SECOND_LOOK_MARGIN * max(face.box[2:] - face.box[:2]) for face in faces]
-        matrices = [
-            square_matrix((face.box[:2] + face.box[2:]) / 2, (1, 0), side, SECOND_LOOK_SIZE)
-            for face, side in zip(faces, sides, strict=True)
-        ]
+        matrices = [_square_about(face.box, (1, 0), SECOND_LOOK_MARGIN, SECOND_LOOK_SIZE) for face in faces]
         crops = [warp(image, matrix, SECOND_LOOK_SIZE, cv2.BORDER_REPLICATE) for matrix in matrices]
         closer = []
         for face, matrix, found in zip(faces, matrices, self._centerface_all_round(crops), strict=True):
@@ -295,9 +291,14 @@ def _decode(heat: np.ndarray, log_sizes: np.ndarray, offsets: np.ndarray, points
     return [Face(*values) for values in zip(boxes, heat[0, rows, columns].tolist(), points, strict=True)]
 
 
+def _square_about(box: np.ndarray, right: np.ndarray, margin: float, size: int) -> np.ndarray:
+    """Picture -> a square of `size` pixels about a box, `margin` times as large, in which `right` points to the right."""
+    return square_matrix((box[:2] + box[2:]) / 2, right, margin * max(box[2:] - box[:2]), size)
+
+
 def _mesh_matrices(box: np.ndarray, right: np.ndarray) -> list[np.ndarray]:
     """Picture -> crops for the mesh, of a face in a box whose own horizontal is `right`."""
-    matrix = square_matrix((box[:2] + box[2:]) / 2, right, MESH_MARGIN * max(box[2:] - box[:2]), MESH_SIZE)
+    matrix = _square_about(box, right, MESH_MARGIN, MESH_SIZE)
     return [matrix + [[0, 0, shift * MESH_SIZE], [0, 0, shift * MESH_SIZE]] for shift in LOOKS]
 
 

@@ -34,10 +34,9 @@ def register(
     # once more, from crops that do not depend on where the marks were meant to be
     again = analyser.find_again([shown[row] for row in known], [found[row].landmarks for row in known])
     seen = {row: face for row, face in zip(known, again, strict=True) if face.landmarks is not None}
-    where = [np.concatenate([face.landmarks[:, :2], face.iris[:, 0]]) for face in seen.values()]
     if not seen:
         return faces
-    rows = list(seen)
+    rows, where = list(seen), [np.concatenate([face.landmarks[:, :2], face.iris[:, 0]]) for face in seen.values()]
     places = (torch.from_numpy(np.float32(part)).to(faces.device) for part in (where, [marks[row] for row in rows]))
     registered = faces.clone()
     registered[rows] = displace(faces[rows], offsets(*places, depths[rows])).clamp(-1, 1)

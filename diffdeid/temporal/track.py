@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -10,12 +9,12 @@ from typing import Literal
 import numpy as np
 
 from diffdeid.structures import Face
+from diffdeid.temporal.spool import Spool
 
 SMOOTHING = 0.11  # seconds on either side that have a say in where a face is
 EMBEDDED = 0.2  # seconds from one face of a track that is embedded to the next; later more
 ASTRAY = 0.01  # face sizes (at least a pixel) from where it is seen: a smoothed face further off is more than less trembling
 MAX_EMBEDDINGS = 32
-_NUMBERS = 4 + 468 * 3 + 2 * 5 * 2  # of a stored face: box, landmarks, irises
 
 State = Literal["found", "interpolated", "lost"]
 
@@ -32,37 +31,6 @@ class Sighting:
 
     face: Face
     state: State
-
-
-class Spool:
-    """Faces on disk, so that memory does not grow with the length of a video. The file has no name and dies with the process."""
-
-    def __init__(self):
-        self._file = tempfile.TemporaryFile(prefix="diffdeid-")  # noqa: SIM115  closed when collected
-        self._rows = 0
-        self._free: list[int] = []
-
-    def store(self, face: Face) -> int:
-        """Put a face away; its number gives it back."""
-        row = self._free.pop() if self._free else self._rows
-        self._rows = max(self._rows, row + 1)
-        numbers = np.full(_NUMBERS, np.nan, np.float32)
-        numbers[:4] = face.box
-        if face.landmarks is not None:
-            numbers[4:] = np.concatenate([face.landmarks.ravel(), face.iris.ravel()])
-        self._file.seek(row * numbers.nbytes)
-        self._file.write(numbers.tobytes())
-        return row
-
-    def load(self, row: int) -> Face:
-        self._file.seek(row * _NUMBERS * 4)
-        numbers = np.frombuffer(self._file.read(_NUMBERS * 4), np.float32)
-        if np.isnan(numbers[-1]):
-            return Face(numbers[:4])
-        return Face(numbers[:4], landmarks=numbers[4:-20].reshape(468, 3), iris=numbers[-20:].reshape(2, 5, 2))
-
-    def release(self, row: int) -> None:
-        self._free.append(row)
 
 
 class Track:
@@ -95,8 +63,8 @@ class Track:
         return frame in self._sightings
 
     def __getitem__(self, frame: int) -> Sighting:
-        row, state = self._sightings[frame]
-        return Sighting(self._spool.load(row), state)
+        number, state = self._sightings[frame]
+        return Sighting(self._spool.load(number), state)
 
     def meets(self, other: Track) -> bool:
         """Whether both were found in one frame, so that they are two people."""
@@ -113,7 +81,8 @@ class Track:
         """Record where the face is in a frame, in place of what was recorded before."""
         if frame in self._sightings:
             self._spool.release(self._sightings[frame][0])
-        self._sightings[frame] = self._spool.store(face), state
+        kept = Face(face.box, landmarks=face.landmarks, iris=face.iris)
+        self._sightings[frame] = self._spool.store(kept), state
         if state == "found" and frame > self.last_frame:
             self.last, self.last_frame = face, frame
 

@@ -19,7 +19,8 @@ from diffdeid.geometry.boxes import intersection_over_union
 from diffdeid.geometry.faces import is_known, merge, whole_box
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.structures import Face
-from diffdeid.temporal.track import Spool, State, Track, smoothing_window
+from diffdeid.temporal.spool import Spool
+from diffdeid.temporal.track import State, Track, smoothing_window
 
 WEAK_SCORE = 0.2  # of a detection that counts where a face is expected
 SAME_FACE = 0.5  # intersection over union of two faces followed onto one

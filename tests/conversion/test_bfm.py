@@ -15,9 +15,10 @@ from diffdeid.cli import app
 from diffdeid.conversion import bfm, landmark_placement
 from diffdeid.errors import ConfigurationError
 from diffdeid.geometry.camera import project, to_camera
-from diffdeid.geometry.landmarks import EYE_CORNERS, FACE_OVAL, LIPS_INNER
+from diffdeid.geometry.landmarks import EYE_CORNERS, LIPS_INNER
 from diffdeid.models.fitting import fit
 from diffdeid.models.morphable_model import MorphableModel
+from tests.landmarks import FACE_OVAL
 
 savemat = pytest.importorskip("scipy.io").savemat
 WEIGHTS = Path(__file__).parents[2] / "weights/diffdeid"

@@ -5,10 +5,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from diffdeid.errors import ConfigurationError
-from diffdeid.geometry.landmarks import FACE_OVAL, LEFT_BROW, LEFT_EYE, LIPS_INNER, LIPS_OUTER, RIGHT_BROW, RIGHT_EYE
+from diffdeid.geometry.landmarks import LEFT_BROW, LEFT_EYE, LIPS_INNER, LIPS_OUTER, RIGHT_BROW, RIGHT_EYE
 from diffdeid.geometry.renderer import vertex_normals
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.training.mirror import EXPRESSION_UNITS
+from tests.landmarks import FACE_OVAL
 from tests.tiny import tiny_morphable_model
 
 WEIGHTS = Path(__file__).parents[2] / "weights/diffdeid/morphable_model"

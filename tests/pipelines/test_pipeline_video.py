@@ -22,7 +22,8 @@ from diffdeid.stages import components
 from diffdeid.stages.identity import Casting
 from diffdeid.temporal import tracker as tracker_module
 from diffdeid.temporal.filter import TemporalFilter
-from diffdeid.temporal.track import Spool, Track
+from diffdeid.temporal.spool import Spool
+from diffdeid.temporal.track import Track
 
 RATE = 10  # gaps of up to 10 frames are bridged
 SIDE = 176

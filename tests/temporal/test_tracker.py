@@ -7,7 +7,8 @@ import pytest
 
 from diffdeid.geometry.boxes import bounding_box
 from diffdeid.structures import Face
-from diffdeid.temporal.track import Spool, Track
+from diffdeid.temporal.spool import Spool
+from diffdeid.temporal.track import Track
 from diffdeid.temporal.tracker import FaceTracker
 
 RATE = 10  # a second is 10 frames: gaps of up to 10 are bridged, ends are held for 2, new faces followed back 4
@@ -210,7 +211,7 @@ def test_what_is_forgotten_is_gone_and_its_place_used_again():
     for frame in range(5, 200):
         tracker.update(world.picture(frame))
         tracker.forget(frame)
-    assert len(track) < 20 and tracker._spool._rows < 25
+    assert len(track) < 20 and len(tracker._spool._places) < 25
     assert track.smoothed(199).state == "found"
 
 
