@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -24,6 +24,7 @@ from diffdeid.io.images import IMAGE_SUFFIXES, Picture, check_writable, read_ima
 from diffdeid.io.video_reader import VIDEO_SUFFIXES, VideoReader
 from diffdeid.io.video_writer import VideoWriter, check_video_writable
 from diffdeid.options import DeidentifyOptions, FileOptions, VideoOptions
+from diffdeid.structures import Face
 
 logger = logging.getLogger(__name__)
 
@@ -46,21 +47,14 @@ def plan(inputs: list[str], output: Path | None, candidates: int) -> list[Job]:
         output: a folder, in which the folders of the inputs are mirrored, or, for one input, a file. Default: next to the input.
         candidates: outputs per input.
     """
-    found: dict[str, tuple[Path, Path]] = {}  # a file named twice is done once
-    for name in inputs:
-        files = _find(name)
-        if not files:
-            raise ValueError(f"`{name}` matches no picture or video.")
-        for file, relative in files:
-            found.setdefault(os.path.abspath(file), (file, relative))
-
+    found = find(inputs)
     suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
     to_one_file = output is not None and output.suffix.lower() in suffixes and not output.is_dir()
     if to_one_file and len(found) > 1:
         raise ValueError(f"`{output}` is one file, but there are {len(found)} inputs. Name a folder.")
     targets = {
         file: output if to_one_file else _target(file, file.parent if output is None else output / relative.parent)
-        for file, relative in found.values()
+        for file, relative in found
     }
     wanted = Counter(targets.values())
     jobs = []
@@ -70,7 +64,7 @@ def plan(inputs: list[str], output: Path | None, candidates: int) -> list[Job]:
         names = [target.stem] if candidates == 1 else [f"{target.stem}_{number}" for number in range(1, candidates + 1)]
         jobs.append(Job(file, tuple(target.with_name(name + target.suffix) for name in names)))
 
-    sources = {file.resolve() for file, _ in found.values()}
+    sources = {file.resolve() for file, _ in found}
     owners: dict[Path, Path] = {}
     for job in jobs:
         for path in map(Path.resolve, job.outputs):
@@ -80,6 +74,22 @@ def plan(inputs: list[str], output: Path | None, candidates: int) -> list[Job]:
                 raise ValueError(f"`{owners[path]}` and `{job.source}` would both be written to `{path}`.")
             owners[path] = job.source
     return jobs
+
+
+def find(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
+    """The files that are meant by files, folders and patterns, each with its path relative to the folder that was searched.
+
+    Raises:
+        ValueError: one of the inputs matches nothing.
+    """
+    found: dict[str, tuple[Path, Path]] = {}  # a file named twice is done once
+    for name in inputs:
+        files = _find(name)
+        if not files:
+            raise ValueError(f"`{name}` matches no picture or video.")
+        for file, relative in files:
+            found.setdefault(os.path.abspath(file), (file, relative))
+    return list(found.values())
 
 
 def _target(file: Path, folder: Path) -> Path:
@@ -99,6 +109,7 @@ def run(
     on_no_face: Literal["error", "skip", "copy"],
     overwrite: bool,
     seed: int | None,
+    known: Mapping[Path, list[Face]] | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """De-identify files and say what happened: a list for each, with a record for each output. Errors become records as well.
 
@@ -109,6 +120,7 @@ def run(
         options, files: what a picture has no use for is left out.
         on_no_face: "error", "skip" (write nothing) or "copy" (write the pixels without metadata).
         seed: starts a generator for each file, so that its results do not depend on the other files.
+        known: the faces of pictures, by their resolved paths; these pictures are not searched for others.
     """
     with ThreadPoolExecutor(1) as decoder, ThreadPoolExecutor(1) as encoder:
         decoded = (decoder.submit(read_image, job.source) for job in jobs if not is_video(job.source))
@@ -120,7 +132,8 @@ def run(
                 task.do_video(options, files)
             else:
                 picture, following = following, next(decoded, None)
-                task.do_picture(picture, options.as_kind(DeidentifyOptions))
+                faces = (known or {}).get(job.source.resolve())
+                task.do_picture(picture, options.as_kind(DeidentifyOptions), faces)
             if waiting is not None:
                 yield waiting.result()
             waiting = encoder.submit(task.finish)
@@ -149,14 +162,15 @@ class _Task:
             logger.debug("%s", self.job.source, exc_info=True)
             self.records.append({"error": str(error) or type(error).__name__})
 
-    def do_picture(self, decoded: Future[Picture], options: DeidentifyOptions) -> None:
+    def do_picture(self, decoded: Future[Picture], options: DeidentifyOptions, faces: list[Face] | None) -> None:
         with self._noting_errors():
             self.picture = decoded.result()
             outputs, image = self.job.outputs, self.picture.image
             for path in outputs:
                 check_writable(path, self.picture.alpha is not None, self.overwrite)
             try:
-                output = self.pipe(image, num_images_per_prompt=len(outputs), generator=self.generator, **asdict(options))
+                candidates = {"num_images_per_prompt": len(outputs), "generator": self.generator}
+                output = self.pipe(image, faces=faces, **candidates, **asdict(options))
                 self.made = list(zip(outputs, output.images, output.faces, strict=True))
             except NoFaceFoundError:
                 if self.on_no_face == "error":

@@ -63,6 +63,10 @@ def anonymize(
     candidates: Annotated[int, typer.Option(min=1, help="Outputs to make of each input, with different identities.")] = 1,
     options: VideoOptions,
     files: FileOptions,
+    faces: Annotated[
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, metavar="FILE", help="The faces of pictures, listed by `detect --json`."),
+    ] = None,
     seed: Seed = None,
     device: Device = "auto",
     dtype: DType = "auto",
@@ -86,6 +90,7 @@ def anonymize(
     camera = inputs == ["cam"]
     try:
         jobs = [] if camera else batch.plan(inputs, output, candidates)
+        known = _known_faces(faces, [job.source for job in jobs])
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
     _refuse_what_has_no_effect(context, camera, any(batch.is_video(job.source) for job in jobs))
@@ -104,7 +109,7 @@ def anonymize(
     def pipe_of(file: Path) -> Any:
         return _for_videos(pipe) if batch.is_video(file) else pipe
 
-    statuses, done = set(), batch.run(pipe_of, jobs, options, files, on_no_face, overwrite, seed)
+    statuses, done = set(), batch.run(pipe_of, jobs, options, files, on_no_face, overwrite, seed, known)
     for records in tqdm(done, total=len(jobs), unit="file", file=sys.stderr, disable=None):
         for record in records:
             statuses.add(record["status"])
@@ -117,16 +122,72 @@ def anonymize(
         raise typer.Exit(3)
 
 
+def _known_faces(path: Path | None, sources: list[Path]) -> dict[Path, list]:
+    """What a list says of some of the sources, and of nothing else."""
+    if path is None:
+        return {}
+    from diffdeid.batch import is_video
+    from diffdeid.face_lists import read_face_list
+
+    listed = read_face_list(path)
+    pictures = {source.resolve() for source in sources if not is_video(source)}
+    if not pictures:
+        raise ValueError("`--faces` would have no effect, since no input is a picture.")
+    if others := [file for file in listed if file not in pictures]:
+        raise ValueError(f"`{path}` lists faces of `{others[0]}`, which is none of the pictures that are to be de-identified.")
+    return listed
+
+
 def _refuse_what_has_no_effect(context: typer.Context, camera: bool, videos: bool) -> None:
     """Raise for options that were given and could not be honoured."""
     given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
-    of_files = {"output", "candidates", "on_no_face", "overwrite", "as_json", *FileOptions.names()}
+    of_files = {"output", "candidates", "faces", "on_no_face", "overwrite", "as_json", *FileOptions.names()}
     of_videos = {*FileOptions.names(), *VideoOptions.names()} - {*DeidentifyOptions.names()}
     useless = given & (of_files if camera else set() if videos else of_videos)
     if useless:
         names = ", ".join(sorted(f"--{name.removeprefix('as_').replace('_', '-')}" for name in useless))
         what = "the camera, whose frames are shown and not written" if camera else "pictures, and no input is a video"
         raise typer.BadParameter(f"{names} would have no effect on {what}.")
+
+
+@app.command()
+def detect(
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures, folders, glob patterns.")],
+    output: Annotated[
+        Path | None, typer.Option("--output", "-o", file_okay=False, help="Folder for drawings of the faces: not de-identified.")
+    ] = None,
+    threshold: Annotated[
+        float | None, typer.Option(min=0.02, max=1, help=DeidentifyOptions.__dataclass_fields__["threshold"].metadata["help"])
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line for each picture.")] = False,
+    device: Device = "auto",
+    model: Model = DEFAULT_MODEL,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing drawings.")] = False,
+) -> None:
+    """List the faces of pictures, and change nothing. What --json prints can be edited and given to `anonymize --faces`."""
+    from diffdeid import batch
+
+    try:
+        found = batch.find(inputs)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    if videos := [file for file, _ in found if batch.is_video(file)]:
+        raise typer.BadParameter(f"`{videos[0]}` is a video. `detect` lists the faces of pictures.")
+    drawings = [output and output / relative.with_name(f"{file.stem}_faces{file.suffix}") for file, relative in found]
+    if output is not None and len(set(drawings)) < len(drawings):
+        raise typer.BadParameter("Several pictures would be drawn into one file. Search them one by one.")
+    if inputs_hit := {file.resolve() for file, _ in found} & {drawing.resolve() for drawing in drawings if drawing}:
+        raise typer.BadParameter(f"`{inputs_hit.pop()}` is an input and would be a drawing. Inputs are never written to.")
+    with errors_in_one_line():
+        from diffdeid.face_lists import list_faces
+
+        pipe = load(model, device, "float32")
+    failed = False
+    for record in list_faces(pipe, list(zip((file for file, _ in found), drawings, strict=True)), threshold, overwrite):
+        failed |= record["error"] is not None
+        typer.echo(json.dumps(record) if as_json else _listing(record), err=bool(record["error"]) and not as_json)
+    if failed:
+        raise typer.Exit(1)
 
 
 @app.command()
@@ -263,6 +324,17 @@ def _for_videos(pipe: Any) -> Any:
     pipe = DiffDeIDVideoPipeline.sharing(pipe)
     pipe.set_progress_bar_config(unit="frame", file=sys.stderr, disable=None, leave=False)
     return pipe
+
+
+def _listing(record: dict[str, Any]) -> str:
+    if record["error"]:
+        return f"{record['input']}: {record['error']}"
+    count = len(record["faces"])
+    lines = [f"{record['input']}: {count} face{'s' * (count != 1)}"]
+    for number, face in enumerate(record["faces"], start=1):
+        fate = f", would be covered: {face['covered']}" if face["covered"] else ""
+        lines.append(f"  {number}: {' '.join(f'{side:.0f}' for side in face['box'])}, score {face['score']:.2f}{fate}")
+    return "\n".join(lines)
 
 
 def _sentence(record: dict[str, Any]) -> str:

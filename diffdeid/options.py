@@ -58,7 +58,11 @@ class DeidentifyOptions(Options):
             contradicts hair and body; "source": people of the sex, age, descent, beard and smile that the erased face seems to
             have, which gives most away.
         keep_mouth: leave the mouth of the source (paper) instead of erasing it too; gives some of the identity away.
-        fallback: how faces that cannot be de-identified are covered. Only "solid" protects.
+        fallback: how faces that cannot be de-identified are covered: "fill" by the colours around them, "solid" by black;
+            "mosaic" and "blur" do not protect.
+        cover_scale: size of covers, in face boxes. Smaller ones than the default would leave parts of faces.
+        threshold: lowest detector score of a face, 0…1; lower finds more faces and takes more things for faces. `None` is the
+            `detection_threshold` of the face analyser.
         min_face: faces whose box is narrower or lower than this many pixels are covered.
         reconstruction: "fit" finds ρ by least squares on landmarks and pixels, "network" by the `reconstructor`.
     """
@@ -70,7 +74,9 @@ class DeidentifyOptions(Options):
         "context", "The new person fits hair and body, is anybody, or has the face's sex, age, descent, beard and smile."
     )
     keep_mouth: bool = choice(False, "Keep the pixels of the mouth.")
-    fallback: Literal["solid", "mosaic", "blur"] = choice("solid", "Covers a face that could not be de-identified.")
+    fallback: Literal["fill", "solid", "mosaic", "blur"] = choice("fill", "Covers a face that could not be de-identified.")
+    cover_scale: float = choice(1.3, "Size of covers, in face boxes.", 1.3, 10)
+    threshold: float | None = choice(None, "Lowest detector score of a face; lower finds more. Default: the model's.", 0.02, 1)
     min_face: float = choice(0.0, "Cover faces smaller than this many pixels.", 0)
     reconstruction: Literal["fit", "network"] = choice(
         "fit", "How the 3D head is found: least squares, or the reconstructor network."

@@ -115,6 +115,7 @@ class FaceBatch:
         landmarks: `(F, 468, 3)` in crop pixels.
         images: `(F, 3, S, S)` in [-1, 1].
         depths: `(F, 1, S, S)`, how deep in what is erased each pixel lies, in crop pixels; negative where it stays.
+        front: `(F, 1, S, S)`, 0…1, how much of a pixel is something that lies in front of the face, and stays in the picture.
         coefficients: ρ of the faces.
         embedding: `(F, 128)` z_id of the faces.
         context: `(F, context_dim)`, what the surroundings tell of the people; `None` where nobody asked.
@@ -124,6 +125,7 @@ class FaceBatch:
     landmarks: np.ndarray
     images: Tensor
     depths: Tensor
+    front: Tensor
     coefficients: MorphableCoefficients
     embedding: Tensor
     context: Tensor | None = None
@@ -144,6 +146,7 @@ class FaceBatch:
             self.landmarks[rows],
             self.images[rows],
             self.depths[rows],
+            self.front[rows],
             self.coefficients.pick(rows),
             self.embedding[rows],
             None if self.context is None else self.context[rows],

@@ -22,6 +22,7 @@ from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from diffdeid import DiffDeIDPipeline
 from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.models.face_parser import FaceParserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
 from diffdeid.models.lds import LDSModel
@@ -70,6 +71,7 @@ def main() -> None:
     parser.add_argument("--networks", type=Path, help="checkpoint with unet/ and texture_encoder/")
     parser.add_argument("--lds", type=Path, help="run folder with pipeline/ and context_encoder/")
     parser.add_argument("--reconstructor", type=Path, help="checkpoint of the reconstructor")
+    parser.add_argument("--face-parser", type=Path, help="checkpoint of the face parser")
     parser.add_argument("--pairs", type=Path, required=True, help="store of faces named <person>_<anything>")
     parser.add_argument("--out", type=Path, default=Path("weights/diffdeid"), help="holds the fitted parts already")
     args = parser.parse_args()
@@ -89,6 +91,7 @@ def main() -> None:
         reconstructor=reconstructor and FaceReconstructorModel.from_pretrained(reconstructor).half(),
         lds=LDSModel.from_pretrained(sampler[0], subfolder="lds").half(),
         lds_scheduler=quicker(*sampler),
+        face_parser=FaceParserModel.from_pretrained(args.face_parser or args.out / "face_parser").half(),
         context_encoder=ContextEncoderModel.from_pretrained(args.lds or args.out, subfolder="context_encoder").half(),
         identity_limit=calibration["identity_limit"],
     )

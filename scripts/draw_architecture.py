@@ -13,7 +13,7 @@ PACKAGE, PICTURE = ROOT / "diffdeid", ROOT / "docs/architecture.svg"
 ROWS = (  # from the top; every part may import those below, and in the first and last row some import their neighbours
     ("cli", "batch", "serving", "camera"),
     ("training", "conversion"),
-    ("command_line", "evaluation", "visualization", "doctor"),
+    ("command_line", "evaluation", "visualization", "face_lists", "doctor"),
     ("pipelines", "metrics"),
     ("engine",),
     ("stages", "temporal"),

@@ -61,7 +61,7 @@ def test_a_photo_becomes_a_photo_with_another_face(anonymize, photo):
     assert record["output"] == str(photo.with_name("photo_anonymized.jpg"))
     assert record["input"] == str(photo) and record["seconds"] > 0
     [face] = record["faces"]
-    assert face["method"] in ("diffusion", "solid") and len(face["box"]) == 4
+    assert face["method"] in ("diffusion", "fill") and len(face["box"]) == 4
     x0, y0, x1, y1 = map(int, face["box"])
     result = read_image(record["output"]).image
     assert result.size == (512, 512) and result.crop((x0, y0, x1, y1)) != read_image(photo).image.crop((x0, y0, x1, y1))

@@ -16,8 +16,10 @@ from diffdeid.models.texture_encoder import TextureEncoderOutput
 from diffdeid.options import DeidentifyOptions, VideoOptions
 from diffdeid.stages.components import BROKEN, Painted, finite
 from diffdeid.stages.compose import compose
+from diffdeid.stages.verify import STRAYING, TURN, turned_away
 from diffdeid.structures import Covered, Face, FaceBatch, MorphableCoefficients, NewIdentity, Outcome
 
+FRAME_STRAYING, FRAME_TURN = 1.5 * STRAYING, TURN + 5  # frames are smoothed, cannot be painted again, and covers flicker
 Filter = Callable[[Tensor, FaceBatch], Tensor]
 
 
@@ -109,7 +111,7 @@ def _paint_frames(engine: Engine, batch: Sequence[tuple[np.ndarray, Face, Appear
 @torch.no_grad()  # holds for one thread, and this is the second
 def _finish_frames(engine: Engine, appearances: Sequence[Appearance], painted: Sequence[Painted | Covered]) -> list[Outcome]:
     """Register, filter, verify. The filters remember the frame before: none may see a face twice, or one that is no face."""
-    painted = guarded(_refuse_broken, painted)
+    painted = guarded(_refuse_hopeless, painted)
     registered = guarded(lambda some: list(zip(some, engine.register(some), strict=True)), painted)
     steadied = [
         one if isinstance(one, Covered) else guarded(partial(_steady, appearance.temporal_filter), [one])[0]
@@ -121,9 +123,11 @@ def _finish_frames(engine: Engine, appearances: Sequence[Appearance], painted: S
     return guarded(partial(_verify, engine), pairs)
 
 
-def _refuse_broken(painted: Sequence[Painted]) -> list[Painted | Covered]:
+def _refuse_hopeless(painted: Sequence[Painted]) -> list[Painted | Covered]:
     sound = finite([one.face for one in painted])
-    return [one if fine else Covered(BROKEN) for one, fine in zip(painted, sound, strict=True)]
+    turned = turned_away(torch.cat([one.source.coefficients.pose for one in painted]), FRAME_TURN)
+    problems = [problem if fine else BROKEN for fine, problem in zip(sound, turned, strict=True)]
+    return [one if problem is None else Covered(problem) for one, problem in zip(painted, problems, strict=True)]
 
 
 def _steady(temporal_filter: Filter, pairs: Sequence[tuple[Painted, Tensor]]) -> list[tuple[Painted, Tensor]]:
@@ -136,12 +140,13 @@ def _verify(engine: Engine, steadied: Sequence[tuple[Appearance, Painted, Tensor
         torch.cat([one.source.embedding, appearance.embedding]) if appearance.seen else appearance.embedding
         for appearance, one in zip(appearances, painted, strict=True)
     ]
+    attempts = engine.verify(painted, faces, against, FRAME_STRAYING)
     return [
         judged(attempt, one.source.crops[0], appearance.stand_in.identity, appearance.stand_in.attempts)
-        for attempt, one, appearance in zip(engine.verify(painted, faces, against), painted, appearances, strict=True)
+        for attempt, one, appearance in zip(attempts, painted, appearances, strict=True)
     ]
 
 
 def _laid(job: FrameJob, outcomes: list[Outcome], options: DeidentifyOptions) -> tuple[np.ndarray, list[Outcome]]:
     faces = [face for face, _ in job.faces]
-    return compose(job.picture, zip(faces, outcomes, strict=True), options.fallback), outcomes
+    return compose(job.picture, zip(faces, outcomes, strict=True), options.fallback, options.cover_scale), outcomes

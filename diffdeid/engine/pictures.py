@@ -109,4 +109,4 @@ def _candidate(
     job: PictureJob, outcomes: dict[int, Outcome], options: DeidentifyOptions
 ) -> tuple[np.ndarray, dict[int, Outcome]]:
     faces = [(job.faces[number], outcome) for number, outcome in outcomes.items()]
-    return compose(job.picture, faces, options.fallback), outcomes
+    return compose(job.picture, faces, options.fallback, options.cover_scale), outcomes

@@ -18,7 +18,7 @@ class FaceReport:
     Attributes:
         box: x0, y0, x1, y1 in picture pixels.
         landmarks: `(468, 3)` in picture pixels, `None` where they could not be placed.
-        method: "diffusion", or the cover that hides the face: "solid", "mosaic", "blur".
+        method: "diffusion", or the cover that hides the face: "fill", "solid", "mosaic", "blur".
         level: the level whose bound the new identity keeps, at most the one asked for (which it is where an identity was given);
             `None` for a cover.
         identity_distance: 1 - cosine between source and result by the recogniser, `None` for a cover.
@@ -49,7 +49,7 @@ class PersonReport:
 
     Attributes:
         number: in order of appearance, from 1.
-        method: "diffusion", or, for somebody who is covered throughout, the cover: "solid", "mosaic", "blur".
+        method: "diffusion", or, for somebody who is covered throughout, the cover: "fill", "solid", "mosaic", "blur".
         level: the level whose bound the new identity keeps, at most the one asked for; `None` for a cover.
         identity_distance: the smallest 1 - cosine between source and result of all frames, `None` for a cover.
         attempts: identities tried.

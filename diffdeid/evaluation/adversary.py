@@ -20,7 +20,7 @@ from diffdeid.evaluation.methods import run_method
 from diffdeid.evaluation.originals import RealPicture
 from diffdeid.evaluation.structures import Evaluation, ExaminedPair, Metric
 from diffdeid.geometry.align import ffhq_matrix, warp
-from diffdeid.geometry.composite import cover
+from diffdeid.geometry.cover import cover
 from diffdeid.geometry.pixels import on_host
 from diffdeid.io.images import read_image
 from diffdeid.metrics.quality import diversity
@@ -147,7 +147,7 @@ class Adversary:
     def _cover(self, names: Iterable[str]) -> list[dict[str, np.ndarray]]:
         """Photos without any face: so much their surroundings tell."""
         pictures = [(name, np.asarray(read_image(self.originals[name].path).image)) for name in names]
-        return [self._embed(cover(picture, self.originals[name].examined.face), name) for name, picture in pictures]
+        return [self._embed(cover(picture, [self.originals[name].examined.face], "solid"), name) for name, picture in pictures]
 
     def _undo(self) -> dict[str, list[dict[str, np.ndarray]]]:
         """What attacks that make pictures see in the published ones."""

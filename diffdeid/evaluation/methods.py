@@ -1,7 +1,7 @@
 """Methods to compare: ours, covers, and the simplest ways to put another face there.
 
 diffdeid    this project, with the options given
-solid, mosaic, blur     the covers of `geometry.composite`
+fill, solid, mosaic, blur   covers of `geometry.cover`
 inpaint     the face filled from its surroundings (Telea 2004, OpenCV): what a picture looks like without a generator
 swap-mean   the mean head of the morphable model, rendered with the pose, expression, gaze, light and skin tone of the source
 deface      the tool of that name (PyPI), with its defaults, when it is installed
@@ -29,7 +29,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from diffdeid.errors import ConfigurationError, NoFaceFoundError
-from diffdeid.geometry.composite import cover, paste
+from diffdeid.geometry.composite import paste
+from diffdeid.geometry.cover import cover
 from diffdeid.geometry.pixels import on_host, to_bytes, to_tensor
 from diffdeid.io.images import read_image, write_image
 from diffdeid.models.conditioning import exchange_shape, hide_skin_details, render_conditions
@@ -39,7 +40,7 @@ from diffdeid.stages.compose import lay_over_crops
 from diffdeid.stages.detect import why_covered
 from diffdeid.structures import Face, FaceBatch, FaceJob
 
-COVERS = ("solid", "mosaic", "blur")
+COVERS = ("fill", "solid", "mosaic", "blur")
 METHODS = ("diffdeid", *COVERS, "inpaint", "swap-mean", "deface")
 INPAINT_RADIUS = 5  # pixels of a 256-pixel crop
 
@@ -132,13 +133,13 @@ def _one(pipe: DiffDeIDPipeline, name: str, key: str, path: Path, target: Path, 
 
 
 def _covering(method: str) -> Callable[[DiffDeIDPipeline, np.ndarray, Face], np.ndarray]:
-    return lambda pipe, picture, face: cover(picture, face, method)
+    return lambda pipe, picture, face: cover(picture, [face], method)
 
 
 def inpaint(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face) -> np.ndarray:
     """A face filled from its surroundings; solid where it has no landmarks."""
     if why_covered(face):
-        return cover(picture, face)
+        return cover(picture, [face], "solid")
     source = _reconstructed(pipe, picture, face)
     return _replaced(picture, source, _filled(source))
 
@@ -147,7 +148,7 @@ def inpaint(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face) -> np.ndarr
 def swap_mean(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face) -> np.ndarray:
     """The mean head in place of a face; solid where it has no landmarks."""
     if why_covered(face):
-        return cover(picture, face)
+        return cover(picture, [face], "solid")
     source = _reconstructed(pipe, picture, face)
     shown = hide_skin_details(pipe.morphable_model, source.coefficients)
     mean = exchange_shape(pipe.morphable_model, shown, torch.zeros_like(shown.shape), range(468))

@@ -16,6 +16,14 @@ def bounding_box(points: np.ndarray) -> np.ndarray:
     return np.concatenate([points[:, :2].min(axis=0), points[:, :2].max(axis=0)]).astype(np.float32)
 
 
+def part_of(image: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The view of the pixels that a box touches, and the picture coordinates of its corner."""
+    height, width = image.shape[:2]
+    x0, y0 = np.floor(box[:2]).clip(0, (width, height)).astype(int)
+    x1, y1 = np.ceil(box[2:]).clip((x0, y0), (width, height)).astype(int)
+    return image[y0:y1, x0:x1], np.array([x0, y0])
+
+
 def _shared_area(box: np.ndarray, other: np.ndarray) -> float:
     return np.prod((np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])).clip(0))
 

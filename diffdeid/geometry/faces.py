@@ -6,7 +6,7 @@ it needs no care of its own only where nearly all of it is painted or covered al
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 
@@ -17,6 +17,8 @@ from diffdeid.structures import Face
 SAME_BOX = 0.4  # intersection over union of two boxes about one face
 SAME_LANDMARKS = 0.25  # mean distance of the landmarks of one face as seen twice, in face sizes
 REACHED = 0.95  # part of a box; what is done with a face is done with all of which so much lies in it
+SURE = 0.7  # detector score
+NEAR = 0.25  # sizes by which boxes are enlarged; faces whose boxes are then still apart cannot be one
 RASTER = 64  # pixels of a face, to measure that
 
 
@@ -30,7 +32,12 @@ def same_face(one: Face, other: Face) -> bool:
 
 
 def is_reached(face: Face, by: Face) -> bool:
-    """Whether nearly all of a face lies in what is painted or covered of another one, so that it needs no care of its own."""
+    """Whether nearly all of a face lies in what is painted or covered of another one, so that it needs no care of its own.
+
+    A sure face with landmarks does: it may be somebody in front, and what is in front of a face stays.
+    """
+    if face.landmarks is not None and face.score >= SURE:
+        return False
     box = face.box if face.landmarks is None else bounding_box(face.landmarks)
     if by.landmarks is None:
         low, high = np.maximum(box[:2], by.box[:2]), np.minimum(box[2:], by.box[2:])
@@ -55,8 +62,25 @@ def is_known(face: Face, others: Iterable[Face]) -> bool:
 
 def merge(faces: Iterable[Face]) -> list[Face]:
     """Detections -> faces, largest first. Those with landmarks, and then those with high scores, count for more."""
-    kept: list[Face] = []
-    for face in sorted(faces, key=lambda face: (face.landmarks is None, -face.score)):
-        if not is_known(face, kept):
-            kept.append(face)
+    kept = _without_known(sorted(faces, key=lambda face: (face.landmarks is None, -face.score)), is_known)
     return sorted(kept, key=lambda face: -np.prod(face.box[2:] - face.box[:2]))
+
+
+def suppress(faces: Iterable[Face]) -> list[Face]:
+    """Greedy non-maximum suppression, best first. A box in a larger one stays: it may be somebody else."""
+    best_first = sorted(faces, key=lambda face: -face.score)
+    return _without_known(best_first, lambda face, others: any(same_face(face, other) for other in others))
+
+
+def _without_known(faces: Iterable[Face], known: Callable[[Face, list[Face]], bool]) -> list[Face]:
+    """Faces without those that are known among the ones before them. Only faces about there are asked: crowds are large."""
+    kept: list[Face] = []
+    boxes = np.empty((0, 4))
+    for face in faces:
+        box = whole_box(face).astype(np.float64)
+        box = box + NEAR * max(box[2:] - box[:2]) * np.array([-1, -1, 1, 1])
+        near = ((boxes[:, :2] < box[2:]) & (boxes[:, 2:] > box[:2])).all(axis=1)
+        if not known(face, [kept[row] for row in np.flatnonzero(near)]):
+            kept.append(face)
+            boxes = np.concatenate([boxes, box[None]])
+    return kept

@@ -1,5 +1,7 @@
 """Index lists of the 468 FaceMesh landmarks (MediaPipe, Apache-2.0). Right is the person's right."""
 
+import numpy as np
+
 LIPS_OUTER = (61, 146, 91, 181, 84, 17, 314, 405, 321, 375, 291, 409, 270, 269, 267, 0, 37, 39, 40, 185)
 LIPS_INNER = (78, 95, 88, 178, 87, 14, 317, 402, 318, 324, 308, 415, 310, 311, 312, 13, 82, 81, 80, 191)
 LOWER_LIP_INNER, UPPER_LIP_INNER = LIPS_INNER[1:10], LIPS_INNER[:10:-1]  # between the corners, each below or above its twin
@@ -11,3 +13,9 @@ NOSE_BRIDGE = (168, 6, 197, 195, 5, 4, 1)
 NOSE_BASE = (129, 98, 97, 2, 326, 327, 358)
 
 EYE_CORNERS = ((33, 133), (362, 263))  # right, left; each from the picture's left to its right
+
+
+def lip_gap(landmarks: np.ndarray) -> float:
+    """The distance between the middles of the lips, in the units of the landmarks `(468, 2+)`."""
+    upper, lower = landmarks[[UPPER_LIP_INNER[4], LOWER_LIP_INNER[4]], :2]
+    return float(np.linalg.norm(upper - lower))

@@ -25,13 +25,13 @@ def erased(landmarks: np.ndarray, size: int, keep_mouth: bool = False) -> np.nda
 def face_region(landmarks: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """The whole face: hull of all landmarks, grown by `MASK_MARGIN`."""
     points = landmarks[:, :2]
-    return _grown_hull(points, MASK_MARGIN * _face_height(points), size)
+    return grown_hull(points, MASK_MARGIN * face_height(points), size)
 
 
 def mouth_region(landmarks: np.ndarray, size: int | tuple[int, int]) -> np.ndarray:
     """The lips and what lies between them, grown a little."""
     points = landmarks[:, :2]
-    return _grown_hull(points[list(LIPS_OUTER)], MOUTH_MARGIN * _face_height(points), size)
+    return grown_hull(points[list(LIPS_OUTER)], MOUTH_MARGIN * face_height(points), size)
 
 
 def signed_distance(mask: np.ndarray) -> np.ndarray:
@@ -48,11 +48,13 @@ def fixed_point(points: np.ndarray) -> np.ndarray:
     return np.round((points[..., :2] - 0.5) * (1 << SHIFT)).astype(np.int32)
 
 
-def _face_height(points: np.ndarray) -> float:
-    return float(np.linalg.norm(points[10] - points[152]))
+def face_height(points: np.ndarray) -> float:
+    """From the top of the forehead to the chin, in the units of the landmarks `(468, 2+)`."""
+    return float(np.linalg.norm(points[10, :2] - points[152, :2]))
 
 
-def _grown_hull(points: np.ndarray, margin: float, size: int | tuple[int, int]) -> np.ndarray:
+def grown_hull(points: np.ndarray, margin: float, size: int | tuple[int, int]) -> np.ndarray:
+    """The convex hull of points `(n, 2)`, grown by a margin in pixels."""
     hull = cv2.convexHull(points.astype(np.float32))[:, 0]
     canvas = np.zeros((size, size) if isinstance(size, int) else size, np.uint8)
     fixed = fixed_point(hull)

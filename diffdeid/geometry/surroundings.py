@@ -8,7 +8,9 @@ import cv2
 import numpy as np
 
 from diffdeid.geometry.align import ffhq_matrix, warp
-from diffdeid.geometry.composite import cover_box, footprint, part_of
+from diffdeid.geometry.boxes import part_of
+from diffdeid.geometry.composite import footprint
+from diffdeid.geometry.cover import cover_box
 from diffdeid.geometry.mask import face_region
 from diffdeid.structures import Face
 
@@ -39,9 +41,12 @@ def surroundings(picture: np.ndarray, face: Face, others: Sequence[Face] = (), s
     region, origin = part_of(picture, footprint(matrix, size) + [-REACH, -REACH, REACH, REACH])
     if region.size == 0:
         return np.full((size, size, 3), ERASED, np.uint8)
-    region = region.copy()
+    region, end = region.copy(), origin + region.shape[1::-1]
     for one in (face, *others):
-        region[_erased(one, origin, region.shape[:2])] = ERASED
+        box = cover_box(one)
+        margin = REACH + max(box[2:] - box[:2]) / 4
+        if (box[:2] - margin < end).all() and (box[2:] + margin > origin).all():  # in a crowd most are elsewhere
+            region[_erased(one, origin, region.shape[:2])] = ERASED
     matrix[:, 2] += matrix[:, :2] @ origin
     return warp(region, matrix, size)
 

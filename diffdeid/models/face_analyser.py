@@ -6,7 +6,8 @@ Two third-party graphs run by onnxruntime, shipped next to `config.json`:
     attention_mesh.onnx   468 landmarks, irises and a presence score, MediaPipe (Grishchenko et al. 2020); Apache-2.0
 
 Ours: the scales and rotations at which a picture is searched, and their merging. Missing a face is the worst a de-identifier
-can do, so the detector's threshold is low; what the mesh then does not recognise stays in the list, without landmarks.
+can do, so the detector's threshold is low; what the mesh then does not recognise stays in the list, without landmarks. What
+scores low is looked at more closely before it counts as a face.
 """
 
 from __future__ import annotations
@@ -25,14 +26,17 @@ from diffusers.configuration_utils import register_to_config
 from diffdeid.errors import AssetNotFoundError
 from diffdeid.geometry.align import invert, scale_of, square_matrix, upright, warp
 from diffdeid.geometry.boxes import bounding_box, intersection_over_union
-from diffdeid.geometry.faces import merge, same_face
+from diffdeid.geometry.faces import merge, suppress
 from diffdeid.geometry.landmarks import EYE_CORNERS
 from diffdeid.structures import Face
 
 GRAPHS = ("centerface", "attention_mesh")
 MESH_SIZE, MESH_MARGIN = 192, 1.5  # pixels of a crop, and its side in face boxes, as MediaPipe was trained
 SECOND_LOOK_SIZE, SECOND_LOOK_MARGIN = 128, 2.3  # faces are then 56 pixels large
+CLOSE_LOOKS = ((1.8, False), (2.3, False), (2.3, True), (3.0, False))  # sizes of crops in boxes, and whether they are mirrored
+LEAST_SCORE = 0.02  # that counts then
 TILE, OVERLAP = 1280, 128  # pixels of the parts that are searched for small faces; the coarse pass finds those of OVERLAP
+SMALL_FACE, ENLARGED = 40, 1.5  # where faces of fewer pixels are found, others are looked for in an enlarged picture
 AT_ONCE = 8  # small pictures that a network looks at together
 SMALL = 128 * 128  # pixels of a picture that is looked at together with others; larger ones gain nothing, and take memory
 ABOUT_THERE = 0.25  # intersection over union of a face as first seen, and as seen more closely
@@ -44,17 +48,22 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
 
     Args:
         detection_threshold: lowest detector score of a face, 0…1.
+        sure_score: detector score from which on a face is one, 0…1.
+        close_threshold: lowest mean score, in crops about it, of a face with a lower score.
         presence_threshold: lowest score of the mesh at which its landmarks are believed, 0…1.
         disagreement_limit: largest mean distance, in sizes of the face, of the landmarks that two looks see: those of a face move
             with it, made-up ones with the crop.
         coarse_pixels: size, in pixels, of the pass that also looks for faces lying sideways and upside down.
-        fine_pixels: largest size of the upright pass for small faces. CenterFace sees those of 19 pixels and more.
+        fine_pixels: largest size of the upright pass for small faces. CenterFace sees those of 19 pixels and more, and in the
+            enlarged picture those of 12.
     """
 
     @register_to_config
     def __init__(
         self,
         detection_threshold: float = 0.35,
+        sure_score: float = 0.7,
+        close_threshold: float = 0.3,
         presence_threshold: float = 0.5,
         disagreement_limit: float = 0.03,
         coarse_pixels: int = 640 * 480,
@@ -113,12 +122,13 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         for name, graph in self.graphs.items():
             Path(save_directory, f"{name}.onnx").write_bytes(graph)
 
-    def forward(self, image: np.ndarray, faces: list[Face] | None = None) -> list[Face]:
+    def forward(self, image: np.ndarray, faces: list[Face] | None = None, threshold: float | None = None) -> list[Face]:
         """Find the faces of a picture, or complete given ones.
 
         Args:
             image: `(H, W, 3)` uint8 RGB.
             faces: faces to which to add the landmarks, irises and keypoints they lack, instead of searching. A box is enough.
+            threshold: lowest detector score of a face; the `detection_threshold` of the model when `None`.
 
         Returns:
             Faces, largest first when searched, else in the given order. `landmarks` is `None` where the mesh sees no face.
@@ -129,7 +139,10 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
                 "`image` must be a uint8 RGB array (height, width, 3), got "
                 f"{f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__}."
             )
-        return merge(self._complete(image, self.detect(image))) if faces is None else self._complete(image, faces)
+        if faces is not None:
+            return self._complete(image, faces)
+        # Before they are merged: a face may lie in something that is none.
+        return merge(self.confirmed(image, self._complete(image, self.detect(image, threshold)), threshold))
 
     def _run(self, graph: str, x: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
         if graph not in self._sessions:
@@ -139,18 +152,26 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
 
     # 1. Detection
 
-    def detect(self, image: np.ndarray) -> list[Face]:
+    def detect(self, image: np.ndarray, threshold: float | None = None) -> list[Face]:
         """All detections of a picture, without landmarks, largest first. Several may be one face, see `geometry.faces.merge`."""
         coarse, coarse_scale = _resize(image, self.config.coarse_pixels, limit=2)
-        fine, fine_scale = _resize(image, self.config.fine_pixels, limit=1)
-        (seen,) = self._centerface_all_round([coarse])
+        (seen,) = self._centerface_all_round([coarse], threshold)
         proposals = [_mapped(face, np.eye(2, 3) / coarse_scale) for face in seen]
-        if fine_scale > coarse_scale:
-            for tile, origin in _tiles(fine):
-                (seen,) = self._centerface([tile])
-                proposals += [_mapped(face, np.column_stack([np.eye(2), origin]) / fine_scale) for face in seen]
-        faces = self._look_again(image, _suppress(proposals))
-        return sorted(_suppress(faces), key=lambda face: -np.prod(face.box[2:] - face.box[:2]))
+        for limit in (1, ENLARGED):
+            if limit == 1 or any(max(face.box[2:] - face.box[:2]) < SMALL_FACE for face in proposals):  # they come in crowds
+                fine, scale = _resize(image, limit**2 * self.config.fine_pixels, limit)
+                if scale > coarse_scale:
+                    proposals += self._in_tiles(fine, scale, threshold)
+        faces = self._look_again(image, suppress(proposals), threshold)
+        return sorted(suppress(faces), key=lambda face: -np.prod(face.box[2:] - face.box[:2]))
+
+    def _in_tiles(self, fine: np.ndarray, scale: float, threshold: float | None) -> list[Face]:
+        """Upright faces of a picture that was resized by `scale`, part by part: memory stays bounded."""
+        faces = []
+        for tile, origin in _tiles(fine):
+            (seen,) = self._centerface([tile], threshold)
+            faces += [_mapped(face, np.column_stack([np.eye(2), origin]) / scale) for face in seen]
+        return faces
 
     def glance(self, image: np.ndarray, threshold: float) -> list[Face]:
         """Upright faces that are not small, with scores above `threshold`: a sixth of the work of `detect`, for single frames."""
@@ -158,7 +179,7 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         (seen,) = self._centerface([coarse], threshold)
         return [_mapped(face, np.eye(2, 3) / scale) for face in seen]
 
-    def _look_again(self, image: np.ndarray, faces: Sequence[Face]) -> list[Face]:
+    def _look_again(self, image: np.ndarray, faces: Sequence[Face], threshold: float | None = None) -> list[Face]:
         """Faces as seen at the scale at which the detector is most accurate and tells up from down best.
 
         Close up it scores partial and upside-down faces as high as whole ones.
@@ -166,19 +187,46 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         matrices = [_square_about(face.box, (1, 0), SECOND_LOOK_MARGIN, SECOND_LOOK_SIZE) for face in faces]
         crops = [warp(image, matrix, SECOND_LOOK_SIZE, cv2.BORDER_REPLICATE) for matrix in matrices]
         closer = []
-        for face, matrix, found in zip(faces, matrices, self._centerface_all_round(crops), strict=True):
+        for face, matrix, found in zip(faces, matrices, self._centerface_all_round(crops, threshold), strict=True):
             seen = [_mapped(other, invert(matrix)) for other in found]
             same = [other for other in seen if intersection_over_union(face.box, other.box) > ABOUT_THERE]
             closer.append(max(same, key=lambda other: other.score, default=face))
         return closer
 
-    def _centerface_all_round(self, images: Sequence[np.ndarray]) -> list[list[Face]]:
+    def confirmed(self, image: np.ndarray, faces: Sequence[Face], threshold: float | None = None) -> list[Face]:
+        """Faces without those that are none: a doubtful score, and a worse one on average when they are looked at more closely.
+
+        What reaches the border of the picture stays: nobody tells half a face from a thing. A `threshold` that was asked for
+        is also enough for the close looks.
+        """
+        least = min(self.config.close_threshold, 1 if threshold is None else threshold)
+        doubtful = [row for row, face in enumerate(faces) if face.score < self.config.sure_score and _is_inside(face.box, image)]
+        scores = [self._score(image, faces[row]) for row in doubtful]
+        dropped = {row for row, score in zip(doubtful, scores, strict=True) if score < least}
+        return [face for row, face in enumerate(faces) if row not in dropped]
+
+    def _score(self, image: np.ndarray, face: Face) -> float:
+        """The mean score of a face in upright crops of several sizes."""
+        right, crops, boxes = np.array([1.0, 0.0]) if face.keypoints is None else _right(face.keypoints), [], []
+        for margin, mirrored in CLOSE_LOOKS:
+            matrix = _square_about(face.box, right, margin, SECOND_LOOK_SIZE)
+            crop = warp(image, matrix, SECOND_LOOK_SIZE, cv2.BORDER_REPLICATE)
+            crops.append(np.ascontiguousarray(crop[:, ::-1]) if mirrored else crop)
+            half = scale_of(matrix) * (face.box[2:] - face.box[:2]) / 2
+            boxes.append(SECOND_LOOK_SIZE / 2 + np.concatenate([-half, half]))
+        seen = zip(boxes, self._centerface(crops, LEAST_SCORE), strict=True)
+        return float(np.mean([
+            max((other.score for other in found if intersection_over_union(box, other.box) > ABOUT_THERE), default=0)
+            for box, found in seen
+        ]))  # fmt: skip
+
+    def _centerface_all_round(self, images: Sequence[np.ndarray], threshold: float | None = None) -> list[list[Face]]:
         """`_centerface` on pictures of one size as they are, on their sides and upside down."""
         faces: list[list[Face]] = [[] for _ in images]
         for quarters in ((0, 2), (1, 3)):  # their turned pictures are of one size
             turned = [np.rot90(image, quarter) for image in images for quarter in quarters]
             places = [(number, quarter) for number in range(len(images)) for quarter in quarters]
-            for (number, quarter), seen in zip(places, self._centerface(turned), strict=True):
+            for (number, quarter), seen in zip(places, self._centerface(turned, threshold), strict=True):
                 back = _turned_back(quarter, *images[number].shape[:2])
                 faces[number] += [_mapped(face, back) for face in seen]
         return faces
@@ -195,7 +243,7 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
             for place, image in zip(padded, some, strict=True):
                 place[:, :height, :width] = image.transpose(2, 0, 1)
             outputs = self._run("centerface", padded, ["537", "538", "539", "540"])
-            found += [_suppress(_decode(*output, threshold)) for output in zip(*outputs, strict=True)]
+            found += [suppress(_decode(*output, threshold)) for output in zip(*outputs, strict=True)]
         return found
 
     # 2. Landmarks and irises
@@ -291,6 +339,12 @@ def _decode(heat: np.ndarray, log_sizes: np.ndarray, offsets: np.ndarray, points
     return [Face(*values) for values in zip(boxes, heat[0, rows, columns].tolist(), points, strict=True)]
 
 
+def _is_inside(box: np.ndarray, image: np.ndarray) -> bool:
+    """Whether a box keeps away from the border of the picture, by a tenth of its size."""
+    margin = 0.1 * max(box[2:] - box[:2])
+    return bool((box[:2] > margin).all() and (box[2:] < image.shape[1::-1] - margin).all())
+
+
 def _square_about(box: np.ndarray, right: np.ndarray, margin: float, size: int) -> np.ndarray:
     """Picture -> a square of `size` pixels about a box, `margin` times as large, in which `right` points to the right."""
     return square_matrix((box[:2] + box[2:]) / 2, right, margin * max(box[2:] - box[:2]), size)
@@ -330,15 +384,6 @@ def _mapped(face: Face, matrix: np.ndarray) -> Face:
     corners = _transform(face.box.reshape(2, 2), matrix)
     box = np.concatenate([corners.min(axis=0), corners.max(axis=0)]).astype(np.float32)
     return replace(face, box=box, keypoints=_transform(face.keypoints, matrix).astype(np.float32))
-
-
-def _suppress(faces: list[Face]) -> list[Face]:
-    """Greedy non-maximum suppression, best first. A box in a larger one stays: it may be somebody else."""
-    kept: list[Face] = []
-    for face in sorted(faces, key=lambda face: -face.score):
-        if not any(same_face(face, other) for other in kept):
-            kept.append(face)
-    return kept
 
 
 def _right(keypoints: np.ndarray) -> np.ndarray:

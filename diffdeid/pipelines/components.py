@@ -8,6 +8,7 @@ from diffdeid.engine.faces import Engine
 from diffdeid.errors import ConfigurationError
 from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.models.face_parser import FaceParserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
 from diffdeid.models.lds import LDSModel
@@ -30,14 +31,15 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
         reconstructor: ρ by a network, for `reconstruction="network"`.
         lds, lds_scheduler: sample identities, unless `identity` is passed.
         context_encoder: what the surroundings tell of a person, for `attributes="context"`.
+        face_parser: what lies in front of a face and stays, as hands and masks; without it, it is painted over.
         identity_limit: smallest accepted 1 - cosine between source and result. The released value lets one in a thousand pairs
             of different people pass for the same person.
         crop_factor: side of the crop in FFHQ squares.
     """
 
-    model_cpu_offload_seq = "reconstructor->context_encoder->face_recognition->texture_encoder->unet"
+    model_cpu_offload_seq = "reconstructor->context_encoder->face_parser->face_recognition->texture_encoder->unet"
     _exclude_from_cpu_offload = ["face_analyser", "morphable_model", "lds"]  # small, and used outside `forward`
-    _optional_components = ["face_analyser", "reconstructor", "lds", "lds_scheduler", "context_encoder"]
+    _optional_components = ["face_analyser", "reconstructor", "lds", "lds_scheduler", "context_encoder", "face_parser"]
 
     def __init__(
         self,
@@ -51,6 +53,7 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
         lds: LDSModel | None = None,
         lds_scheduler: SchedulerMixin | None = None,
         context_encoder: ContextEncoderModel | None = None,
+        face_parser: FaceParserModel | None = None,
         identity_limit: float = 0.5,
         crop_factor: float = 0.8,
     ):
@@ -66,6 +69,7 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
             "lds": (lds, LDSModel),
             "lds_scheduler": (lds_scheduler, SchedulerMixin),
             "context_encoder": (context_encoder, ContextEncoderModel),
+            "face_parser": (face_parser, FaceParserModel),
         }
         for name, (component, base) in components.items():
             if not (isinstance(component, base) or (component is None and name in self._optional_components)):

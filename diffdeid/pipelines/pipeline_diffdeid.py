@@ -66,9 +66,11 @@ class DiffDeIDPipeline(DeidentificationPipeline):
         sampler.set_progress_bar_config(disable=True)
         return sampler
 
-    def detect_faces(self, picture: np.ndarray, faces: list[Face] | None = None) -> list[Face]:
+    def detect_faces(
+        self, picture: np.ndarray, faces: list[Face] | None = None, threshold: float | None = DeidentifyOptions.threshold
+    ) -> list[Face]:
         """Faces of a `(H, W, 3)` uint8 picture with landmarks where they can be placed; completes `faces` when given."""
-        return detect_faces(self.face_analyser, picture, faces)
+        return detect_faces(self.face_analyser, picture, faces, threshold)
 
     @torch.no_grad()
     def __call__(
@@ -80,7 +82,9 @@ class DiffDeIDPipeline(DeidentificationPipeline):
         guidance_scale: float = DeidentifyOptions.guidance_scale,
         keep_mouth: bool = DeidentifyOptions.keep_mouth,
         attributes: Literal["context", "any", "source"] = DeidentifyOptions.attributes,
-        fallback: Literal["solid", "mosaic", "blur"] = DeidentifyOptions.fallback,
+        fallback: Literal["fill", "solid", "mosaic", "blur"] = DeidentifyOptions.fallback,
+        cover_scale: float = DeidentifyOptions.cover_scale,
+        threshold: float | None = DeidentifyOptions.threshold,
         min_face: float = DeidentifyOptions.min_face,
         reconstruction: Literal["fit", "network"] = DeidentifyOptions.reconstruction,
         faces: list[Face] | None = None,
@@ -99,8 +103,8 @@ class DiffDeIDPipeline(DeidentificationPipeline):
 
         Args:
             image: PIL image, uint8 array `(H, W, 3)`, float array or tensor `(3, H, W)` in [0, 1], or a list of them.
-            level, num_inference_steps, guidance_scale, keep_mouth, attributes, fallback, min_face, reconstruction: see
-                `DeidentifyOptions`.
+            level, num_inference_steps, guidance_scale, keep_mouth, attributes: see `DeidentifyOptions`.
+            fallback, cover_scale, threshold, min_face, reconstruction: see `DeidentifyOptions`.
             num_images_per_prompt: candidates per picture, each with other people.
             faces: known faces of the picture; a box is enough. For a list of pictures, here and in the next two, a list with an
                 entry for each.
@@ -121,7 +125,8 @@ class DiffDeIDPipeline(DeidentificationPipeline):
         # 0. check inputs
         options = DeidentifyOptions(
             level=level, num_inference_steps=num_inference_steps, guidance_scale=guidance_scale, keep_mouth=keep_mouth,
-            attributes=attributes, fallback=fallback, min_face=min_face, reconstruction=reconstruction,
+            attributes=attributes, fallback=fallback, cover_scale=cover_scale, threshold=threshold, min_face=min_face,
+            reconstruction=reconstruction,
         )  # fmt: skip
         self.check_inputs(num_images_per_prompt, output_type, callback_on_step_end_tensor_inputs)
         engine = self.engine
@@ -192,7 +197,7 @@ class DiffDeIDPipeline(DeidentificationPipeline):
         identity: tuple[Tensor, Tensor] | None,
     ) -> PictureJob:
         """What is to be done with a picture."""
-        found = self.detect_faces(picture, faces)
+        found = self.detect_faces(picture, faces, options.threshold)
         if not found:
             raise NoFaceFoundError("No face was found in the picture, so nothing can be said about it being de-identified.")
         return PictureJob.of(picture, found, seeds, options, coefficients, identity)

@@ -61,7 +61,7 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
         if self.face_analyser is None:
             raise ConfigurationError("A video needs the `face_analyser` to follow faces with, and this pipeline has none.")
         seed = draw_seeds(generator, 1)[0] if seed is None else seed
-        tracker = FaceTracker(self.face_analyser, engine.embed_in, rate)
+        tracker = FaceTracker(self.face_analyser, engine.embed_in, rate, chosen.threshold)
         return Session(engine, chosen, tracker, People(engine, chosen, seed, tracker.rate))
 
     @torch.no_grad()

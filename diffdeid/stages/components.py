@@ -19,9 +19,11 @@ from diffdeid.errors import ConfigurationError
 from diffdeid.geometry.boxes import bounding_box
 from diffdeid.geometry.pixels import from_bytes, on_host, to_bytes, to_tensor
 from diffdeid.geometry.seam import match
+from diffdeid.geometry.sharpness import soften
 from diffdeid.models.conditioning import place_marks
 from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.models.face_parser import FaceParserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
 from diffdeid.models.lds import LDSModel
@@ -35,7 +37,7 @@ from diffdeid.stages.condition import Conditions, encode_texture, render_new_hea
 from diffdeid.stages.denoise import NO_CALLBACKS, Callbacks, denoise, prepare_latents
 from diffdeid.stages.identity import Casting, IdentitySampler, conditions_of
 from diffdeid.stages.register import register
-from diffdeid.stages.verify import verify
+from diffdeid.stages.verify import STRAYING, strays, verify
 from diffdeid.structures import Attempt, Face, FaceBatch, FaceCrop, FaceJob, MorphableCoefficients, NewIdentity
 
 BROKEN = "the network returned values that are not finite"
@@ -76,6 +78,7 @@ class Components:
     lds: LDSModel | None
     lds_scheduler: SchedulerMixin | None
     context_encoder: ContextEncoderModel | None
+    face_parser: FaceParserModel | None
     identity_limit: float
     crop_factor: float
     device: torch.device
@@ -141,7 +144,9 @@ class Components:
                 reconstruct.encode_context(self.context_encoder, job.picture, job.face, job.others, self.device) for job in jobs
             ]
             context = torch.cat(seen)
-        return FaceBatch(crops, landmarks, images, depths, coefficients, self.embed(images, landmarks), context)
+        return FaceBatch(
+            crops, landmarks, images, depths, self._in_front(images, depths), coefficients, self.embed(images, landmarks), context
+        )
 
     def follow(
         self, pictures: Sequence[np.ndarray], faces: Sequence[Face], reference: MorphableCoefficients, options: VideoOptions
@@ -154,7 +159,9 @@ class Components:
                 self.morphable_model, self.reconstructor, images, *placed, options.reconstruction, reference, options.follow_light
             )
         depths = reconstruct.mask_crops(landmarks, self.size, options.keep_mouth, self.device)
-        return FaceBatch(crops, landmarks, images, depths, coefficients, self.embed(images, landmarks))
+        return FaceBatch(
+            crops, landmarks, images, depths, self._in_front(images, depths), coefficients, self.embed(images, landmarks)
+        )
 
     def _cut(self, pictures: Sequence[np.ndarray], faces: Sequence[Face]) -> tuple[list[FaceCrop], Tensor, tuple[Tensor, Tensor]]:
         """Crops, as images too, and the landmarks and irises in them."""
@@ -170,6 +177,10 @@ class Components:
     ) -> MorphableCoefficients:
         with ONE_AT_A_TIME:
             return reconstruct.find_coefficients(self.morphable_model, self.reconstructor, images, *placed, reconstruction)
+
+    def _in_front(self, images: Tensor, depths: Tensor) -> Tensor:
+        with ONE_AT_A_TIME:
+            return reconstruct.find_what_is_in_front(self.face_parser, images, depths)
 
     def embed(self, images: Tensor, landmarks: np.ndarray) -> Tensor:
         """z_id `(B, 128)` of crops `(B, 3, S, S)` in [-1, 1] with landmarks `(B, 468, 2+)` in their pixels."""
@@ -236,24 +247,36 @@ class Components:
         faces = torch.stack([one.face for one in painted]).nan_to_num().clamp(-1, 1)
         return list(register(self.face_analyser, faces, *_places(painted), [one.marks for one in painted]))
 
-    def verify(self, painted: Sequence[Painted], faces: Sequence[Tensor], against: Sequence[Tensor]) -> list[Attempt]:
+    def verify(
+        self, painted: Sequence[Painted], faces: Sequence[Tensor], against: Sequence[Tensor], straying: float = STRAYING
+    ) -> list[Attempt]:
         """Lay faces over their crops, and look whether they may stay there.
 
         Args:
             painted: as they came from the network.
-            faces: `(3, S, S)`, what became of them: registered, their colour matched.
+            faces: `(3, S, S)`, what became of them: registered, their colour matched. They become as blurred as their sources.
             against: `(n, 128)` each, all that they must not look like.
+            straying: how far their features may be from where they were meant to be, in face sizes.
         """
-        (images, depths), generated = _places(painted), torch.stack(list(faces))
+        images, depths = _places(painted)
+        generated = soften(torch.stack(list(faces)), images, depths)
+        front = torch.cat([one.source.front for one in painted])
         sound = finite([torch.stack([one.face, face]) for one, face in zip(painted, faces, strict=True)])
-        laid, opacities = lay_over_crops(generated, images, depths)
+        laid, opacities = lay_over_crops(generated, images, depths, front)
         patches, results = to_bytes(generated), to_bytes(laid)
         shown, landmarks = on_host(results), [one.source.landmarks[0] for one in painted]
         if self.face_analyser is not None:
             landmarks = [face.landmarks for face in self.face_analyser.find_again(shown, landmarks)]
         with ONE_AT_A_TIME:
             verdicts = verify(self.face_recognition, from_bytes(results), landmarks, against, self.identity_limit)
-        verdicts = [verdict if fine else (None, BROKEN) for verdict, fine in zip(verdicts, sound, strict=True)]
+        odd = [
+            None if self.face_analyser is None else strays(points, one.marks[:468], hidden, straying)
+            for points, one, hidden in zip(landmarks, painted, on_host(front[:, 0]), strict=True)
+        ]
+        verdicts = [
+            (distance, problem or shape) if fine else (None, BROKEN)
+            for (distance, problem), shape, fine in zip(verdicts, odd, sound, strict=True)
+        ]
         parts = zip(on_host(patches), on_host(opacities[:, 0]), shown, verdicts, painted, strict=True)
         return [Attempt(patch, opacity, result, *verdict, one.maps) for patch, opacity, result, verdict, one in parts]
 

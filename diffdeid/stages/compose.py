@@ -3,34 +3,38 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import Literal
 
 import numpy as np
 from torch import Tensor
 
-from diffdeid.geometry.composite import FEATHER, cover, paste
+from diffdeid.geometry.composite import FEATHER, paste
+from diffdeid.geometry.cover import Cover, cover
 from diffdeid.structures import Covered, Face, Outcome, Replaced
 
 
-def lay_over_crops(faces: Tensor, images: Tensor, depths: Tensor) -> tuple[Tensor, Tensor]:
+def lay_over_crops(faces: Tensor, images: Tensor, depths: Tensor, front: Tensor | float = 0) -> tuple[Tensor, Tensor]:
     """Generated faces `(B, 3, S, S)` over the crops `(B, 3, S, S)` of their pictures, and how opaque they are, `(B, 1, S, S)`.
 
-    They fade out inside of what is erased; `depths` `(B, 1, S, S)` is its `signed_distance`.
+    They fade out inside of what is erased, and lie behind what is in front.
+
+    Args:
+        depths: `(B, 1, S, S)`, `signed_distance` of what is erased.
+        front: `(B, 1, S, S)`, 0…1, what is in front.
     """
     ramp = (depths / (FEATHER * depths.shape[-1])).clamp(0, 1)
-    opacity = ramp * ramp * (3 - 2 * ramp)
+    opacity = ramp * ramp * (3 - 2 * ramp) * (1 - front)
     return images + opacity * (faces.float().clamp(-1, 1) - images), opacity
 
 
-def compose(
-    picture: np.ndarray, faces: Iterable[tuple[Face, Outcome]], fallback: Literal["solid", "mosaic", "blur"]
-) -> np.ndarray:
-    """A picture `(H, W, 3)` uint8 with its faces replaced or covered. Covers come last: nothing is painted over them."""
+def compose(picture: np.ndarray, faces: Iterable[tuple[Face, Outcome]], fallback: Cover, cover_scale: float) -> np.ndarray:
+    """A picture `(H, W, 3)` uint8 with its faces replaced or covered.
+
+    Covers come last, so that nothing is painted over them. Pixels that a new face replaced hold nothing of any other, and stay.
+    """
     faces, result = list(faces), picture.copy()
+    hidden = [face for face, outcome in faces if isinstance(outcome, Covered)]
+    replaced = np.zeros(picture.shape[:2], bool) if hidden else None
     for _, outcome in faces:
         if isinstance(outcome, Replaced):
-            paste(result, outcome.patch, outcome.opacity, outcome.matrix, out=result)
-    for face, outcome in faces:
-        if isinstance(outcome, Covered):
-            cover(result, face, fallback, out=result)
-    return result
+            paste(result, outcome.patch, outcome.opacity, outcome.matrix, out=result, replaced=replaced)
+    return cover(result, hidden, fallback, cover_scale, replaced, out=result)

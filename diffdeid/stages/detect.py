@@ -9,11 +9,16 @@ from diffdeid.geometry.boxes import bounding_box, intersection_over_union
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.structures import Face
 
+FARTHEST = 1e6  # pixels; drawing overflows beyond, and would hide nothing
 ITS_LANDMARKS = 0.25  # least intersection over union of the box of a given face and that of its landmarks
 
 
-def detect_faces(analyser: FaceAnalyserModel | None, picture: np.ndarray, faces: list[Face] | None = None) -> list[Face]:
+def detect_faces(
+    analyser: FaceAnalyserModel | None, picture: np.ndarray, faces: list[Face] | None = None, threshold: float | None = None
+) -> list[Face]:
     """Faces of a `(H, W, 3)` uint8 picture with landmarks where they can be placed; completes `faces` when given.
+
+    `threshold` is the lowest detector score of a face, that of the analyser when `None`.
 
     Raises:
         ConfigurationError: there is nothing to find faces with.
@@ -21,7 +26,7 @@ def detect_faces(analyser: FaceAnalyserModel | None, picture: np.ndarray, faces:
     """
     faces = None if faces is None else [_believed(face) for face in faces]
     if analyser is not None:
-        return analyser(picture, faces)
+        return analyser(picture, faces, threshold)
     if faces is None:
         raise ConfigurationError("This pipeline has no `face_analyser` to find faces with. Pass `faces`.")
     return faces
@@ -39,8 +44,11 @@ def why_covered(face: Face, min_face: float = 0) -> str | None:
 def _believed(face: Face) -> Face:
     """A given face without landmarks that are no numbers or lie elsewhere than its box."""
     box = np.asarray(face.box)
-    if not (box.shape == (4,) and np.isfinite(box).all() and (box[2:] > box[:2]).all()):
-        raise ValueError(f"The `box` of a face must be four finite numbers x0 < x1, y0 < y1 as (x0, y0, x1, y1), got {face.box}.")
+    if not (box.shape == (4,) and (np.abs(box) < FARTHEST).all() and (box[2:] > box[:2]).all()):
+        raise ValueError(
+            f"The `box` of a face must be four finite numbers x0 < x1, y0 < y1 as (x0, y0, x1, y1), below {FARTHEST:.0f}, "
+            f"got {face.box}."
+        )
     points = [part for part in (face.landmarks, face.iris) if part is not None]
     if not all(np.isfinite(part).all() for part in points):
         return Face(face.box, face.score)

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Literal
 
+import cv2
 import numpy as np
 import torch
 from torch import Tensor
@@ -13,19 +14,28 @@ from torch import Tensor
 from diffdeid.geometry.align import CHIP_SIZE, chip_matrix, ffhq_matrix, sample, warp
 from diffdeid.geometry.eyes import gaze_from_iris
 from diffdeid.geometry.mask import erased, signed_distance
-from diffdeid.geometry.pixels import to_tensor
+from diffdeid.geometry.pixels import on_host, to_tensor
 from diffdeid.geometry.surroundings import surroundings
 from diffdeid.models.context_encoder import ContextEncoderModel
+from diffdeid.models.face_parser import FaceParserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
 from diffdeid.models.fitting import fit, fit_shape_and_pose
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import Face, FaceCrop, MorphableCoefficients
 
+EDGE = 2 / 256  # crop sizes that landmarks keep from the edge of a crop; more makes all faces smaller, which costs realism
+
 
 def crop_face(picture: np.ndarray, face: Face, size: int, crop_factor: float) -> FaceCrop:
-    """The aligned crop of a face that has landmarks."""
+    """The aligned crop of a face that has landmarks, larger where it would cut some of them off.
+
+    So the chin under a wide-open mouth is in it, and the forehead of a head that is far back.
+    """
     matrix = ffhq_matrix(face.landmarks, size, crop_factor)
+    reach = np.abs(face.landmarks[:, :2] @ matrix[:, :2].T + matrix[:, 2] - size / 2).max()
+    zoom = min(1.0, (0.5 - EDGE) * size / reach)
+    matrix = zoom * matrix + [[0, 0, (1 - zoom) * size / 2]] * 2
     return FaceCrop(warp(picture, matrix, size), matrix)
 
 
@@ -42,6 +52,36 @@ def mask_crops(landmarks: np.ndarray, size: int, keep_mouth: bool, device: torch
     """What is erased of crops with landmarks `(B, 468, 3)` in their pixels, as `signed_distance` `(B, 1, S, S)`."""
     depths = [signed_distance(erased(points, size, keep_mouth)) for points in landmarks]
     return torch.from_numpy(np.stack(depths))[:, None].to(device)
+
+
+def find_what_is_in_front(parser: FaceParserModel | None, images: Tensor, depths: Tensor) -> Tensor:
+    """How much of each pixel of crops `(B, 3, S, S)` in [-1, 1] is in front of the face, `(B, 1, S, S)`, 0…1.
+
+    Below the parser's threshold, which hardly any skin exceeds, it is 0, and beside such a pixel too: outlines are uncertain.
+    Things in front come from somewhere: what lies within what is erased, by `depths` `(B, 1, S, S)`, and does not reach beyond
+    it is the face. Without a parser it is 0 throughout.
+    """
+    if parser is None:
+        return torch.zeros_like(depths)
+    least = parser.config.front_threshold
+    probability = parser.front(images).nan_to_num(0)  # what is not known is painted
+    front = on_host(((probability - least) * 2 / max(1 - least, 1e-3)).clamp(0, 1))
+    for one, outside in zip(front[:, 0], on_host(depths[:, 0] <= 0), strict=True):
+        one[~_joined(one > 0, _joined(outside, _border(one.shape)))] = 0
+        one[:] = cv2.erode(one, np.ones((3, 3)))
+    return torch.from_numpy(front).to(images.device)
+
+
+def _joined(region: np.ndarray, to: np.ndarray) -> np.ndarray:
+    """The parts of a region `(S, S)` bool that touch another one. (A mouth that is kept is no way out of a face.)"""
+    _, parts = cv2.connectedComponents(region.astype(np.uint8))
+    return region & np.isin(parts, parts[to & region])
+
+
+def _border(shape: tuple[int, int]) -> np.ndarray:
+    border = np.ones(shape, bool)
+    border[1:-1, 1:-1] = False
+    return border
 
 
 def find_coefficients(

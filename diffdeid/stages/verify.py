@@ -1,4 +1,4 @@
-"""Stage 7: are the faces that are seen in results far enough from their sources?"""
+"""Stage 7: are the faces that are seen in results far enough from their sources, and are they faces of these heads?"""
 
 from __future__ import annotations
 
@@ -8,9 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from diffdeid.geometry.landmarks import lip_gap
+from diffdeid.geometry.mask import face_height
 from diffdeid.geometry.pixels import on_host
+from diffdeid.geometry.rotation import rotation_matrix
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.stages.reconstruct import embed
+
+STRAYING = 0.014  # of landmarks from where they were meant to be, in face sizes; of good results 5 % exceed it, of failures 58 %
+OPEN_MOUTH = 0.15  # gap between the lips in heights of the face; with a larger one no result looked like a face
+TURN = 50.0  # degrees between face and camera; beyond, 3 of 22 results look like a face of the head
 
 
 def verify(
@@ -38,3 +45,34 @@ def verify(
         near = f"too near to the source ({distance:.2f}, limit {identity_limit:.2f})"
         verdicts[row] = distance, None if distance >= identity_limit else near  # a distance that is no number is too near
     return verdicts
+
+
+def strays(seen: np.ndarray | None, meant: np.ndarray, front: np.ndarray, limit: float) -> str | None:
+    """What is wrong with the shape of a result: a failed one is found again with features elsewhere than it was to have them.
+
+    Args:
+        seen: landmarks `(468, 2+)` of the result, `None` where there are none.
+        meant: `(468, 2)`, where ρ' puts them, in the same pixels.
+        front: `(S, S)`, 0…1, what is in front of the face; landmarks behind it do not count.
+        limit: of their mean distance, in sizes of the face.
+    """
+    if seen is None:
+        return None
+    columns, rows = meant.astype(int).clip(0, len(front) - 1).T
+    shown = front[rows, columns] < 0.5
+    if not shown.any():
+        return None
+    distance = np.linalg.norm(seen[shown, :2] - meant[shown], axis=1).mean() / max(np.ptp(meant, axis=0).max(), 1e-6)
+    return None if distance <= limit else f"its features are not where they were meant to be ({distance:.1%}, limit {limit:.1%})"
+
+
+def gapes(landmarks: np.ndarray) -> str | None:
+    """Why a face with landmarks `(468, 2+)` cannot be given a new one: its mouth is open wider than networks know."""
+    gap = lip_gap(landmarks) / max(face_height(landmarks), 1e-6)
+    return None if gap <= OPEN_MOUTH else f"its mouth is open too wide ({gap:.2f} of its height, limit {OPEN_MOUTH:.2f})"
+
+
+def turned_away(pose: Tensor, limit: float = TURN) -> list[str | None]:
+    """Why heads of poses p `(B, 6)` cannot be given new faces: they look farther away, in degrees, than networks know heads."""
+    angles = on_host(rotation_matrix(pose[:, :3])[:, 2, 2].clamp(-1, 1).arccos().rad2deg()).tolist()
+    return [None if angle <= limit else f"it is turned away too far ({angle:.0f}°, limit {limit:.0f}°)" for angle in angles]

@@ -41,6 +41,7 @@ class FaceTracker:
         analyser: finds faces and places landmarks.
         embed: picture, landmarks `(468, 3)` -> unit vector of the face.
         rate: frames a second.
+        threshold: lowest detector score of a new face; the `detection_threshold` of the analyser when `None`.
 
     Attributes:
         tracks: all, in order of appearance.
@@ -48,8 +49,15 @@ class FaceTracker:
         cuts: frames that begin another scene.
     """
 
-    def __init__(self, analyser: FaceAnalyserModel, embed: Callable[[np.ndarray, np.ndarray], np.ndarray], rate: float):
+    def __init__(
+        self,
+        analyser: FaceAnalyserModel,
+        embed: Callable[[np.ndarray, np.ndarray], np.ndarray],
+        rate: float,
+        threshold: float | None = None,
+    ):
         self.analyser, self.embed, self.rate = analyser, embed, float(np.clip(rate, *RATES))
+        self.threshold = analyser.config.detection_threshold if threshold is None else threshold
         spans = (GAP, FLASH, HOLD, LOOKBACK, THOROUGH)
         self.gap, self.flash, self.hold, self.lookback, self.thorough = (max(1, round(span * self.rate)) for span in spans)
         self.tracks: list[Track] = []
@@ -91,9 +99,9 @@ class FaceTracker:
         missed = [track for track in self._active if track.last.landmarks is not None and track not in followed]
 
         # 2. detect
-        detections = self.analyser.glance(picture, WEAK_SCORE)
+        detections = self.analyser.glance(picture, min(WEAK_SCORE, self.threshold))
         if cut or frame % self.thorough == 0 or any(frame - track.last_frame <= self.hold for track in missed):
-            thorough = self.analyser.detect(picture)
+            thorough = self.analyser.detect(picture, self.threshold)
             detections = thorough + [weak for weak in detections if not is_known(weak, thorough)]
 
         # 3. known faces take the boxes of the detector, which reach farther than landmarks
@@ -113,7 +121,9 @@ class FaceTracker:
                 self._put(track, between, track.interpolated(between, before, frame), "interpolated")
             strangers = [other for other in strangers if other[0] is not face]
         for face, embedding in strangers:
-            if face.landmarks is not None or face.score >= self.analyser.config.detection_threshold:
+            if face.landmarks is not None or (
+                face.score >= self.threshold and self.analyser.confirmed(picture, [face], self.threshold)
+            ):
                 self._begin(frame, picture, face, embedding)
 
         # 5. hold the place of lost faces

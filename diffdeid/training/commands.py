@@ -62,6 +62,16 @@ def diffdeid(config: Config) -> None:
 
 
 @train.command()
+def face_parser(config: Config) -> None:
+    """Train the network that tells a face from what lies in front of it."""
+    from diffdeid.training.train_face_parser import train
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with errors_in_one_line():
+        train(config)
+
+
+@train.command()
 def reconstructor(config: Config) -> None:
     """Train the network that reconstructs faces."""
     from diffdeid.training.train_reconstructor import train

@@ -21,7 +21,7 @@ from torch.utils.data import Dataset, default_collate
 
 from diffdeid.geometry.align import CHIP_SIZE, chip_matrix
 from diffdeid.geometry.camera import DISTANCE, FOCAL
-from diffdeid.geometry.landmarks import LEFT_EYE, LOWER_LIP_INNER, RIGHT_EYE, UPPER_LIP_INNER
+from diffdeid.geometry.landmarks import LEFT_EYE, RIGHT_EYE, lip_gap
 from diffdeid.training.mirror import mirror_coefficients
 
 MAPS = {"image": 3, "texture": 3, "render": 3, "normals": 3, "guides": 2, "mask": 2}  # channels, in the order of `maps`
@@ -72,8 +72,8 @@ class FaceStore:
     def has_open_mouth(self, name: str) -> bool:
         """Whether a face opens its mouth wide, as in shouting or in laughing out loud."""
         landmarks = self.open(name).get_tensor("landmarks")[:, :2]
-        upper, lower, right, left = landmarks[[UPPER_LIP_INNER[4], LOWER_LIP_INNER[4], RIGHT_EYE[0], LEFT_EYE[0]]]
-        return bool(np.linalg.norm(upper - lower) > OPEN_MOUTH * np.linalg.norm(right - left))
+        right, left = landmarks[[RIGHT_EYE[0], LEFT_EYE[0]]]
+        return bool(lip_gap(landmarks) > OPEN_MOUTH * np.linalg.norm(right - left))
 
     def stack(self, names: list[str], device: torch.device) -> dict[str, Tensor]:
         """Everything about many faces, on a device; 1.3 MB a face."""

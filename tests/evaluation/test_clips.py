@@ -12,7 +12,7 @@ from diffdeid.errors import DiffDeIDError, NoFaceFoundError, VideoError
 from diffdeid.evaluation.clips import evaluate_clip, follow
 from diffdeid.evaluation.examiner import FILTER, ExaminedFace
 from diffdeid.evaluation.structures import Evaluation
-from diffdeid.geometry.composite import cover
+from diffdeid.geometry.cover import cover
 from diffdeid.io.images import read_image
 from diffdeid.io.video_reader import VideoReader
 from diffdeid.structures import Face
@@ -47,7 +47,7 @@ def folder(frames, panel, tmp_path_factory) -> Path:
     write_clip(folder / "real.mp4", frames)
     write_clip(folder / "again.mp4", frames, crf=30)
     face = panel.examiner.analyser(frames[0])[0]
-    write_clip(folder / "covered.mp4", [cover(frame, face) for frame in frames])
+    write_clip(folder / "covered.mp4", [cover(frame, [face], "solid") for frame in frames])
     return folder
 
 

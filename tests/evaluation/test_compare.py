@@ -12,7 +12,7 @@ from diffdeid.evaluation.examiner import CONTEXT, FEATURES, FILTER, ExaminedFace
 from diffdeid.evaluation.originals import RealPicture
 from diffdeid.evaluation.run import evaluate_pair
 from diffdeid.evaluation.structures import Evaluation, ExaminedPair
-from diffdeid.geometry.composite import cover
+from diffdeid.geometry.cover import cover
 from diffdeid.structures import Face
 
 PRIVACY = ("rank-1", "rank-5", "TPR at FAR 1e-03", "TPR at FAR 1e-04", "cosine to own photo", "EER")
@@ -107,7 +107,7 @@ def test_an_identical_folder_is_perfect_and_alarming(few, panel):
 
 def test_covered_faces_are_not_found_and_say_nothing(few, panel, tmp_path):
     def change(photo, _):
-        return cover(photo, panel.examiner.analyser(photo)[0], "solid")
+        return cover(photo, panel.examiner.analyser(photo)[:1], "solid")
 
     evaluation = evaluate_pair(few, results_of(few, tmp_path / "solid", change), panel, "names")
     found = by_name(evaluation)
@@ -180,7 +180,7 @@ def test_a_face_that_was_only_compressed_is_untouched(astronaut, quality, tmp_pa
     face = Face(np.array([168, 62, 280, 215], np.float32))
     before, after = np.asarray(photo), np.asarray(Image.open(tmp_path / "a.jpg"))
     assert is_untouched(before, after, face)
-    assert not is_untouched(before, cover(after, face, "blur"), face)
+    assert not is_untouched(before, cover(after, [face], "blur"), face)
 
 
 def crowd(*onlookers, leak, people=30):

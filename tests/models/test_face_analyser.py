@@ -10,7 +10,7 @@ import torch
 from diffusers import DiffusionPipeline
 
 from diffdeid.errors import AssetNotFoundError
-from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.models.face_analyser import GRAPHS, FaceAnalyserModel, _mapped, _turned_back
 from diffdeid.structures import Face
 
 ROOT = Path(__file__).parents[2]
@@ -247,6 +247,57 @@ def test_graphs_run_on_a_gpu_where_onnxruntime_can(analyser, astronaut, monkeypa
         opened.clear()
         assert moved.to(torch.float16) is moved and moved.to("cpu") is moved and not opened
         assert moved.to(dtype=torch.bfloat16, device="cuda:1") is moved and moved.device == torch.device("cuda:1")
-        assert opened == ([] if expected == [cpu] else [expected] * 2)
+        assert opened == ([] if expected == [cpu] else [expected] * len(GRAPHS))
         moved.to(torch.device("cpu"), torch.float32)
         assert opened[2:] == ([] if expected == [cpu] else [[cpu]] * 2) and moved.device.type == "cpu"
+
+
+@pytest.mark.parametrize("quarters", range(4))
+def test_what_the_detector_doubts_is_looked_at_more_closely(analyser, astronaut, quarters):
+    face, thing = Face(np.float32([178, 57, 270, 175]), 0.4), Face(np.float32([300, 300, 380, 420]), 0.4)
+    turned = np.ascontiguousarray(np.rot90(astronaut, quarters))
+    back = np.linalg.inv(_turned_back(quarters, *astronaut.shape[:2]))
+    boxes = [_mapped(replace(one, keypoints=np.zeros((5, 2))), back).box for one in (face, thing)]
+    kept = analyser.confirmed(turned, [Face(box, 0.4) for box in boxes])
+    assert [one.box.tolist() for one in kept] == [boxes[0].tolist()]
+
+
+def test_faces_that_are_sure_or_cut_stay(analyser, astronaut):
+    thing = Face(np.float32([300, 300, 380, 420]), 0.4)
+    faces = [replace(thing, score=0.8), thing, Face(np.float32([-20, 300, 60, 420]), 0.4)]
+    kept = analyser.confirmed(astronaut, faces)
+    assert [id(one) for one in kept] == [id(faces[0]), id(faces[2])]
+    assert analyser.confirmed(astronaut, []) == []
+
+
+def test_a_lower_threshold_is_also_enough_for_the_close_looks(analyser, astronaut, monkeypatch):
+    monkeypatch.setattr(FaceAnalyserModel, "_score", lambda *_: 0.2)
+    doubtful = Face(np.float32([300, 300, 380, 420]), 0.25)
+    assert analyser.confirmed(astronaut, [doubtful]) == [] and analyser.confirmed(astronaut, [doubtful], 0.5) == []
+    assert len(analyser.confirmed(astronaut, [doubtful], 0.1)) == 1
+
+
+def test_a_face_in_something_that_is_none_is_kept(analyser, astronaut, monkeypatch):
+    """What is refused has swallowed nobody before."""
+    thing, face = Face(np.float32([100, 100, 300, 300]), 0.55), Face(np.float32([150, 150, 200, 200]), 0.45)
+    monkeypatch.setattr(FaceAnalyserModel, "detect", lambda *_: [thing, face])
+    monkeypatch.setattr(FaceAnalyserModel, "_complete", lambda _, image, faces: faces)
+    monkeypatch.setattr(FaceAnalyserModel, "_score", lambda _, image, one: 0.1 if one is thing else 0.9)
+    assert [id(one) for one in analyser(astronaut)] == [id(face)]
+
+
+def test_small_faces_in_a_crowd_are_found(analyser, astronaut):
+    """Where the detector sees some, it looks again at an enlarged picture."""
+    rng = np.random.default_rng(0)
+    crowd = rng.normal(120, 6, (600, 900, 3)).clip(0, 255).astype(np.uint8)
+    for number in range(60):
+        height = rng.integers(24, 34)  # of heads: faces of 13 to 19 pixels wide
+        head = cv2.resize(astronaut[32:190, 153:295], (height * 142 // 158, height), interpolation=cv2.INTER_AREA)
+        top, left = 15 + 95 * (number // 10), 20 + 88 * (number % 10)
+        crowd[top : top + height, left : left + head.shape[1]] = head
+    assert len(analyser.detect(crowd)) >= 55
+
+
+def test_given_faces_are_taken_as_faces(analyser, astronaut):
+    (kept,) = analyser(astronaut, [Face(np.float32([300, 300, 380, 420]), 0.1)])
+    assert kept.landmarks is None

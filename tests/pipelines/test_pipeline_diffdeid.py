@@ -12,6 +12,7 @@ from PIL import Image
 from diffdeid.engine.faces import MAX_ATTEMPTS
 from diffdeid.errors import ConfigurationError, NoFaceFoundError
 from diffdeid.geometry.boxes import bounding_box
+from diffdeid.geometry.cover import silhouette
 from diffdeid.geometry.mask import face_region
 from diffdeid.geometry.pixels import to_bytes
 from diffdeid.models.face_analyser import FaceAnalyserModel
@@ -64,6 +65,12 @@ def reconstruct(pipe, photo, faces, others=()):
 def box_pixels(image: np.ndarray, face: Face) -> np.ndarray:
     x0, y0, x1, y1 = face.box.round().astype(int)
     return image[y0:y1, x0:x1]
+
+
+def is_hidden(result: np.ndarray, photo: np.ndarray, face: Face) -> bool:
+    """Whether a fill, which is smooth, is all that is left of a face."""
+    same = (result == photo).all(-1)[silhouette(face, (0, 0), photo.shape[:2])]
+    return same.mean() < 0.02
 
 
 def test_pixels_outside_the_mask_are_untouched_and_the_face_is_not(run, photo, faces):
@@ -201,7 +208,7 @@ def test_later_attempts_draw_people_who_vary_more(run, monkeypatch):
 
     monkeypatch.setattr(IdentitySampler, "vary", watched)
     monkeypatch.setattr(components, "verify", lambda *given: [(0.1, "too near")])
-    assert run()[1].method == "solid"
+    assert run()[1].method == "fill"
     assert [by for _, by in told] == [spread(attempt, 0) for attempt in (1, 2, 3, 4)]
     assert all(asked is not None for asked, _ in told)
 
@@ -228,9 +235,9 @@ def test_without_a_context_encoder_anybody_can_be_asked_for(run):
     assert run(pipe, attributes="any")[1].method == "diffusion"
 
 
-def test_a_face_that_nobody_is_far_enough_from_is_covered(run, faces):
+def test_a_face_that_nobody_is_far_enough_from_is_covered(run, photo, faces):
     result, report = run(tiny_pipeline(identity_limit=2.1))
-    assert report.method == "solid" and "farther than 2.1" in report.reason and (box_pixels(result, faces[0]) == 0).all()
+    assert report.method == "fill" and "farther than 2.1" in report.reason and is_hidden(result, photo, faces[0])
 
 
 def test_the_report_says_which_level_was_met(run):
@@ -238,30 +245,47 @@ def test_the_report_says_which_level_was_met(run):
     assert run(level=10)[1].level == 10
 
 
-@pytest.mark.parametrize("fallback", ["solid", "mosaic", "blur"])
+@pytest.mark.parametrize("fallback", ["fill", "solid", "mosaic", "blur"])
 def test_a_face_that_stays_too_near_is_covered(photo, faces, fallback, run):
     result, report = run(tiny_pipeline(identity_limit=2.1), fallback=fallback, identity=(torch.eye(128)[:1], torch.zeros(1, 80)))
     assert (report.method, report.identity_distance, report.attempts) == (fallback, None, MAX_ATTEMPTS)
     assert "too near" in report.reason
-    assert (box_pixels(result, faces[0]) != box_pixels(photo, faces[0])).any(-1).mean() > 0.9
+    assert is_hidden(result, photo, faces[0])
     if fallback == "solid":
         assert (box_pixels(result, faces[0]) == 0).all()
 
 
-def test_values_that_are_not_finite_are_covered(run, faces):
+def test_values_that_are_not_finite_are_covered(run, photo, faces):
     pipe = tiny_pipeline()
     torch.nn.init.constant_(pipe.unet.conv_out.bias, torch.nan)
     result, report = run(pipe)
-    assert report.method == "solid" and "finite" in report.reason and (box_pixels(result, faces[0]) == 0).all()
+    assert report.method == "fill" and "finite" in report.reason and is_hidden(result, photo, faces[0])
 
 
-def test_a_face_without_landmarks_is_covered(run, faces):
+def test_a_face_without_landmarks_is_covered(run, photo, faces):
     result, report = run(faces=[replace(faces[0], landmarks=None)])
-    assert report.method == "solid" and "landmarks" in report.reason and (box_pixels(result, faces[0]) == 0).all()
+    assert report.method == "fill" and "landmarks" in report.reason and is_hidden(result, photo, faces[0])
+
+
+def test_a_mouth_that_is_open_too_wide_is_covered_unless_it_stays(run, photo, faces):
+    points = faces[0].landmarks.copy()
+    points[14, 1] += 30  # the lower lip
+    shouting = [replace(faces[0], landmarks=points)]
+    result, report = run(faces=shouting)
+    assert report.attempts == 0 and "mouth is open" in report.reason and is_hidden(result, photo, shouting[0])
+    assert run(faces=shouting, keep_mouth=True)[1].method == "diffusion"
+
+
+@pytest.mark.parametrize(("yaw", "method"), [(0.5, "diffusion"), (1.2, "fill")])
+def test_a_head_that_is_turned_away_is_covered(run, yaw, method):
+    coefficients = torch.zeros(1, 261)
+    coefficients[:, 252] = yaw  # the second number of p
+    _, report = run(coefficients=coefficients)
+    assert report.method == method and (method == "diffusion" or "turned away" in report.reason)
 
 
 def test_small_faces_are_covered_on_request(run):
-    assert run(min_face=1000)[1].method == "solid" and run(min_face=10)[1].method == "diffusion"
+    assert run(min_face=1000)[1].method == "fill" and run(min_face=10)[1].method == "diffusion"
 
 
 def test_every_candidate_is_somebody_else(tiny, photo, faces):
@@ -435,6 +459,7 @@ def test_the_index_of_the_weights_is_frozen():
         "lds": ("diffdeid.models.lds", "LDSModel"),
         "lds_scheduler": ("diffusers", "DPMSolverMultistepScheduler"),
         "context_encoder": ("diffdeid.models.context_encoder", "ContextEncoderModel"),
+        "face_parser": ("diffdeid.models.face_parser", "FaceParserModel"),
     }
 
 

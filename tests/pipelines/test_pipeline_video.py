@@ -201,7 +201,9 @@ def test_a_face_with_which_something_goes_wrong_is_covered(video_pipeline, portr
             rendering.append(done)
 
     monkeypatch.setattr(components, stage, fail)
-    output = run(video_pipeline, write(tmp_path / "a.mp4", [portrait] * 6), tmp_path / "b.mp4", callback_on_frame=note)
+    output = run(
+        video_pipeline, write(tmp_path / "a.mp4", [portrait] * 6), tmp_path / "b.mp4", callback_on_frame=note, fallback="solid"
+    )
     (person,) = output.people
     assert frames_in(person.covered) == list(range(6)) and "broken" in person.reason
     (_, box), *_ = faces_of(video_pipeline, [portrait])
@@ -385,7 +387,7 @@ def test_a_network_that_fails_covers(video_pipeline, portrait, tmp_path, monkeyp
         return denoise(*given) * (1 if len(calls) == 1 else torch.nan)
 
     monkeypatch.setattr(components, "denoise", fail)
-    output = run(video_pipeline, write(tmp_path / "a.mp4", [portrait] * 3), tmp_path / "b.mp4")
+    output = run(video_pipeline, write(tmp_path / "a.mp4", [portrait] * 3), tmp_path / "b.mp4", fallback="solid")
     (person,) = output.people
     assert frames_in(person.covered) == [0, 1, 2] and "not finite" in person.reason
     (_, box), *_ = faces_of(video_pipeline, [portrait])
@@ -432,7 +434,7 @@ def test_nobody_far_enough_covers_throughout(video_pipeline, portrait, tmp_path)
     strict = DiffDeIDVideoPipeline(**video_pipeline.components, identity_limit=1.9)
     output = run(strict, write(tmp_path / "a.mp4", [portrait] * 3), tmp_path / "b.mp4")
     (person,) = output.people
-    assert person.method == "solid" and frames_in(person.covered) == [0, 1, 2] and person.reason
+    assert person.method == "fill" and frames_in(person.covered) == [0, 1, 2] and person.reason
 
 
 def test_small_faces_are_covered(video_pipeline, portrait, tmp_path):
@@ -614,7 +616,7 @@ def test_a_person_who_is_cast_late_is_reported_as_cast(video_pipeline, portrait,
 def test_somebody_for_whom_casting_fails_is_covered(video_pipeline, portrait, tmp_path, monkeypatch):
     monkeypatch.setattr(components, "match", lambda *given: 1 / 0)
     (person,) = run(video_pipeline, write(tmp_path / "a.mp4", [portrait] * 3), tmp_path / "b.mp4").people
-    assert person.method == "solid" and frames_in(person.covered) == [0, 1, 2] and "ZeroDivisionError" in person.reason
+    assert person.method == "fill" and frames_in(person.covered) == [0, 1, 2] and "ZeroDivisionError" in person.reason
 
 
 def test_what_is_kept_of_frames_is_bounded_in_bytes(video_pipeline, monkeypatch):

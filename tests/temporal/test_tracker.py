@@ -40,8 +40,12 @@ class World:
             if (place := path(frame)) is not None:
                 yield name, frame, np.array([place, 60.0])
 
-    def detect(self, picture):
-        return [face for face in self.glance(picture, 0.35)]
+    def detect(self, picture, threshold):
+        return self.glance(picture, threshold)
+
+    def confirmed(self, picture, faces, threshold):
+        """Close looks see everybody who is no thing."""
+        return [] if any(name.startswith("thing") for name, _, _ in self.places(picture)) else faces
 
     def glance(self, picture, threshold):
         faces = []
@@ -183,6 +187,11 @@ def test_a_face_without_landmarks_is_tracked_too():
     always = [("a", frame) for frame in range(20)]
     tracker = World({"a": lambda frame: 100 + 4 * frame}, unmeshed=always).follow(20)
     assert [states(tracker, track, 20) for track in tracker.tracks] == ["f" * 20]
+
+
+def test_a_thing_that_close_looks_refuse_is_no_face():
+    always = [("thing", frame) for frame in range(20)]
+    assert World({"thing": lambda frame: 100}, unmeshed=always).follow(20).tracks == []
 
 
 def test_a_face_without_landmarks_is_held_before_it_was_found():

@@ -2,7 +2,8 @@ import json
 
 import pytest
 
-from diffdeid.training.config import LDSTrainConfig, TrainConfig
+from diffdeid.training.config import LDSTrainConfig, ReconstructorTrainConfig, TrainConfig
+from diffdeid.training.train_face_parser import FaceParserTrainConfig
 from tests.conftest import ROOT
 
 
@@ -41,4 +42,5 @@ def test_a_saved_config_reads_back(config, tmp_path):
 
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
 def test_the_configs_of_the_repository_are_valid(path):
-    (LDSTrainConfig if path.stem == "lds" else TrainConfig).from_file(path)
+    kinds = {"lds": LDSTrainConfig, "face_parser": FaceParserTrainConfig, "reconstructor": ReconstructorTrainConfig}
+    kinds.get(path.stem, TrainConfig).from_file(path)

@@ -1,0 +1,66 @@
+"""The sharpness of generated faces: in a blurred picture, or far behind the focus, a face must not be sharper than its head."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from diffdeid.geometry.pixels import on_host
+
+BLURS = (0.0, 1.0, 1.5, 2.25, 3.4, 5.0)  # standard deviations in 256ths of a crop
+DETAIL = 1.5  # likewise; what this takes away from a picture is its detail
+INSIDE = 8 / 256  # crop sizes from the outline of the face at which its detail is measured
+
+
+def soften(faces: Tensor, sources: Tensor, depths: Tensor) -> Tensor:
+    """Generated faces, blurred where they show more detail than their sources do; others stay bit-identical.
+
+    All that is read of an erased face is how much detail it has.
+
+    Args:
+        faces: `(B, 3, S, S)` in [-1, 1], the generated crops.
+        sources: `(B, 3, S, S)` in [-1, 1], crops of the pictures.
+        depths: `(B, 1, S, S)`, `signed_distance` of what is erased.
+    """
+    size = depths.shape[-1]
+    inside = (depths > INSIDE * size).float()
+    wanted = _detail(sources, inside)
+    rows = np.flatnonzero(on_host(_detail(faces, inside) > wanted)).tolist()
+    if not rows:
+        return faces
+    softened = faces.clone()
+    softened[rows] = _as_detailed(faces[rows], inside[rows], wanted[rows], size)
+    return softened
+
+
+def _as_detailed(faces: Tensor, inside: Tensor, wanted: Tensor, size: int) -> Tensor:
+    """Faces blurred until they have the detail that is wanted, `(B,)`, between two of `BLURS`."""
+    versions = torch.stack([_blurred(faces, blur * size / 256) for blur in BLURS])
+    details = torch.stack([_detail(version, inside) for version in versions])  # (len(BLURS), B)
+    chosen = (details > wanted).sum(dim=0).clamp(max=len(BLURS) - 1)  # the first that has no more; details fall
+    before, rows = (chosen - 1).clamp(min=0), torch.arange(len(faces), device=faces.device)
+    above, below = details[before, rows], details[chosen, rows]
+    share = ((above - wanted) / (above - below).clamp(min=1e-6)).clamp(0, 1)[:, None, None, None]
+    return versions[before, rows].lerp(versions[chosen, rows], share)
+
+
+def _detail(pictures: Tensor, inside: Tensor) -> Tensor:
+    """Mean absolute detail of the light of pictures `(B, 3, S, S)` where a mask is 1, `(B,)`."""
+    light = pictures.mean(dim=1, keepdim=True)
+    detail = (light - _blurred(light, DETAIL * light.shape[-1] / 256)).abs()
+    return (detail * inside).sum(dim=(1, 2, 3)) / inside.sum(dim=(1, 2, 3)).clamp(min=1)
+
+
+def _blurred(pictures: Tensor, deviation: float) -> Tensor:
+    """Pictures `(B, C, S, S)` after a Gaussian blur; their borders are repeated."""
+    if deviation == 0:
+        return pictures
+    radius = min(max(1, round(3 * deviation)), pictures.shape[-1] - 1)
+    line = torch.arange(-radius, radius + 1, device=pictures.device, dtype=pictures.dtype)
+    kernel = torch.exp(-line.square() / (2 * deviation**2))
+    kernel = (kernel / kernel.sum()).expand(pictures.shape[1], 1, 1, -1)
+    padded = F.pad(pictures, [radius] * 4, mode="replicate")
+    rows = F.conv2d(padded, kernel, groups=pictures.shape[1])
+    return F.conv2d(rows, kernel.mT, groups=pictures.shape[1])

@@ -1,0 +1,41 @@
+import torch
+
+from diffdeid.geometry.sharpness import _blurred, _detail, soften
+
+SIZE = 64
+
+
+def textured(seed: int, count: int = 1) -> torch.Tensor:
+    """Pictures of one detail, in [-1, 1]."""
+    noise = torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
+    return (0.3 * _blurred(noise, 0.6)).clamp(-1, 1)
+
+
+def test_a_face_gets_no_more_detail_than_its_source():
+    depths = torch.full((1, 1, SIZE, SIZE), 20.0)
+    inside = torch.ones_like(depths)
+    for blur in (0.4, 0.7, 1.0):
+        source = _blurred(textured(0), blur)
+        softened = soften(textured(1), source, depths)
+        ratio = (_detail(softened, inside) / _detail(source, inside)).item()
+        assert 0.6 < ratio < 1.1, blur
+    assert _detail(soften(textured(1), torch.zeros_like(source), depths), inside) < 0.3 * _detail(textured(1), inside)
+
+
+def test_a_face_with_less_detail_stays_as_it_is():
+    depths, faces = torch.full((2, 1, SIZE, SIZE), 20.0), textured(1, 2)
+    sources = torch.cat([2 * textured(0), _blurred(textured(0), 2)])
+    softened = soften(faces, sources, depths)
+    assert torch.equal(softened[0], faces[0]) and not torch.equal(softened[1], faces[1])
+
+
+def test_faces_do_not_depend_on_their_batch():
+    depths, faces = torch.full((3, 1, SIZE, SIZE), 20.0), textured(1, 3)
+    sources = torch.cat([_blurred(textured(2), blur) for blur in (0.3, 0.8, 1.5)])
+    alone = [soften(faces[row, None], sources[row, None], depths[:1]) for row in range(3)]
+    torch.testing.assert_close(soften(faces, sources, depths), torch.cat(alone))
+
+
+def test_where_nothing_is_erased_nothing_happens():
+    faces = textured(1)
+    assert torch.equal(soften(faces, textured(2), torch.full((1, 1, SIZE, SIZE), -5.0)), faces)

@@ -1,0 +1,104 @@
+"""Crops, and what in them lies in front of the face."""
+
+import numpy as np
+import pytest
+import torch
+
+from diffdeid.geometry.align import ffhq_matrix
+from diffdeid.models.face_parser import FaceParserModel
+from diffdeid.models.morphable_model import MorphableModel
+from diffdeid.stages.compose import lay_over_crops
+from diffdeid.stages.reconstruct import crop_face, find_what_is_in_front, mask_crops
+from diffdeid.structures import Face
+from tests.conftest import ROOT
+
+SIZE, FACTOR = 64, 0.8
+
+
+class Told(torch.nn.Module):
+    """A parser that is told its probabilities."""
+
+    def __init__(self, front: torch.Tensor, threshold: float):
+        super().__init__()
+        self.told, self.config = front, FaceParserModel(front_threshold=threshold).config
+
+    def front(self, images):
+        return self.told
+
+
+@pytest.fixture(scope="module")
+def points() -> np.ndarray:
+    """Landmarks of the mean face, 100 pixels high."""
+    model = MorphableModel.from_pretrained(ROOT / "weights/diffdeid", subfolder="morphable_model").float()
+    points = model.at_landmarks(model.mean).numpy() * np.float32([1, -1, -1])
+    low, high = points.min(axis=0), points.max(axis=0)
+    return (points - low) / (high - low)[1] * 100 + np.float32([60, 50, 0])
+
+
+@pytest.mark.parametrize("chin", [0, 20, 60])
+def test_every_landmark_lies_in_the_crop(points, chin):
+    points = points.copy()
+    points[152, 1] += chin  # under a wide-open mouth
+    crop = crop_face(np.zeros((240, 240, 3), np.uint8), Face(np.float32([60, 50, 140, 150]), landmarks=points), SIZE, FACTOR)
+    placed = crop.to_crop(points)[:, :2]
+    assert (placed >= 0).all() and (placed <= SIZE).all()
+    depths = mask_crops(placed[None], SIZE, False)
+    _, opacity = lay_over_crops(torch.zeros(1, 3, SIZE, SIZE), torch.zeros(1, 3, SIZE, SIZE), depths)
+    rows, columns = placed.round().astype(int).clip(0, SIZE - 1).T[::-1]
+    assert (opacity[0, 0, rows, columns] > 0.1).all()  # the outermost lie in the soft edge
+    assert (opacity[0, 0, rows, columns] > 0.9).float().mean() > 0.97
+
+
+def test_a_crop_that_holds_the_face_is_that_of_ffhq(points):
+    points = points.copy()
+    points[:, 1] = 90 + 0.6 * (points[:, 1] - 90)  # a low face
+    face = Face(np.float32([60, 50, 140, 150]), landmarks=points)
+    np.testing.assert_allclose(
+        crop_face(np.zeros((240, 240, 3), np.uint8), face, SIZE, FACTOR).matrix, ffhq_matrix(points, SIZE, FACTOR)
+    )
+
+
+def test_what_is_in_front_fades_in_from_the_threshold():
+    depths = -torch.ones(1, 1, 8, 8)
+    told = torch.full((1, 1, 8, 8), 0.79)
+    told[..., :3], told[..., 3:6] = 1.0, 0.85
+    front = find_what_is_in_front(Told(told, 0.8), torch.zeros(1, 3, 8, 8), depths)
+    torch.testing.assert_close(front[0, 0, 0], torch.tensor([1, 1, 0.5, 0.5, 0.5, 0, 0, 0]))
+
+
+def test_what_does_not_reach_beyond_the_face_is_the_face():
+    depths, told = -torch.ones(2, 1, 16, 16), torch.zeros(2, 1, 16, 16)
+    depths[:, :, 4:12, 4:12] = 3
+    told[:, :, 7:9, 7:9] = 1  # an island
+    told[1, :, 6:9, :9] = 1  # a hand that comes from the left
+    front = find_what_is_in_front(Told(told, 0.5), torch.zeros(2, 3, 16, 16), depths)
+    assert not front[0].any()
+    assert front[1, 0, 7, :8].all() and front[1].sum() == 8  # less its outline
+
+
+def test_the_mouth_that_is_kept_is_no_way_out_of_the_face():
+    depths, told = -torch.ones(1, 1, 16, 16), torch.zeros(1, 1, 16, 16)
+    depths[:, :, 2:14, 2:14] = 3
+    depths[:, :, 9:11, 6:10] = -1  # the mouth
+    told[:, :, 6:11, 5:11] = 1
+    assert not find_what_is_in_front(Told(told, 0.5), torch.zeros(1, 3, 16, 16), depths).any()
+
+
+def test_what_is_not_known_is_painted():
+    told = torch.full((1, 1, 8, 8), torch.nan)
+    assert not find_what_is_in_front(Told(told, 0.8), torch.zeros(1, 3, 8, 8), -torch.ones(1, 1, 8, 8)).any()
+    assert find_what_is_in_front(Told(told.nan_to_num(1), 1.0), torch.zeros(1, 3, 8, 8), -torch.ones(1, 1, 8, 8)).isfinite().all()
+
+
+def test_without_a_parser_nothing_is_in_front():
+    assert not find_what_is_in_front(None, torch.rand(2, 3, 8, 8), torch.ones(2, 1, 8, 8)).any()
+
+
+def test_a_new_face_lies_behind_what_is_in_front():
+    images, faces, front = torch.rand(1, 3, 16, 16), torch.rand(1, 3, 16, 16), torch.zeros(1, 1, 16, 16)
+    depths = torch.full((1, 1, 16, 16), 9.0)
+    front[..., :8], front[..., 8] = 1, 0.5
+    laid, opacity = lay_over_crops(faces, images, depths, front)
+    assert torch.equal(laid[..., :8], images[..., :8]) and not opacity[..., :8].any()
+    torch.testing.assert_close(laid[..., 9:], faces[..., 9:])
+    torch.testing.assert_close(laid[..., 8], (images + faces)[..., 8] / 2)
