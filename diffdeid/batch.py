@@ -8,7 +8,7 @@ import os
 import re
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -64,16 +64,21 @@ def plan(inputs: list[str], output: Path | None, candidates: int) -> list[Job]:
         names = [target.stem] if candidates == 1 else [f"{target.stem}_{number}" for number in range(1, candidates + 1)]
         jobs.append(Job(file, tuple(target.with_name(name + target.suffix) for name in names)))
 
-    sources = {file.resolve() for file, _ in found}
-    owners: dict[Path, Path] = {}
-    for job in jobs:
-        for path in map(Path.resolve, job.outputs):
-            if path in sources:
-                raise ValueError(f"`{path}` is an input and would be the output of `{job.source}`. Inputs are never written to.")
-            if path in owners:
-                raise ValueError(f"`{owners[path]}` and `{job.source}` would both be written to `{path}`.")
-            owners[path] = job.source
+    refuse_collisions({job.source: job.outputs for job in jobs})
     return jobs
+
+
+def refuse_collisions(outputs: Mapping[Path, Iterable[Path]]) -> None:
+    """Raise `ValueError` where an output of a source is a source itself, or the output of another one."""
+    sources = {source.resolve() for source in outputs}
+    owners: dict[Path, Path] = {}
+    for source, paths in outputs.items():
+        for path in map(Path.resolve, paths):
+            if path in sources:
+                raise ValueError(f"`{path}` is an input and would be the output of `{source}`. Inputs are never written to.")
+            if path in owners:
+                raise ValueError(f"`{owners[path]}` and `{source}` would both be written to `{path}`.")
+            owners[path] = source
 
 
 def find(inputs: Sequence[str]) -> list[tuple[Path, Path]]:

@@ -169,21 +169,18 @@ def detect(
 
     try:
         found = batch.find(inputs)
+        drawings = {file: output and output / relative.with_name(f"{file.stem}_faces{file.suffix}") for file, relative in found}
+        batch.refuse_collisions({file: [drawing] if drawing else [] for file, drawing in drawings.items()})
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    if videos := [file for file, _ in found if batch.is_video(file)]:
+    if videos := [file for file in drawings if batch.is_video(file)]:
         raise typer.BadParameter(f"`{videos[0]}` is a video. `detect` lists the faces of pictures.")
-    drawings = [output and output / relative.with_name(f"{file.stem}_faces{file.suffix}") for file, relative in found]
-    if output is not None and len(set(drawings)) < len(drawings):
-        raise typer.BadParameter("Several pictures would be drawn into one file. Search them one by one.")
-    if inputs_hit := {file.resolve() for file, _ in found} & {drawing.resolve() for drawing in drawings if drawing}:
-        raise typer.BadParameter(f"`{inputs_hit.pop()}` is an input and would be a drawing. Inputs are never written to.")
     with errors_in_one_line():
         from diffdeid.face_lists import list_faces
 
         pipe = load(model, device, "float32")
     failed = False
-    for record in list_faces(pipe, list(zip((file for file, _ in found), drawings, strict=True)), threshold, overwrite):
+    for record in list_faces(pipe, drawings, threshold, overwrite):
         failed |= record["error"] is not None
         typer.echo(json.dumps(record) if as_json else _listing(record), err=bool(record["error"]) and not as_json)
     if failed:

@@ -7,7 +7,7 @@ face needs to be taken back.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,10 +15,11 @@ import cv2
 import numpy as np
 from PIL import Image
 
+from diffdeid.geometry.boxes import check_box
 from diffdeid.geometry.mask import SHIFT, fixed_point
 from diffdeid.io.images import check_writable, read_image, write_image
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
-from diffdeid.stages.detect import FARTHEST, why_covered
+from diffdeid.stages.detect import why_covered
 from diffdeid.structures import Face
 
 REPLACEABLE, COVERED = (60, 220, 90), (255, 140, 0)  # colours of the boxes that are drawn
@@ -26,7 +27,7 @@ REPLACEABLE, COVERED = (60, 220, 90), (255, 140, 0)  # colours of the boxes that
 
 def list_faces(
     pipe: DiffDeIDPipeline,
-    files: Sequence[tuple[Path, Path | None]],
+    files: Mapping[Path, Path | None],
     threshold: float | None = None,
     overwrite: bool = False,
 ) -> Iterator[dict[str, Any]]:
@@ -37,7 +38,7 @@ def list_faces(
         threshold: lowest detector score of a face; that of the face analyser when `None`.
         overwrite: replace existing drawings.
     """
-    for file, drawing in files:
+    for file, drawing in files.items():
         record: dict[str, Any] = {"input": str(file), "error": None, "faces": []}
         try:
             if drawing is not None:
@@ -109,8 +110,9 @@ def read_face_list(path: Path) -> dict[Path, list[Face]]:
 
 def _face(entry: dict[str, Any]) -> Face:
     box, score = np.array([float(value) for value in _list(entry["box"])]), float(entry.get("score", 1.0))
-    if box.shape != (4,) or not (np.abs(box) < FARTHEST).all() or not (box[2:] > box[:2]).all() or not np.isfinite(score):
-        raise ValueError(f"box {entry['box']}, score {score}")
+    check_box(box)
+    if not np.isfinite(score):
+        raise ValueError(f"the score is {score}")
     return Face(box.astype(np.float32), score)
 
 

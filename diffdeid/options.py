@@ -10,6 +10,8 @@ from functools import cache
 from numbers import Integral, Real
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
+Cover = Literal["fill", "solid", "mosaic", "blur"]  # what hides a face that cannot be replaced, see `geometry.cover`
+
 
 def choice(default: Any, help: str, least: float | None = None, most: float | None = None, flag: str | None = None) -> Any:
     """A field: its default, a line of help, the range of a number, and its name on the command line where that is shorter."""
@@ -74,7 +76,7 @@ class DeidentifyOptions(Options):
         "context", "The new person fits hair and body, is anybody, or has the face's sex, age, descent, beard and smile."
     )
     keep_mouth: bool = choice(False, "Keep the pixels of the mouth.")
-    fallback: Literal["fill", "solid", "mosaic", "blur"] = choice("fill", "Covers a face that could not be de-identified.")
+    fallback: Cover = choice("fill", "Covers a face that could not be de-identified.")
     cover_scale: float = choice(1.3, "Size of covers, in face boxes.", 1.3, 10)
     threshold: float | None = choice(None, "Lowest detector score of a face; lower finds more. Default: the model's.", 0.02, 1)
     min_face: float = choice(0.0, "Cover faces smaller than this many pixels.", 0)

@@ -73,7 +73,7 @@ def _begin(engine: Engine, group: Sequence[FrameJob], options: VideoOptions, fin
     outcomes = {place: entry for place, entry in faces.items() if isinstance(entry, Covered)}
     finished: list[tuple[Sequence, Future]] = []
 
-    def paint(places: Sequence[tuple[int, int]]) -> list[Painted]:
+    def paint(places: Sequence[tuple[int, int]]) -> list[Painted | Covered]:
         batch = [(group[frame].picture, *group[frame].faces[face]) for frame, face in places]
         return _paint_frames(engine, batch, options)
 
@@ -91,8 +91,10 @@ def _begin(engine: Engine, group: Sequence[FrameJob], options: VideoOptions, fin
     return finisher.submit(lay)
 
 
-def _paint_frames(engine: Engine, batch: Sequence[tuple[np.ndarray, Face, Appearance]], options: VideoOptions) -> list[Painted]:
-    """A new face for each of a batch of appearances.
+def _paint_frames(
+    engine: Engine, batch: Sequence[tuple[np.ndarray, Face, Appearance]], options: VideoOptions
+) -> list[Painted | Covered]:
+    """A new face for each of a batch of appearances whose heads are not turned away.
 
     α of a frame takes a part of every movement, above all of the mouth; so what is rendered of α' moves as α does, from the
     reference on. In C it stays, for there it says who it is.
@@ -101,17 +103,23 @@ def _paint_frames(engine: Engine, batch: Sequence[tuple[np.ndarray, Face, Appear
     roles = [appearance.stand_in for appearance in appearances]
     reference = MorphableCoefficients.unpack(torch.cat([role.coefficients.pack() for role in roles]))
     source = engine.follow(pictures, faces, reference, options)
+    turned = turned_away(source.coefficients.pose, FRAME_TURN)
+    shown = [row for row, problem in enumerate(turned) if problem is None]
+    if not shown:
+        return [Covered(problem) for problem in turned]
+    roles, reference, source = [roles[row] for row in shown], reference.pick(shown), source.pick(shown)
     people = NewIdentity.cat([role.identity for role in roles], source.embedding)
     moved = people.shape + source.coefficients.shape - reference.shape
     texture = TextureEncoderOutput.cat([role.texture for role in roles])
     latents = torch.cat([role.noise for role in roles])
-    return engine.paint(source, people, texture, latents, options, shown=moved)
+    painted = iter(engine.paint(source, people, texture, latents, options, shown=moved))
+    return [next(painted) if problem is None else Covered(problem) for problem in turned]
 
 
 @torch.no_grad()  # holds for one thread, and this is the second
 def _finish_frames(engine: Engine, appearances: Sequence[Appearance], painted: Sequence[Painted | Covered]) -> list[Outcome]:
     """Register, filter, verify. The filters remember the frame before: none may see a face twice, or one that is no face."""
-    painted = guarded(_refuse_hopeless, painted)
+    painted = guarded(_refuse_broken, painted)
     registered = guarded(lambda some: list(zip(some, engine.register(some), strict=True)), painted)
     steadied = [
         one if isinstance(one, Covered) else guarded(partial(_steady, appearance.temporal_filter), [one])[0]
@@ -123,11 +131,9 @@ def _finish_frames(engine: Engine, appearances: Sequence[Appearance], painted: S
     return guarded(partial(_verify, engine), pairs)
 
 
-def _refuse_hopeless(painted: Sequence[Painted]) -> list[Painted | Covered]:
+def _refuse_broken(painted: Sequence[Painted]) -> list[Painted | Covered]:
     sound = finite([one.face for one in painted])
-    turned = turned_away(torch.cat([one.source.coefficients.pose for one in painted]), FRAME_TURN)
-    problems = [problem if fine else BROKEN for fine, problem in zip(sound, turned, strict=True)]
-    return [one if problem is None else Covered(problem) for one, problem in zip(painted, problems, strict=True)]
+    return [one if fine else Covered(BROKEN) for one, fine in zip(painted, sound, strict=True)]
 
 
 def _steady(temporal_filter: Filter, pairs: Sequence[tuple[Painted, Tensor]]) -> list[tuple[Painted, Tensor]]:

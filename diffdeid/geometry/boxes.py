@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import numpy as np
 
+FARTHEST = 1e6  # pixels; drawing overflows beyond, and would hide nothing
+
 
 def intersection_over_union(box: np.ndarray, other: np.ndarray) -> float:
     """0 for boxes apart, 1 for equal ones."""
@@ -14,6 +16,15 @@ def intersection_over_union(box: np.ndarray, other: np.ndarray) -> float:
 def bounding_box(points: np.ndarray) -> np.ndarray:
     """The box of `(N, 2+)` points, float32."""
     return np.concatenate([points[:, :2].min(axis=0), points[:, :2].max(axis=0)]).astype(np.float32)
+
+
+def check_box(box: np.ndarray) -> None:
+    """Raise `ValueError` for what is no box of a face."""
+    if not (box.shape == (4,) and (np.abs(box) < FARTHEST).all() and (box[2:] > box[:2]).all()):
+        raise ValueError(
+            f"The `box` of a face must be four finite numbers x0 < x1, y0 < y1 as (x0, y0, x1, y1), below {FARTHEST:.0f}, "
+            f"got {box}."
+        )
 
 
 def part_of(image: np.ndarray, box: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

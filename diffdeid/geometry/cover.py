@@ -10,19 +10,19 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from functools import cache
-from typing import Literal, get_args
+from typing import get_args
 
 import cv2
 import numpy as np
 
-from diffdeid.geometry.align import upright
+from diffdeid.geometry.align import right_of
 from diffdeid.geometry.boxes import part_of
 from diffdeid.geometry.faces import whole_box
 from diffdeid.geometry.mask import MASK_MARGIN, face_height, grown_hull
+from diffdeid.options import Cover, DeidentifyOptions
 from diffdeid.structures import Face
 
-Cover = Literal["fill", "solid", "mosaic", "blur"]
-COVER_SCALE = 1.3  # size of a cover in face boxes
+COVER_SCALE = DeidentifyOptions.cover_scale  # size of a cover in face boxes
 CELLS = 6  # mosaic cells along a face; the blur is as coarse
 
 AROUND = 0.5  # how far around a face its colours are continued from, in its sizes
@@ -39,7 +39,7 @@ MOST_GRAIN = 8.0  # grey levels; more is texture, as of hair
 def cover(
     picture: np.ndarray,
     faces: Sequence[Face],
-    method: Cover = "fill",
+    method: Cover = DeidentifyOptions.fallback,
     scale: float = COVER_SCALE,
     spared: np.ndarray | None = None,
     out: np.ndarray | None = None,
@@ -127,8 +127,7 @@ def _right(face: Face) -> np.ndarray:
     """The horizontal of a face by its five points, `(2,)`, of length 1; 0 where they do not tell."""
     if face.keypoints is None:
         return np.zeros(2)
-    eyes, mouth = face.keypoints[:2], face.keypoints[3:]
-    right = upright(eyes[1] - eyes[0], mouth.mean(axis=0) - eyes.mean(axis=0))
+    right = right_of(face.keypoints)
     length = np.linalg.norm(right)
     return right / length if 1e-6 < length < np.inf else np.zeros(2)
 

@@ -24,7 +24,7 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
 from diffdeid.errors import AssetNotFoundError
-from diffdeid.geometry.align import invert, scale_of, square_matrix, upright, warp
+from diffdeid.geometry.align import invert, right_of, scale_of, square_matrix, warp
 from diffdeid.geometry.boxes import bounding_box, intersection_over_union
 from diffdeid.geometry.faces import merge, suppress
 from diffdeid.geometry.landmarks import EYE_CORNERS
@@ -207,7 +207,7 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
 
     def _score(self, image: np.ndarray, face: Face) -> float:
         """The mean score of a face in upright crops of several sizes."""
-        right, crops, boxes = np.array([1.0, 0.0]) if face.keypoints is None else _right(face.keypoints), [], []
+        right, crops, boxes = np.array([1.0, 0.0]) if face.keypoints is None else right_of(face.keypoints), [], []
         for margin, mirrored in CLOSE_LOOKS:
             matrix = _square_about(face.box, right, margin, SECOND_LOOK_SIZE)
             crop = warp(image, matrix, SECOND_LOOK_SIZE, cv2.BORDER_REPLICATE)
@@ -272,7 +272,7 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         seen = completed.copy()
         for row, face in zip(askew, self._look_again(image, [faces[row] for row in askew]), strict=True):
             seen[row] = face
-        extents = [(seen[row].box, (1, 0) if seen[row].keypoints is None else _right(seen[row].keypoints)) for row in unplaced]
+        extents = [(seen[row].box, (1, 0) if seen[row].keypoints is None else right_of(seen[row].keypoints)) for row in unplaced]
         looks = self._look([image] * len(unplaced), extents)  # boxes and keypoints can be askew: only where to look closely
         placed = self.find_again([image] * len(unplaced), [points[:468] for points, _, _ in looks])
         for row, face in zip(unplaced, placed, strict=True):
@@ -386,12 +386,6 @@ def _mapped(face: Face, matrix: np.ndarray) -> Face:
     return replace(face, box=box, keypoints=_transform(face.keypoints, matrix).astype(np.float32))
 
 
-def _right(keypoints: np.ndarray) -> np.ndarray:
-    """The face's horizontal, `(2,)`, from the detector's five points."""
-    right_eye, left_eye, _, right_mouth, left_mouth = keypoints
-    return upright(left_eye - right_eye, (right_mouth + left_mouth - right_eye - left_eye) / 2)
-
-
 def _keypoints(landmarks: np.ndarray) -> np.ndarray:
     """The detector's five points, `(5, 2)`, from the landmarks."""
     eyes = [landmarks[list(corners), :2].mean(axis=0) for corners in EYE_CORNERS]
@@ -400,7 +394,7 @@ def _keypoints(landmarks: np.ndarray) -> np.ndarray:
 
 def _extent(landmarks: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """The box of the landmarks along the face's own axes, re-centred in the picture, and the face's horizontal."""
-    right = _right(_keypoints(landmarks))
+    right = right_of(_keypoints(landmarks))
     rotate = square_matrix(np.zeros(2), right, 1, 1)
     points = _transform(landmarks[:, :2], rotate)
     low, high = points.min(axis=0), points.max(axis=0)

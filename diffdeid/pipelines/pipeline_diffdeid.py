@@ -19,7 +19,7 @@ from diffdeid.engine.pictures import PictureJob, deidentify_pictures, draw_seeds
 from diffdeid.engine.reports import FaceReport
 from diffdeid.errors import ConfigurationError, NoFaceFoundError
 from diffdeid.io.images import to_uint8_array
-from diffdeid.options import DeidentifyOptions
+from diffdeid.options import Cover, DeidentifyOptions
 from diffdeid.pipelines.components import DeidentificationPipeline
 from diffdeid.pipelines.pipeline_lds import LDSPipeline
 from diffdeid.pipelines.pipeline_output import DiffDeIDPipelineOutput
@@ -82,7 +82,7 @@ class DiffDeIDPipeline(DeidentificationPipeline):
         guidance_scale: float = DeidentifyOptions.guidance_scale,
         keep_mouth: bool = DeidentifyOptions.keep_mouth,
         attributes: Literal["context", "any", "source"] = DeidentifyOptions.attributes,
-        fallback: Literal["fill", "solid", "mosaic", "blur"] = DeidentifyOptions.fallback,
+        fallback: Cover = DeidentifyOptions.fallback,
         cover_scale: float = DeidentifyOptions.cover_scale,
         threshold: float | None = DeidentifyOptions.threshold,
         min_face: float = DeidentifyOptions.min_face,

@@ -8,7 +8,8 @@ import numpy as np
 from torch import Tensor
 
 from diffdeid.geometry.composite import FEATHER, paste
-from diffdeid.geometry.cover import Cover, cover
+from diffdeid.geometry.cover import cover
+from diffdeid.options import Cover
 from diffdeid.structures import Covered, Face, Outcome, Replaced
 
 

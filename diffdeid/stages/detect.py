@@ -5,11 +5,10 @@ from __future__ import annotations
 import numpy as np
 
 from diffdeid.errors import ConfigurationError
-from diffdeid.geometry.boxes import bounding_box, intersection_over_union
+from diffdeid.geometry.boxes import bounding_box, check_box, intersection_over_union
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.structures import Face
 
-FARTHEST = 1e6  # pixels; drawing overflows beyond, and would hide nothing
 ITS_LANDMARKS = 0.25  # least intersection over union of the box of a given face and that of its landmarks
 
 
@@ -43,12 +42,7 @@ def why_covered(face: Face, min_face: float = 0) -> str | None:
 
 def _believed(face: Face) -> Face:
     """A given face without landmarks that are no numbers or lie elsewhere than its box."""
-    box = np.asarray(face.box)
-    if not (box.shape == (4,) and (np.abs(box) < FARTHEST).all() and (box[2:] > box[:2]).all()):
-        raise ValueError(
-            f"The `box` of a face must be four finite numbers x0 < x1, y0 < y1 as (x0, y0, x1, y1), below {FARTHEST:.0f}, "
-            f"got {face.box}."
-        )
+    check_box(np.asarray(face.box))
     points = [part for part in (face.landmarks, face.iris) if part is not None]
     if not all(np.isfinite(part).all() for part in points):
         return Face(face.box, face.score)

@@ -200,3 +200,42 @@ class ReconstructorTrainConfig(JsonConfig):
         groups = [group.name for group in fields(MorphableCoefficients)]
         self._require(set(self.coefficient_weights) <= set(groups), "coefficient_weights", f"weights of some of {groups}")
         self._require(self.mixed_precision in ("bf16", "no"), "mixed_precision", '"bf16" or "no"')
+
+
+@dataclass(frozen=True)
+class FaceParserTrainConfig(JsonConfig):
+    """Training of the face parser. The defaults are for two hours on one CPU core."""
+
+    # Main
+    data: str  # folder of crops, with `labels/`
+    hands: str  # pictures of hands, from `diffdeid.training.hand_pictures`
+    output: str  # run folder; a run found there is continued
+    false_labels: tuple[str, ...] = ()  # names of crops to leave out, as where a shoulder is labelled as face
+    more_data: str | None = None  # another such folder, whose labels may be a network's; nothing is measured on it
+    init_from: str | None = None  # folder of a face parser to start from, instead of from ImageNet
+    model: str = "weights/diffdeid"  # released models: the face analyser, and the context encoder, whose trunk is ImageNet's
+    max_samples: int = 200_000  # the learning rate ends its decay here …
+    max_minutes: float | None = None  # … or here, whichever comes first
+    seed: int = 0
+
+    # Losses
+    erased_weight: float = 3.0  # of pixels that are to be erased, beside 1 elsewhere
+    skin_weight: float = 2.0  # of skin taken for something in front, on top of that
+
+    # Optimiser
+    batch_size: int = 16
+    learning_rate: float = 1e-3
+    warmup_samples: int = 1_000
+    weight_decay: float = 0.01
+    max_gradient_norm: float = 5.0
+    ema_decay: float = 0.998  # ramps up to this as (1 + step) / (10 + step)
+
+    # Output
+    log_minutes: float = 8  # between lines of log.jsonl, each with what is measured on held-out faces
+    checkpoint_minutes: float = 8
+    keep_checkpoints: int = 2
+
+    def __post_init__(self):
+        self._require_positive("max_samples", "batch_size", "learning_rate", "max_gradient_norm", "keep_checkpoints")
+        self._require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", "above 0 or null")
+        self._require_share("ema_decay")

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from diffdeid.geometry.align import compose, ffhq_matrix
+from diffdeid.geometry.align import between_centres, compose, ffhq_matrix
 from diffdeid.geometry.mask import erased, fixed_point
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_parser import BACKGROUND, FACE, FRONT, GLASSES
@@ -163,8 +163,7 @@ class OccludedFaces(Dataset):
 
 def place(face: LabelledFace, matrix: np.ndarray, size: int) -> Scene:
     """The crop of a face by a matrix picture -> crop."""
-    centred = matrix.copy()
-    centred[:, 2] += 0.5 * centred[:, :2].sum(1) - 0.5  # corner coordinates -> OpenCV's pixel centres
+    centred = between_centres(matrix)
     image = cv2.warpAffine(face.picture, centred, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     classes = cv2.warpAffine(face.classes, centred, (size, size), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101)
     return Scene(image.astype(np.float32) / 255, classes, face.landmarks @ matrix[:, :2].T + matrix[:, 2])

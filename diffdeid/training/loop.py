@@ -101,6 +101,19 @@ class TrainState:
         return config.learning_rate * warmup * decay
 
 
+def descend(
+    accelerator: Accelerator, model: nn.Module, optimizer: torch.optim.Optimizer, loss: Tensor, rate: float, max_norm: float
+) -> Tensor:
+    """One step of the optimiser at a learning rate; gives the norm of the gradient before it was clipped."""
+    for group in optimizer.param_groups:
+        group["lr"] = rate
+    accelerator.backward(loss)
+    norm = accelerator.clip_grad_norm_(model.parameters(), max_norm)
+    optimizer.step()
+    optimizer.zero_grad()
+    return norm
+
+
 def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None] | None = None) -> Path:
     """Train, or go on with the run in `config.output`; returns its last checkpoint. `on_checkpoint` is shown every one at once.
 
@@ -209,12 +222,8 @@ def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None
         with accelerator.autocast():
             judges = active, recogniser, reconstructor, mesh
             losses = training_losses(model, scheduler, batch, timesteps, noise, config, *judges)
-        for group in optimizer.param_groups:
-            group["lr"] = state.learning_rate(config)
-        accelerator.backward(losses["loss"])
-        losses["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), 1.0)
-        optimizer.step()
-        optimizer.zero_grad()
+        rate = state.learning_rate(config)
+        losses["gradient_norm"] = descend(accelerator, model, optimizer, losses["loss"], rate, 1.0)
         averaged.update(denoiser)
 
         state.step += 1

@@ -14,7 +14,7 @@ import cv2
 import numpy as np
 
 from diffdeid.geometry.landmarks import LEFT_EYE, RIGHT_EYE
-from diffdeid.geometry.mask import SHIFT, fixed_point
+from diffdeid.geometry.mask import SHIFT, face_height, fixed_point
 from diffdeid.models.face_parser import FACE, FRONT, GLASSES
 
 CHEEKS = (205, 425, 50, 280, 4, 151, 9, 118, 347)
@@ -44,7 +44,7 @@ class Scene:
 
     @property
     def face_height(self) -> float:
-        return float(np.linalg.norm(self.landmarks[10] - self.landmarks[152]))
+        return face_height(self.landmarks)
 
     def skin_colour(self) -> np.ndarray:
         """Median colour `(3,)` of the skin around cheeks, nose and forehead."""

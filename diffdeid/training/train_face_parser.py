@@ -35,7 +35,7 @@ from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_parser import FACE, FRONT, FaceParserModel
 from diffdeid.training.averaging import AveragedModel
-from diffdeid.training.config import JsonConfig
+from diffdeid.training.config import FaceParserTrainConfig
 from diffdeid.training.face_parser_data import (
     CROP_FACTOR,
     KINDS,
@@ -48,7 +48,7 @@ from diffdeid.training.face_parser_data import (
     place,
     read_faces,
 )
-from diffdeid.training.loop import TrainState, save_checkpoint
+from diffdeid.training.loop import TrainState, descend, save_checkpoint
 
 FROZEN_BLOCKS = 3  # of the encoder; the gradients of its finest layers would take a third of the time
 KEPT_SKIN = 1e-3  # share of the skin in the erased region that may be taken for something in front
@@ -57,45 +57,6 @@ WORST = 0.02  # share of the skin in a batch whose errors count most
 HARD_WEIGHT = 0.1  # of these errors
 
 logger = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True)
-class FaceParserTrainConfig(JsonConfig):
-    """Training of the face parser. The defaults are for two hours on one CPU core."""
-
-    # Main
-    data: str  # folder of crops, with `labels/`
-    hands: str  # pictures of hands, from `diffdeid.training.hand_pictures`
-    output: str  # run folder; a run found there is continued
-    false_labels: tuple[str, ...] = ()  # names of crops to leave out, as where a shoulder is labelled as face
-    more_data: str | None = None  # another such folder, whose labels may be a network's; nothing is measured on it
-    init_from: str | None = None  # folder of a face parser to start from, instead of from ImageNet
-    model: str = "weights/diffdeid"  # released models: the face analyser, and the context encoder, whose trunk is ImageNet's
-    max_samples: int = 200_000  # the learning rate ends its decay here …
-    max_minutes: float | None = None  # … or here, whichever comes first
-    seed: int = 0
-
-    # Losses
-    erased_weight: float = 3.0  # of pixels that are to be erased, beside 1 elsewhere
-    skin_weight: float = 2.0  # of skin taken for something in front, on top of that
-
-    # Optimiser
-    batch_size: int = 16
-    learning_rate: float = 1e-3
-    warmup_samples: int = 1_000
-    weight_decay: float = 0.01
-    max_gradient_norm: float = 5.0
-    ema_decay: float = 0.998  # ramps up to this as (1 + step) / (10 + step)
-
-    # Output
-    log_minutes: float = 8  # between lines of log.jsonl, each with what is measured on held-out faces
-    checkpoint_minutes: float = 8
-    keep_checkpoints: int = 2
-
-    def __post_init__(self):
-        self._require_positive("max_samples", "batch_size", "learning_rate", "max_gradient_norm", "keep_checkpoints")
-        self._require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", "above 0 or null")
-        self._require_share("ema_decay")
 
 
 def parsing_loss(logits: Tensor, classes: Tensor, erased_region: Tensor, config: FaceParserTrainConfig) -> dict[str, Tensor]:
@@ -227,12 +188,8 @@ def train(config: FaceParserTrainConfig | str | Path) -> Path:
         row, column = state.step % 2, state.step // 2 % 2  # every other pixel, by turns: all would take a fifth of the time
         lattice = (..., slice(row, None, 2), slice(column, None, 2))
         losses = parsing_loss(logits[lattice], batch["classes"][lattice].long(), batch["erased"][lattice].float(), config)
-        for group in optimizer.param_groups:
-            group["lr"] = state.learning_rate(config)
-        accelerator.backward(losses["loss"])
-        losses["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        rate = state.learning_rate(config)
+        losses["gradient_norm"] = descend(accelerator, model, optimizer, losses["loss"], rate, config.max_gradient_norm)
         averaged.update(network)
 
         state.step += 1

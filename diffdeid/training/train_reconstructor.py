@@ -47,7 +47,7 @@ from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.averaging import AveragedModel
 from diffdeid.training.config import ReconstructorTrainConfig
 from diffdeid.training.data import FaceStore
-from diffdeid.training.loop import TrainState, save_checkpoint
+from diffdeid.training.loop import TrainState, descend, save_checkpoint
 from diffdeid.training.reconstructor_data import (
     ReconstructorFaces,
     draw_jitter,
@@ -233,12 +233,8 @@ def train(config: ReconstructorTrainConfig | str | Path) -> Path:
         with accelerator.autocast():
             (coefficients,) = model(from_bytes(batch["image"]), return_dict=False)
         losses = objective(coefficients, batch)
-        for group in optimizer.param_groups:
-            group["lr"] = state.learning_rate(config)
-        accelerator.backward(losses["loss"])
-        losses["gradient_norm"] = accelerator.clip_grad_norm_(model.parameters(), config.max_gradient_norm)
-        optimizer.step()
-        optimizer.zero_grad()
+        rate = state.learning_rate(config)
+        losses["gradient_norm"] = descend(accelerator, model, optimizer, losses["loss"], rate, config.max_gradient_norm)
         averaged.update(network)
         torch._foreach_copy_(list(averaged.model.buffers()), list(network.buffers()))  # statistics of the normalisations
 

@@ -2,8 +2,7 @@ import json
 
 import pytest
 
-from diffdeid.training.config import LDSTrainConfig, ReconstructorTrainConfig, TrainConfig
-from diffdeid.training.train_face_parser import FaceParserTrainConfig
+from diffdeid.training.config import FaceParserTrainConfig, LDSTrainConfig, ReconstructorTrainConfig, TrainConfig
 from tests.conftest import ROOT
 
 

@@ -11,9 +11,9 @@ from safetensors.torch import load_file
 
 from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.models.face_parser import FACE, FRONT, FaceParserModel
+from diffdeid.training.config import FaceParserTrainConfig
 from diffdeid.training.face_parser_data import UNKNOWN
 from diffdeid.training.train_face_parser import (
-    FaceParserTrainConfig,
     HeldOut,
     build_network,
     inner_skin,
