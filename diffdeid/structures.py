@@ -21,7 +21,9 @@ class Face:
         keypoints: `(5, 2)` right eye, left eye, nose tip, right and left mouth corner (the person's right), or `None`.
         landmarks: `(468, 3)` FaceMesh landmarks, z in pixels (smaller is nearer), or `None` when they could not be placed.
         iris: `(2, 5, 2)` per eye (right first) the iris centre and four points on its rim, or `None`.
-        presence: the mesh's confidence that its crop shows a face, 0…1.
+        presence: the attention mesh's confidence that its crop shows a face, 0…1.
+        doubt: how far landmarks are expected to be off on average, in heights of the face, where the head mesh placed them; 0
+            where the attention mesh did.
     """
 
     box: np.ndarray
@@ -30,6 +32,7 @@ class Face:
     landmarks: np.ndarray | None = None
     iris: np.ndarray | None = None
     presence: float = 0.0
+    doubt: float = 0.0
 
 
 @dataclass(frozen=True)

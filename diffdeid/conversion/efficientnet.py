@@ -10,7 +10,8 @@ from pathlib import Path
 
 import torch
 
-from diffdeid.models.context_encoder import ContextEncoderModel, Convolution
+from diffdeid.models.context_encoder import ContextEncoderModel
+from diffdeid.models.efficientnet import Convolution
 
 EPSILON = 1e-3  # of the batch normalisation
 
@@ -35,4 +36,6 @@ def load_trunk(path: str | Path, **config) -> ContextEncoderModel:
         fill(block.depthwise, f"{name}._depthwise_conv", f"{name}._bn1")
         fill(block.project, f"{name}._project_conv", f"{name}._bn2")
     fill(model.features, "_conv_head", "_bn1")
+    model.classes.weight.copy_(state["_fc.weight"])
+    model.classes.bias.copy_(state["_fc.bias"])
     return model

@@ -16,7 +16,6 @@ from diffdeid.options import DeidentifyOptions
 from diffdeid.stages.components import Components
 from diffdeid.stages.denoise import NO_CALLBACKS, Callbacks
 from diffdeid.stages.identity import face_generators
-from diffdeid.stages.verify import gapes, turned_away
 from diffdeid.structures import (
     Attempt,
     Covered,
@@ -108,14 +107,12 @@ class Engine(Components):
     ) -> list[Outcome]:
         """New people, painted and checked, again and again for those that fail."""
         generators = [face_generators(seed) for seed in seeds]
-        castings = self.castings(batch, [people for people, _ in generators], options, [one is None for one in chosen])
+        refused = self.refuse(batch, options.keep_mouth)
+        outcomes: list[Outcome] = [Covered(problem or "nothing was tried") for problem in refused]
+        given_up = {row for row, problem in enumerate(refused) if problem is not None}
+        wanted = [one is None and row not in given_up for row, one in enumerate(chosen)]
+        castings = self.castings(batch, [people for people, _ in generators], options, wanted)
         texture = self.encode_texture(batch.images, batch.masks)
-        outcomes: list[Outcome] = [Covered("nothing was tried")] * len(batch)
-        given_up: set[int] = set()
-        for row, turned in enumerate(turned_away(batch.coefficients.pose)):
-            if problem := turned or (None if options.keep_mouth else gapes(batch.landmarks[row])):
-                outcomes[row] = Covered(problem)
-                given_up.add(row)
         for number in range(1, MAX_ATTEMPTS + 1):
             drawn: dict[int, NewIdentity] = {}
             for row in [row for row, one in enumerate(outcomes) if isinstance(one, Covered) and row not in given_up]:
@@ -171,9 +168,9 @@ class Engine(Components):
             others: `(m, 128)`, people whom nobody may resemble.
             seed: of this person's randomness.
         """
-        (turned,) = turned_away(view.coefficients.pose)
-        if turned is not None:
-            return Covered(turned)
+        (problem,) = self.refuse(view, keep_mouth=True)  # the mouth moves from frame to frame
+        if problem is not None:
+            return Covered(problem)
         people, noise = face_generators(seed)
         against = torch.cat([view.embedding, seen])
         texture = self.encode_texture(view.images, view.masks)

@@ -16,10 +16,10 @@ from diffdeid.models.texture_encoder import TextureEncoderOutput
 from diffdeid.options import DeidentifyOptions, VideoOptions
 from diffdeid.stages.components import BROKEN, Painted, finite
 from diffdeid.stages.compose import compose
-from diffdeid.stages.verify import STRAYING, TURN, turned_away
+from diffdeid.stages.verify import EXACT_TURN, STRAYING, turned_away
 from diffdeid.structures import Covered, Face, FaceBatch, MorphableCoefficients, NewIdentity, Outcome
 
-FRAME_STRAYING, FRAME_TURN = 1.5 * STRAYING, TURN + 5  # frames are smoothed, cannot be painted again, and covers flicker
+FRAME_STRAYING = 1.5 * STRAYING  # frames are smoothed, cannot be painted again, and covers flicker
 Filter = Callable[[Tensor, FaceBatch], Tensor]
 
 
@@ -103,7 +103,7 @@ def _paint_frames(
     roles = [appearance.stand_in for appearance in appearances]
     reference = MorphableCoefficients.unpack(torch.cat([role.coefficients.pack() for role in roles]))
     source = engine.follow(pictures, faces, reference, options)
-    turned = turned_away(source.coefficients.pose, FRAME_TURN)
+    turned = turned_away(source.coefficients.pose, EXACT_TURN)
     shown = [row for row, problem in enumerate(turned) if problem is None]
     if not shown:
         return [Covered(problem) for problem in turned]

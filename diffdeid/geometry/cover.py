@@ -95,7 +95,7 @@ def _outlines(face: Face, scale: float) -> list[tuple[np.ndarray, float]]:
     points, growth = face.landmarks[:, :2].astype(np.float64), max(1, scale / COVER_SCALE)
     centre = (points.min(axis=0) + points.max(axis=0)) / 2
     hull = centre + growth * (points - centre)
-    return [(hull, max(1, MASK_MARGIN * face_height(hull))), (_ellipse(Face(face.box), growth), 1)]
+    return [(hull, max(1, (MASK_MARGIN + face.doubt) * face_height(hull))), (_ellipse(Face(face.box), growth), 1)]
 
 
 def _at(mask: np.ndarray, origin: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:

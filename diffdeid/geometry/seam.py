@@ -32,6 +32,8 @@ BLACK = 0.06  # is added to all colours, so that noise in the dark does not coun
 
 NOTHING = 0.01  # weight of no cast all along the border, which decides where there is no evidence
 SHARE = 0.3  # of the step across the border that is a fault; the rest is how heads are shaded (by regression on real ones)
+GREY = 1.5 / 127.5  # mean difference between the colours of a pixel up to which a picture is black and white
+LUMA = 0.299, 0.587, 0.114  # shares of red, green and blue in the light of a pixel (ITU-R BT.601)
 PERSISTENCE = 0.9  # share of the frames before in the evidence
 
 
@@ -148,3 +150,15 @@ def _log_quotient(dividend: Tensor, divisor: Tensor) -> Tensor:
 def _agreement(gain: Tensor) -> Tensor:
     """Weights `(B, 1, …)` of border values `(B, 3, …)`, 0 for large ones: Tukey's biweight."""
     return (1 - (gain.abs().amax(dim=1, keepdim=True) / DISAGREEMENT).clamp(0, 1).square()).square()
+
+
+def without_colour(faces: Tensor, sources: Tensor, depths: Tensor) -> Tensor:
+    """Generated faces `(B, 3, S, S)`, those in black-and-white pictures without the colour that networks give them.
+
+    `sources` and `depths` are as for `match`; what is erased of a picture does not count. Others stay bit-identical.
+    """
+    outside = (depths <= 0).float()
+    chroma = (sources.amax(dim=1, keepdim=True) - sources.amin(dim=1, keepdim=True)) * outside
+    grey = (chroma.sum(dim=(1, 2, 3)) <= GREY * outside.sum(dim=(1, 2, 3))) & (outside.sum(dim=(1, 2, 3)) > 0)
+    light = (faces * faces.new_tensor(LUMA)[:, None, None]).sum(dim=1, keepdim=True).expand_as(faces)
+    return torch.where(grey[:, None, None, None], light, faces)

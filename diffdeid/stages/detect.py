@@ -25,7 +25,7 @@ def detect_faces(
     """
     faces = None if faces is None else [_believed(face) for face in faces]
     if analyser is not None:
-        return analyser(picture, faces, threshold)
+        return analyser(picture, faces, threshold, any_pose=True)
     if faces is None:
         raise ConfigurationError("This pipeline has no `face_analyser` to find faces with. Pass `faces`.")
     return faces

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from diffdeid.geometry.align import CHIP_SIZE, chip_matrix, ffhq_matrix, sample, warp
 from diffdeid.geometry.eyes import gaze_from_iris
-from diffdeid.geometry.mask import erased, signed_distance
+from diffdeid.geometry.mask import erased, face_height, signed_distance
 from diffdeid.geometry.pixels import on_host, to_tensor
 from diffdeid.geometry.surroundings import surroundings
 from diffdeid.models.context_encoder import ContextEncoderModel
@@ -28,15 +28,20 @@ EDGE = 2 / 256  # crop sizes that landmarks keep from the edge of a crop; more m
 
 
 def crop_face(picture: np.ndarray, face: Face, size: int, crop_factor: float) -> FaceCrop:
-    """The aligned crop of a face that has landmarks, larger where it would cut some of them off.
+    """The aligned crop of a face that has landmarks."""
+    matrix = crop_matrix(face.landmarks, size, crop_factor)
+    return FaceCrop(warp(picture, matrix, size), matrix)
+
+
+def crop_matrix(landmarks: np.ndarray, size: int, crop_factor: float = 0.8) -> np.ndarray:
+    """Picture -> the aligned crop of a face with landmarks `(468, 2+)`, larger where it would cut some of them off.
 
     So the chin under a wide-open mouth is in it, and the forehead of a head that is far back.
     """
-    matrix = ffhq_matrix(face.landmarks, size, crop_factor)
-    reach = np.abs(face.landmarks[:, :2] @ matrix[:, :2].T + matrix[:, 2] - size / 2).max()
+    matrix = ffhq_matrix(landmarks, size, crop_factor)
+    reach = np.abs(landmarks[:, :2] @ matrix[:, :2].T + matrix[:, 2] - size / 2).max()
     zoom = min(1.0, (0.5 - EDGE) * size / reach)
-    matrix = zoom * matrix + [[0, 0, (1 - zoom) * size / 2]] * 2
-    return FaceCrop(warp(picture, matrix, size), matrix)
+    return zoom * matrix + [[0, 0, (1 - zoom) * size / 2]] * 2
 
 
 def place(crops: Sequence[FaceCrop], faces: Sequence[Face], device: torch.device | str = "cpu") -> tuple[Tensor, Tensor]:
@@ -48,10 +53,22 @@ def place(crops: Sequence[FaceCrop], faces: Sequence[Face], device: torch.device
     return tuple(placed)
 
 
-def mask_crops(landmarks: np.ndarray, size: int, keep_mouth: bool, device: torch.device | str = "cpu") -> Tensor:
-    """What is erased of crops with landmarks `(B, 468, 3)` in their pixels, as `signed_distance` `(B, 1, S, S)`."""
-    depths = [signed_distance(erased(points, size, keep_mouth)) for points in landmarks]
-    return torch.from_numpy(np.stack(depths))[:, None].to(device)
+def mask_crops(
+    landmarks: np.ndarray,
+    size: int,
+    keep_mouth: bool,
+    device: torch.device | str = "cpu",
+    doubts: Sequence[float] | None = None,
+) -> Tensor:
+    """What is erased of crops with landmarks `(B, 468, 3)` in their pixels, as `signed_distance` `(B, 1, S, S)`.
+
+    It reaches farther by what landmarks may be off, `Face.doubt`, so that nothing of a face is left.
+    """
+    depths = [
+        signed_distance(erased(points, size, keep_mouth)) + doubt * face_height(points)
+        for points, doubt in zip(landmarks, doubts or [0.0] * len(landmarks), strict=True)
+    ]
+    return torch.from_numpy(np.float32(depths))[:, None].to(device)
 
 
 def find_what_is_in_front(parser: FaceParserModel | None, images: Tensor, depths: Tensor) -> Tensor:

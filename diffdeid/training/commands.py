@@ -41,6 +41,19 @@ def exchange(
         exchange_people(store, validation_names, model)
 
 
+@data.command()
+def turn(
+    store: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A store that `prepare` wrote.")],
+    validation_names: Annotated[Path | None, typer.Option(exists=True, help="Held-out faces, one name a line.")] = None,
+    model: Model = DEFAULT_MODEL,
+) -> None:
+    """Add photos of a store once more, as heads that look to the side, up or down."""
+    from diffdeid.training.profiles import turn_photos
+
+    with errors_in_one_line():
+        turn_photos(store, validation_names, model)
+
+
 @train.command()
 def lds(config: Config) -> None:
     """Train the identity sampler."""

@@ -63,6 +63,7 @@ class TrainConfig(JsonConfig):
     validation_names: str | None = None  # text file of held-out faces, one name a line; None: every 32nd by hash of the name
     set_weights: dict[str, float] = field(default_factory=dict)  # sampling weight per face of a set, 1 where not given
     open_mouth_weight: float = 1.0  # factor of that of faces whose mouth is wide open: few portraits have one, clips do
+    turned_weight: float = 1.0  # factor of that of heads turned by 45° and more; less below, 1 up to 20°
     keep_mouth: float = 0.5  # share of samples whose mouth stays visible
     identity_dropout: float = 0.1  # share of samples without an identity, for guidance
     still_frames: float = 0.0  # share of frames of clips that are shown as pictures are, and not as video mode would
@@ -113,7 +114,7 @@ class TrainConfig(JsonConfig):
             "landmark_weight",
             "eye_weight",
         )
-        for name in (*weights, "open_mouth_weight", "warmup_samples", "num_workers"):
+        for name in (*weights, "open_mouth_weight", "turned_weight", "warmup_samples", "num_workers"):
             self._require(getattr(self, name) >= 0, name, "0 or more")
         self._require(all(weight >= 0 for weight in self.set_weights.values()), "set_weights", "0 or more for every set")
         self._require(set(self.hidden_inputs) <= set(HIDEABLE), "hidden_inputs", f"some of {list(HIDEABLE)}")
@@ -159,7 +160,7 @@ class ReconstructorTrainConfig(JsonConfig):
     data: str  # folder of the prepared faces
     output: str  # run folder; a run found there is continued
     model: str = "weights/diffdeid"  # released models, of which the morphable head is needed
-    init_from: str | None = None  # folder of a network, or run folder, whose weights and statistics to start from
+    init_from: str | None = None  # folder of a network, or run folder, to start from; of a context encoder the trunk is taken
     network: dict[str, Any] = field(default_factory=dict)  # arguments of `FaceReconstructorModel`, where not its defaults
     validation_names: str | None = None  # as in `TrainConfig`
     max_samples: int = 500_000  # the learning rate ends its decay here …

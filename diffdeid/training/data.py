@@ -22,6 +22,8 @@ from torch.utils.data import Dataset, default_collate
 from diffdeid.geometry.align import CHIP_SIZE, chip_matrix
 from diffdeid.geometry.camera import DISTANCE, FOCAL
 from diffdeid.geometry.landmarks import LEFT_EYE, RIGHT_EYE, lip_gap
+from diffdeid.geometry.rotation import angle_to_camera
+from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.mirror import mirror_coefficients
 
 MAPS = {"image": 3, "texture": 3, "render": 3, "normals": 3, "guides": 2, "mask": 2}  # channels, in the order of `maps`
@@ -33,18 +35,20 @@ HIDEABLE = {  # inputs that an ablation can leave out, and where they are
 COARSENESS = (1.5, 2.0, 3.0, 4.0)  # a sample may be shown as if its pictures had had that many times fewer pixels a side …
 COARSE_SHARE = 0.1  # … as small faces do
 MARGIN = 16 / 288  # of the stored size, on every side of the crop proper
-EXCHANGED = "__exchanged"  # ends the name of a face that is to be painted as another person's (exchange.py)
+EXCHANGED = "__exchanged"  # ends the name of a face that is to be painted as another person's (exchange.py) …
+TURNED_NAME = "__turned"  # … and of one that is seen from elsewhere (profiles.py)
 DISTANCE_LEVELS = 4  # grey levels of a stored mask per pixel of distance to the outline
+TURNED = 20, 45  # degrees between face and camera, from which heads begin to be turned, and where they are
 OPEN_MOUTH = 0.2  # distance of the inner lips, in that of the outer eye corners; one portrait in 60 has more
 
 
 class FaceStore:
-    """Read access to the faces of a folder by name. `names` are those that were photographed, which leaves out exchanged ones."""
+    """Read access to the faces of a folder by name. `names` are those that were photographed, not what was made of them."""
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
         stems = (path.stem for path in self.folder.glob("*.safetensors"))
-        self.names = sorted(stem for stem in stems if not stem.endswith(EXCHANGED))
+        self.names = sorted(stem for stem in stems if not stem.endswith((EXCHANGED, TURNED_NAME)))
         if not self.names:
             raise FileNotFoundError(f"`{folder}` holds no prepared faces (*.safetensors). Run `diffdeid data prepare` first.")
 
@@ -75,6 +79,11 @@ class FaceStore:
         right, left = landmarks[[RIGHT_EYE[0], LEFT_EYE[0]]]
         return bool(lip_gap(landmarks) > OPEN_MOUTH * np.linalg.norm(right - left))
 
+    def turn(self, name: str) -> float:
+        """How far a head is turned away, 0 to 1, see `TURNED`."""
+        pose = MorphableCoefficients.unpack(torch.from_numpy(self.open(name).get_tensor("coefficients"))[None]).pose
+        return float(np.interp(angle_to_camera(pose).item(), TURNED, (0, 1)))
+
     def stack(self, names: list[str], device: torch.device) -> dict[str, Tensor]:
         """Everything about many faces, on a device; 1.3 MB a face."""
         first = default_collate([self.load(names[0])])
@@ -93,10 +102,10 @@ class FaceStore:
             held_out = set(Path(validation_names).read_text().splitlines())
         return [name for name in self.names if name not in held_out], [name for name in self.names if name in held_out]
 
-    def exchanged(self, names: list[str]) -> list[str]:
-        """The names under which those of these faces that are here as another person's, too, can be read."""
-        others = {path.stem for path in self.folder.glob(f"*{EXCHANGED}.safetensors")}
-        return [name + EXCHANGED for name in names if name + EXCHANGED in others]
+    def made(self, names: list[str], suffix: str) -> list[str]:
+        """The names under which those of these faces can be read that are here `EXCHANGED`, or `TURNED_NAME`, too."""
+        others = {path.stem for path in self.folder.glob(f"*{suffix}.safetensors")}
+        return [name + suffix for name in names if name + suffix in others]
 
 
 class TrainingFaces(Dataset):
@@ -108,6 +117,7 @@ class TrainingFaces(Dataset):
         names: the ones to use.
         set_weights: sampling weight of a face by the set it comes from, 1 where not given.
         open_mouth_weight: factor of the sampling weight of a face whose mouth is wide open.
+        turned_weight: factor of that of a head turned away, nearer to 1 the less it is.
         keep_mouth: share of samples whose mouth stays visible.
         identity_dropout: share of samples whose identity is replaced by zeros.
         still_frames: share of the samples with a `texture` that are shown as a picture is, without it.
@@ -116,13 +126,16 @@ class TrainingFaces(Dataset):
     """
 
     def __init__(self, store: FaceStore, names: list[str], set_weights: dict[str, float], open_mouth_weight: float,
-                 keep_mouth: float, identity_dropout: float, still_frames: float, seed: int, read: bool = True):  # fmt: skip
+                 turned_weight: float, keep_mouth: float, identity_dropout: float, still_frames: float, seed: int,
+                 read: bool = True):  # fmt: skip
         self.store, self.names, self.seed, self.read = store, names, seed, read
         self.keep_mouth, self.identity_dropout, self.still_frames = keep_mouth, identity_dropout, still_frames
         self.size = store.load(names[0])["maps"].shape[-1]
         weights = np.array([set_weights.get(store.open(name).metadata()["set"], 1.0) for name in names])
         if open_mouth_weight != 1:  # or every file would be read for nothing
             weights *= [open_mouth_weight if store.has_open_mouth(name) else 1.0 for name in names]
+        if turned_weight != 1:
+            weights *= [1 + (turned_weight - 1) * store.turn(name) for name in names]
         if not weights.sum() > 0:
             raise ValueError(f"`set_weights` leaves none of the {len(names)} faces of `{store.folder}` to train on.")
         self.cumulative = np.cumsum(weights / weights.sum())

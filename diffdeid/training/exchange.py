@@ -44,7 +44,7 @@ def exchange_people(
     photos = [name for name in names if "texture" not in store.open(name).keys()]  # noqa: SIM118  no mapping
     if len(photos) < 2:
         raise ValueError(f"`{folder}` holds {len(photos)} photos for training; people can be exchanged among two at least.")
-    done = set(store.exchanged(photos))
+    done = set(store.made(photos, EXCHANGED))
     missing = [name for name in photos if name + EXCHANGED not in done]
     draws = (np.random.default_rng((seed, zlib.crc32(name.encode()))) for name in missing)
     place = {name: row for row, name in enumerate(photos)}

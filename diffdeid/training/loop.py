@@ -42,7 +42,7 @@ from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.attention_mesh import AttentionMesh
 from diffdeid.training.averaging import AveragedModel
 from diffdeid.training.config import TrainConfig
-from diffdeid.training.data import FaceStore, TrainingFaces, ValidationFaces, network_inputs
+from diffdeid.training.data import EXCHANGED, TURNED_NAME, FaceStore, TrainingFaces, ValidationFaces, network_inputs
 from diffdeid.training.losses import (
     denoising_loss,
     geometry_loss,
@@ -135,12 +135,13 @@ def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None
     # 1. data
     store = FaceStore(config.data)
     train_names, held_out = store.split(config.validation_names)
-    drawn_names = train_names + store.exchanged(train_names)
+    drawn_names = train_names + [name for suffix in (EXCHANGED, TURNED_NAME) for name in store.made(train_names, suffix)]
     faces = TrainingFaces(
         store,
         drawn_names,
         config.set_weights,
         config.open_mouth_weight,
+        config.turned_weight,
         config.keep_mouth,
         config.identity_dropout,
         config.still_frames,

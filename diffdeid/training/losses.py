@@ -16,6 +16,7 @@ from diffdeid.geometry.align import CHIP_SIZE, sample
 from diffdeid.structures import MorphableCoefficients
 
 OUTSIDE = 0.05  # weight of a pixel outside the erased region
+SEEN = 0.05  # face sizes between the marks that the attention mesh sees and those of ρ, where it sees a face
 
 
 def _at(timesteps: Tensor, scheduler) -> Tensor:
@@ -116,8 +117,15 @@ def landmark_loss(mesh: nn.Module, composite: Tensor, batch: dict[str, Tensor]) 
     """Mean distance, in sizes of the face, of the marks in x̂0, pasted into the picture, from where they should be.
 
     An `AttentionMesh` sees them. They should be where it sees them in the picture, or, in `exchanged` faces, where ρ puts them.
+    Where the two differ much it does not see the face, as in profiles, and says nothing.
     """
+    size = (batch["marks"].amax(1) - batch["marks"].amin(1)).amax(1, keepdim=True)
+
+    def apart(marks: Tensor, others: Tensor) -> Tensor:
+        return ((marks - others).square().sum(2) + 1e-6).sqrt().div(size).mean(1)
+
     with torch.no_grad():
-        meant = torch.where(batch["exchanged"][:, None, None], batch["marks"], mesh(batch["image"]))
-    size = (meant.amax(1) - meant.amin(1)).amax(1, keepdim=True)
-    return ((mesh(composite) - meant).square().sum(2) + 1e-6).sqrt().div(size).mean()
+        shown = mesh(batch["image"])
+        seen = apart(shown, batch["marks"]) < SEEN
+        meant = torch.where(batch["exchanged"][:, None, None], batch["marks"], shown)
+    return (seen * apart(mesh(composite), meant)).mean()

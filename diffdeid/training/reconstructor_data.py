@@ -12,7 +12,7 @@ from torch.nn.functional import normalize
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from diffdeid.geometry.camera import DISTANCE, FOCAL
+from diffdeid.geometry.camera import DISTANCE, FOCAL, project, to_camera
 from diffdeid.geometry.lighting import sh_basis
 from diffdeid.geometry.rotation import rotation_matrix, rotation_vector
 from diffdeid.models.morphable_model import MorphableModel
@@ -22,6 +22,10 @@ from diffdeid.training.head_statistics import mirror_twins
 from diffdeid.training.mirror import mirror_coefficients
 
 EVALUATION_FACES = 128  # held out, and as many of the training faces
+BOX_CROP, BOX_DROP = 1.16, 0.05  # how large and how low the square about a detected box is, in sides of an aligned crop
+RENDERED_SHARE = 0.55  # of the samples
+ASKEW_SHARE = 0.5  # of the photos
+FACELESS_SHARE = 0.03  # of the samples
 
 
 # Labels: `coefficients` (N, 261); `landmarks` (N, 468, 3) and iris centres `iris` (N, 2, 2) in crop sizes (0…1).
@@ -63,16 +67,26 @@ def mirrored(labels: dict[str, Tensor], twins: Tensor) -> dict[str, Tensor]:
     return {"coefficients": mirror_coefficients(labels["coefficients"]), "landmarks": landmarks, "iris": iris}
 
 
+def picture_landmarks(landmarks: Tensor, pose: Tensor) -> Tensor:
+    """Landmarks of heads `(B, 468, 3)` as FaceMesh has them, in crop sizes."""
+    points = project(to_camera(landmarks, pose), 1)
+    return torch.cat([points[..., :2], FOCAL / DISTANCE * points[..., 2:]], dim=-1)
+
+
 # Jitter: `angle` (…) radians, counter-clockwise; `zoom` (…) above 1 enlarges; `shift` (…, 2) of the window in crop sizes, right
 # and down; `gain` (…, 3) of the colours.
 
 
-def draw_jitter(rng: np.random.Generator) -> dict[str, np.ndarray]:
-    """A random jitter of one face."""
+def draw_jitter(rng: np.random.Generator, askew: bool = False) -> dict[str, np.ndarray]:
+    """A random jitter of one face in an aligned crop; `askew` makes of it the square about a detected box."""
+    turn, zoom, shift = rng.uniform(-5, 5), rng.uniform(0.96, 1.04), rng.uniform(-0.03, 0.03, 2)
+    if askew:
+        turn, zoom = np.clip(rng.normal(0, 10), -30, 30), 1 / (BOX_CROP * rng.uniform(0.8, 1.2))
+        shift = rng.uniform(-0.14, 0.14, 2) + [0, BOX_DROP]
     return {
-        "angle": np.float32(np.deg2rad(rng.uniform(-5, 5))),
-        "zoom": np.float32(rng.uniform(0.96, 1.04)),
-        "shift": rng.uniform(-0.03, 0.03, 2).astype(np.float32),
+        "angle": np.float32(np.deg2rad(turn)),
+        "zoom": np.float32(zoom),
+        "shift": shift.astype(np.float32),
         "gain": (rng.uniform(0.65, 1.2) * rng.uniform(0.93, 1.07, 3)).astype(np.float32),
     }
 
@@ -84,8 +98,8 @@ def jittered_labels(labels: dict[str, Tensor], jitter: dict[str, Tensor], centre
     """Labels of B faces in jittered pictures.
 
     Turning the picture turns camera, head and light about the optical axis: exact. Another window is another direction of view,
-    which turns and moves the head, and zooming brings it nearer: exact but for the perspective within the face (about 0.3 % of
-    the distances in the picture), while landmarks and irises move exactly.
+    which turns and moves the head, and zooming moves it nearer or farther: exact but for the perspective within the face (about
+    1 % of its size at a zoom of 0.7), while landmarks and irises move exactly.
 
     Args:
         centre: `(3,)`, the point of the head, in its space, at which zooming is exact.
@@ -94,7 +108,9 @@ def jittered_labels(labels: dict[str, Tensor], jitter: dict[str, Tensor], centre
     angle, zoom, shift = jitter["angle"], jitter["zoom"], jitter["shift"]
     zero = torch.zeros_like(angle)
     roll = rotation_matrix(torch.stack([zero, zero, angle], dim=-1))
-    view = rotation_matrix(torch.stack([shift[:, 1] / FOCAL, shift[:, 0] / FOCAL, zero], dim=-1))  # small: tan a = a
+    away = shift.norm(dim=-1).clamp_min(1e-9)
+    aside = shift * (torch.atan(away / FOCAL) / away)[:, None]
+    view = rotation_matrix(torch.stack([aside[:, 1], aside[:, 0], zero], dim=-1))
     turn = roll @ view
 
     camera = turn.new_tensor([0, 0, DISTANCE])
@@ -123,21 +139,98 @@ def turned_light(illumination: Tensor, turn: Tensor) -> Tensor:
     return torch.linalg.lstsq(sh_basis(directions @ turn.mT), shading).solution.flatten(1)
 
 
-def jittered_picture(picture: np.ndarray, jitter: dict[str, np.ndarray], size: int) -> np.ndarray:
-    """The window of a picture with margin `(S, S, 3)` that `jittered_labels` describes, `(size, size, 3)`."""
+def jittered_picture(
+    picture: np.ndarray, jitter: dict[str, np.ndarray], size: int, border: int = cv2.BORDER_REPLICATE
+) -> np.ndarray:
+    """The window of a picture with margin `(S, S, C)` that `jittered_labels` describes, `(size, size, C)`, but for its gain."""
     cos, sin = jitter["zoom"] * np.cos(jitter["angle"]), jitter["zoom"] * np.sin(jitter["angle"])
     linear = np.array([[cos, sin], [-sin, cos]])
     scale = size / (len(picture) * (1 - 2 * MARGIN))
     middle = len(picture) * (0.5 + (1 - 2 * MARGIN) * jitter["shift"]) - 0.5  # OpenCV counts from pixel centres
     offset = size / 2 - 0.5 - scale * linear @ middle
     matrix = np.concatenate([scale * linear, offset[:, None]], axis=1)
-    window = cv2.warpAffine(picture, matrix, (size, size), flags=cv2.INTER_CUBIC, borderMode=cv2.BORDER_REPLICATE)
-    return np.clip(window * jitter["gain"], 0, 255).round().astype(np.uint8)
+    return cv2.warpAffine(picture, matrix, (size, size), flags=cv2.INTER_LINEAR, borderMode=border)
+
+
+def brightened(picture: np.ndarray, gain: np.ndarray) -> np.ndarray:
+    """A picture `(S, S, 3)` uint8 times `gain` `(3,)`."""
+    return np.clip(picture * gain, 0, 255).round().astype(np.uint8)
+
+
+def backdrop(pictures: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
+    """What may be behind a head, `(size, size, 3)` uint8: corners of other pictures, blurred ones, gradients or noise."""
+    kind, other = rng.random(), pictures[rng.integers(len(pictures))]
+    if kind < 0.4:
+        side = int(len(other) * rng.uniform(0.15, 0.25))
+        corner = other[-side:] if rng.random() < 0.5 else other[:side]
+        part = corner[:, -side:] if rng.random() < 0.5 else corner[:, :side]
+    elif kind < 0.6:
+        part = cv2.resize(other, (int(rng.integers(3, 9)),) * 2, interpolation=cv2.INTER_AREA)
+    else:
+        part = rng.integers(0, 256, (*rng.integers(1, 12, 2), 3)).astype(np.uint8)
+    picture = cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
+    if rng.random() < 0.3:
+        noise = rng.standard_normal(picture.shape, np.float32) * rng.uniform(2, 25)
+        picture = np.clip(picture + noise, 0, 255).astype(np.uint8)
+    return picture
+
+
+def behind(picture: np.ndarray, opacity: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A backdrop `(S, S, 3)` with clothes, and with hair around where a head is opaque `(S, S)`."""
+    size = len(picture)
+    picture = picture.copy()
+    if rng.random() < 0.6:
+        centre = (rng.uniform(0.2, 0.8) * size, rng.uniform(1, 1.25) * size)
+        axes = (rng.uniform(0.7, 1.6) * size, rng.uniform(0.5, 1) * size)
+        cv2.ellipse(picture, (centre, axes, rng.uniform(-20, 20)), rng.integers(0, 256, 3).tolist(), thickness=-1)
+    if rng.random() < 0.3:
+        reach = (rng.uniform(0.02, 0.14, 2) * size).astype(int)
+        kernel = cv2.getStructuringElement(cv2.MORPH_ELLIPSE, (2 * reach + 1).tolist())
+        grown = cv2.dilate(np.roll(opacity, rng.integers(0, size // 8), axis=0), kernel) > 127
+        picture[grown] = strands(size, rng)[grown]
+    return picture
+
+
+def strands(size: int, rng: np.random.Generator) -> np.ndarray:
+    """Hair, `(size, size, 3)` uint8."""
+    colour = rng.uniform(15, 120) * np.array([1, rng.uniform(0.65, 1), rng.uniform(0.4, 1)])
+    fine = rng.uniform(0.6, 1.4, (2, int(rng.uniform(0.2, 1) * size)) if rng.random() < 0.5 else (8, 16)).astype(np.float32)
+    shades = cv2.resize(fine, (size, size), interpolation=cv2.INTER_LINEAR)
+    return np.clip(shades[..., None] * colour, 0, 255).astype(np.uint8)
+
+
+def covered(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """A picture `(S, S, 3)` with locks of hair or a hand over a part of it."""
+    size = len(picture)
+    mask = np.zeros((size, size), np.uint8)
+    if rng.random() < 0.5:  # locks, from above
+        side = rng.choice([-1, 1])
+        for _ in range(rng.integers(1, 7)):
+            x = size * (0.5 + side * rng.uniform(0.1, 0.5))
+            drift = rng.normal(0, 0.05) * size
+            knots = np.array([[x + drift * row, size * (row / 4 - 0.1)] for row in range(int(rng.integers(3, 6)))])
+            cv2.polylines(mask, [knots.round().astype(np.int32)], False, 1, int(rng.integers(1, size // 8)))
+        cover = strands(size, rng)
+    else:
+        x, y = rng.uniform(0.1, 0.9, 2) * size
+        turn, width = rng.uniform(0, 2 * math.pi), rng.uniform(0.05, 0.09) * size
+        cv2.ellipse(mask, ((x, y), (4 * width, 4.5 * width), math.degrees(turn)), 1, thickness=-1)
+        for finger in range(4):
+            angle = turn + (finger - 1.5) * rng.uniform(0.15, 0.3)
+            length = width * rng.uniform(4, 6.5)
+            tip = (int(x + length * math.cos(angle)), int(y + length * math.sin(angle)))
+            cv2.line(mask, (int(x), int(y)), tip, 1, max(1, int(0.9 * width)))
+        skin = rng.uniform(60, 230) * np.array([1, rng.uniform(0.65, 0.85), rng.uniform(0.5, 0.75)])
+        light = cv2.resize(rng.uniform(0.75, 1.15, (3, 3)).astype(np.float32), (size, size))
+        cover = np.clip(light[..., None] * skin, 0, 255).astype(np.uint8)
+    return np.where(mask[..., None] > 0, cover, picture)
 
 
 def degraded(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
     """What cameras, networks and hands do to a picture `(S, S, 3)` uint8 without changing the face."""
-    size, occur = len(picture), rng.random(6) < (0.4, 0.3, 0.25, 0.25, 0.3, 0.3)
+    size, occur = len(picture), rng.random(7) < (0.25, 0.3, 0.25, 0.25, 0.3, 0.3, 0.25)
+    if occur[6]:
+        picture = covered(picture, rng)
     if occur[0]:
         picture = occluded(picture, rng)
     if occur[1]:
@@ -177,36 +270,54 @@ class ReconstructorFaces(Dataset):
     """An endless stream of augmented pictures. Sample n depends only on the seed and n, so a run can be resumed anywhere.
 
     A sample has `image` (what the network sees), `picture` (without what `degraded` does), both `(size, size, 3)` uint8, its
-    jitter, `grey` (0 or 1), and `index`, the row of its labels: those of N faces are followed by those of their mirror images.
+    jitter, `grey` (0 or 1), `face` (0 where there is none, and labels mean nothing), and `index`, the row of its labels: those of
+    N photos and M renders are followed by those of their mirror images.
 
     Args:
         pictures: `(N, S, S, 3)` uint8 with margin.
+        renders: `(M, S, S, 4)` uint8 with margin and opacity (`head_renders`).
         size: pixels of a sample.
         seed: of the stream.
     """
 
-    def __init__(self, pictures: np.ndarray, size: int, seed: int):
-        self.pictures, self.size, self.seed = pictures, size, seed
+    def __init__(self, pictures: np.ndarray, renders: np.ndarray, size: int, seed: int):
+        self.pictures, self.renders, self.size, self.seed = pictures, renders, size, seed
 
     def __getitem__(self, n: int) -> dict[str, np.ndarray]:
         rng = np.random.default_rng((self.seed, n))
-        index = int(rng.integers(2 * len(self.pictures)))
-        stored = self.pictures[index % len(self.pictures)]
-        if index >= len(self.pictures):
-            stored = np.ascontiguousarray(stored[:, ::-1])
-        jitter = draw_jitter(rng)
-        picture = jittered_picture(stored, jitter, self.size)
+        rendered = len(self.renders) > 0 and rng.random() < RENDERED_SHARE
+        faces = self.renders if rendered else self.pictures
+        row, mirror = int(rng.integers(len(faces))), rng.random() < 0.5
+        stored = np.ascontiguousarray(faces[row][:, ::-1]) if mirror else faces[row]
+        index = row + rendered * len(self.pictures) + mirror * (len(self.pictures) + len(self.renders))
+        jitter = draw_jitter(rng, askew=not rendered and rng.random() < ASKEW_SHARE)
+        face = rng.random() >= FACELESS_SHARE
+        if not face:
+            picture = behind(backdrop(self.pictures, self.size, rng), np.zeros((self.size, self.size), np.uint8), rng)
+        elif rendered or rng.random() < 0.5:
+            if not rendered:
+                stored = np.dstack([stored, np.full(stored.shape[:2], 255, np.uint8)])
+            window = jittered_picture(stored, jitter, self.size, cv2.BORDER_CONSTANT)
+            ground = backdrop(self.pictures, self.size, rng)
+            ground = behind(ground, window[..., 3], rng) if rendered else ground
+            transparency = 1 - window[..., 3:] / np.float32(255)
+            picture = np.clip(window[..., :3] + transparency * ground, 0, 255).astype(np.uint8)
+        else:
+            border = cv2.BORDER_REPLICATE if rng.random() < 0.5 else cv2.BORDER_REFLECT
+            picture = jittered_picture(stored, jitter, self.size, border)
+        picture = brightened(picture, jitter["gain"])
         grey = rng.random() < 0.08
         if grey:
             picture = cv2.cvtColor(cv2.cvtColor(picture, cv2.COLOR_RGB2GRAY), cv2.COLOR_GRAY2RGB)
-        return jitter | {"index": index, "picture": picture, "image": degraded(picture, rng), "grey": np.float32(grey)}
+        flags = {"index": index, "grey": np.float32(grey), "face": np.float32(face)}
+        return jitter | flags | {"picture": picture, "image": degraded(picture, rng)}
 
 
 def plain_batches(pictures: np.ndarray, labels: dict[str, Tensor], size: int, device: torch.device) -> list[dict[str, Tensor]]:
-    """Evenly spaced faces without augmentation, with their labels."""
+    """Evenly spaced faces without augmentation, with their labels. Renders lie on black."""
     rows = torch.arange(0, len(pictures), math.ceil(len(pictures) / EVALUATION_FACES))
-    images = torch.from_numpy(np.stack([jittered_picture(pictures[row], NO_JITTER, size) for row in rows]))
+    images = torch.from_numpy(np.stack([jittered_picture(pictures[row, ..., :3], NO_JITTER, size) for row in rows]))
     faces = {name: values[rows] for name, values in labels.items()}
-    faces |= {"image": images, "picture": images, "grey": torch.zeros(len(rows))}
+    faces |= {"image": images, "picture": images, "grey": torch.zeros(len(rows)), "face": torch.ones(len(rows))}
     parts = {name: values.to(device).split(32) for name, values in faces.items()}
     return [{name: parts[name][number] for name in parts} for number in range(len(parts["image"]))]

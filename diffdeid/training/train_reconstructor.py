@@ -34,12 +34,15 @@ from torch.nn.functional import smooth_l1_loss
 from torch.utils.data import DataLoader, default_collate
 
 from diffdeid.errors import DiffDeIDError
-from diffdeid.geometry.camera import DISTANCE, FOCAL, project, to_camera
-from diffdeid.geometry.eyes import eye_frame, iris_centres
+from diffdeid.geometry.camera import project, to_camera
+from diffdeid.geometry.eyes import iris_centres
+from diffdeid.geometry.landmarks import EYE_CORNERS
 from diffdeid.geometry.lighting import shade
 from diffdeid.geometry.pixels import from_bytes
 from diffdeid.geometry.renderer import vertex_normals
 from diffdeid.geometry.rotation import rotation_matrix, rotation_vector
+from diffdeid.io.files import put, temporary_name
+from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
 from diffdeid.models.fitting import sample_vertices
 from diffdeid.models.morphable_model import MorphableModel
@@ -47,20 +50,29 @@ from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.averaging import AveragedModel
 from diffdeid.training.config import ReconstructorTrainConfig
 from diffdeid.training.data import FaceStore
+from diffdeid.training.head_renders import render_heads
 from diffdeid.training.loop import TrainState, descend, save_checkpoint
+from diffdeid.training.mirror import ORDER, SIGN
 from diffdeid.training.reconstructor_data import (
     ReconstructorFaces,
     draw_jitter,
     jittered_labels,
     landmark_twins,
     mirrored,
+    picture_landmarks,
     plain_batches,
     read_faces,
 )
 
+RENDERS_A_FACE = 1.5
+HELD_OUT_RENDERS = 0.02  # of the renders
+FROZEN_BLOCKS = 5  # of an ImageNet trunk, those up to an eighth of the size of the picture
 STD_FLOOR = 0.01  # of a coefficient that (almost) nobody uses
 DEPTH_SHARE = 0.2  # weight of the landmarks' depth error beside the one in the picture: FaceMesh guesses depth
 LARGE_ERROR = 0.05  # crop sizes; errors of landmarks above it count by their square
+FACELESS_ERROR = 0.3  # crop sizes; of the landmarks of a face that is not there
+DOUBT_WEIGHT = 0.1
+PHOTOMETRIC_STRIDE = 4  # every fourth sample takes part in the photometric loss, which costs more than all others
 VERTEX_STRIDE = 3  # of the face's vertices, every third takes part in the photometric loss
 FACING = 0.2  # z of the normal above which a vertex counts as seen
 
@@ -88,9 +100,12 @@ class ReconstructionLoss(nn.Module):
         coloured = torch.tensor([name in ("albedo", "illumination") for name in names])
         self.register_buffer("coloured", coloured.repeat_interleave(sizes).float())
 
-    def forward(self, coefficients: MorphableCoefficients, batch: dict[str, Tensor]) -> dict[str, Tensor]:
-        """The parts of the loss and their weighted sum `loss`; `batch` has labels, `picture` and `grey`."""
-        config, packed = self.config, coefficients.pack()
+    def forward(
+        self, coefficients: MorphableCoefficients, batch: dict[str, Tensor], expected_error: Tensor | None = None
+    ) -> dict[str, Tensor]:
+        """The parts of the loss and their weighted sum `loss`; `batch` has labels, `picture`, `grey` and `face`."""
+        config, packed, face = self.config, coefficients.pack(), batch["face"]
+        number = face.sum().clamp_min(1)
         errors = smooth_l1_loss((packed - self.mean) / self.std, (batch["coefficients"] - self.mean) / self.std, reduction="none")
         known = 1 - batch["grey"][:, None] * self.coloured  # nobody knows the colours of a grey picture
         head = self.model(coefficients.shape, coefficients.expression, coefficients.albedo)
@@ -98,11 +113,13 @@ class ReconstructionLoss(nn.Module):
         distance = (landmarks - batch["landmarks"])[..., :2].norm(dim=-1)
         depth = relative_depth(landmarks) - relative_depth(batch["landmarks"])
         iris = iris_centres(landmarks, coefficients.gaze) - batch["iris"]
+        off = (distance + distance.square() / LARGE_ERROR).mean(1) + DEPTH_SHARE * depth.abs().mean(1)
+        some = slice(None, None, PHOTOMETRIC_STRIDE)
         losses = {
-            "coefficients": (errors * known * self.weight).sum(1).mean(),
-            "landmarks": (distance + distance.square() / LARGE_ERROR).mean() + DEPTH_SHARE * depth.abs().mean(),
-            "photometric": self.photometric(head.vertices, head.albedo, coefficients, batch["picture"]),
-            "gaze": iris.norm(dim=-1).mean(),
+            "coefficients": ((errors * known * self.weight).sum(1) * face).sum() / number,
+            "landmarks": (off * face).sum() / number,
+            "photometric": self.photometric(head.vertices[some], head.albedo[some], packed[some], batch, some),
+            "gaze": (iris.norm(dim=-1).mean(1) * face).sum() / number,
         }
         total = (
             losses["coefficients"]
@@ -110,22 +127,21 @@ class ReconstructionLoss(nn.Module):
             + config.photometric_weight * losses["photometric"]
             + config.gaze_weight * losses["gaze"]
         )
+        if expected_error is not None:  # the likelihood of a Laplace distribution (Kendall and Gal 2017)
+            truth = torch.where(face > 0, distance.detach().mean(1), FACELESS_ERROR)
+            losses["doubt"] = (truth / expected_error + expected_error.log()).mean()
+            total = total + DOUBT_WEIGHT * losses["doubt"]
         return losses | {"loss": total}
 
-    def photometric(self, vertices: Tensor, albedo: Tensor, coefficients: MorphableCoefficients, picture: Tensor) -> Tensor:
-        """Mean absolute difference (0…1) of the lit skin from the picture `(B, S, S, 3)` uint8 at the vertices that face it."""
+    def photometric(self, vertices: Tensor, albedo: Tensor, packed: Tensor, batch: dict[str, Tensor], some: slice) -> Tensor:
+        """Mean absolute difference (0…1) of the lit skin from `some` of the pictures at the vertices that face them."""
+        coefficients, picture = MorphableCoefficients.unpack(packed), batch["picture"][some]
         vertices = to_camera(vertices, coefficients.pose)
         normals = vertex_normals(vertices, self.model.triangles)[:, self.region]
         points = project(vertices[:, self.region], 1)[..., :2]
         difference = shade(albedo[:, self.region], normals, coefficients.illumination) - sample_vertices(picture / 255, points)
-        seen = (normals[..., 2] > FACING).float()
+        seen = (normals[..., 2] > FACING).float() * batch["face"][some, None]
         return (difference.abs().mean(-1) * seen).sum() / seen.sum().clamp_min(1)
-
-
-def picture_landmarks(landmarks: Tensor, pose: Tensor) -> Tensor:
-    """Landmarks of heads `(B, 468, 3)` as FaceMesh has them, in crop sizes."""
-    points = project(to_camera(landmarks, pose), 1)
-    return torch.cat([points[..., :2], FOCAL / DISTANCE * points[..., 2:]], dim=-1)
 
 
 def relative_depth(landmarks: Tensor) -> Tensor:
@@ -140,7 +156,8 @@ def evaluate(
     """Mean errors of what is predicted for `plain_batches`.
 
     Returns:
-        `landmarks_percent` of the distance between the eyes, `pose_degrees` and `gaze` (eye widths) against the fit,
+        `landmarks_percent` of the distance between the eyes (in depth, too: profiles have none otherwise), `pose_degrees` and
+        `gaze` (eye widths) against the fit,
         `photometric` (0…1), and the `loss`.
     """
     errors = []
@@ -148,7 +165,7 @@ def evaluate(
         coefficients, fitted = predict(batch), MorphableCoefficients.unpack(batch["coefficients"])
         head = objective.model(coefficients.shape, coefficients.expression)
         distance = picture_landmarks(head.landmarks, coefficients.pose) - batch["landmarks"]
-        eyes, _, _ = eye_frame(batch["landmarks"])
+        eyes = batch["landmarks"][:, torch.tensor(EYE_CORNERS)].mean(2)  # (B, 2, 3)
         turn = rotation_matrix(coefficients.pose[:, :3]).mT @ rotation_matrix(fitted.pose[:, :3])
         entry = {
             "landmarks_percent": 100 * distance[..., :2].norm(dim=-1).mean(1) / (eyes[:, 0] - eyes[:, 1]).norm(dim=-1),
@@ -187,10 +204,15 @@ def train(config: ReconstructorTrainConfig | str | Path) -> Path:
     held_out = plain_batches(*read_faces(store, held_out_names, size), size, device)
     pictures, labels = read_faces(store, train_names, size)
     seen = plain_batches(pictures, labels, size, device)
+    renders, render_labels = read_renders(output / "renders.npz", morphable_model, store, train_names, size, config.seed)
+    few = math.ceil(HELD_OUT_RENDERS * len(renders))
+    turned = plain_batches(renders[:few], {name: values[:few] for name, values in render_labels.items()}, size, device)
+    renders = renders[few:]
+    labels = {name: torch.cat([values, render_labels[name][few:]]) for name, values in labels.items()}
     centre = morphable_model.at_landmarks(morphable_model.mean).mean(0)
     both = mirrored(labels, landmark_twins(morphable_model))
     labels = {name: torch.cat([values, both[name]]) for name, values in labels.items()}
-    if config.init_from is None:
+    if (network.std == 1).all():  # nobody has trained it
         set_statistics(network, labels, centre, config.seed)
     labels = {name: values.to(device) for name, values in labels.items()}
     centre = centre.to(device)
@@ -199,7 +221,8 @@ def train(config: ReconstructorTrainConfig | str | Path) -> Path:
     network.to(device, memory_format=torch.channels_last)
     averaged = AveragedModel(network, config.ema_decay)
     parameters = dict(lr=config.learning_rate, weight_decay=config.weight_decay, fused=True)
-    model, optimizer = accelerator.prepare(network, torch.optim.AdamW(network.parameters(), **parameters))
+    trained = [parameter for parameter in network.parameters() if parameter.requires_grad]
+    model, optimizer = accelerator.prepare(network, torch.optim.AdamW(trained, **parameters))
     state = TrainState()
     accelerator.register_for_checkpointing(state, averaged)
     if checkpoint := max(output.glob("checkpoint-*"), default=None):
@@ -214,7 +237,7 @@ def train(config: ReconstructorTrainConfig | str | Path) -> Path:
 
     # 4. loop
     loader = DataLoader(
-        ReconstructorFaces(pictures, size, config.seed),
+        ReconstructorFaces(pictures, renders, size, config.seed),
         config.batch_size,
         sampler=itertools.count(state.samples + rank, world),
         num_workers=config.num_workers,
@@ -231,8 +254,8 @@ def train(config: ReconstructorTrainConfig | str | Path) -> Path:
         chosen = {name: values[batch["index"]] for name, values in labels.items()}
         batch |= jittered_labels(chosen, batch, centre)
         with accelerator.autocast():
-            (coefficients,) = model(from_bytes(batch["image"]), return_dict=False)
-        losses = objective(coefficients, batch)
+            coefficients, expected_error = model(from_bytes(batch["image"]), return_dict=False)
+        losses = objective(coefficients, batch, expected_error)
         rate = state.learning_rate(config)
         losses["gradient_norm"] = descend(accelerator, model, optimizer, losses["loss"], rate, config.max_gradient_norm)
         averaged.update(network)
@@ -255,7 +278,8 @@ def train(config: ReconstructorTrainConfig | str | Path) -> Path:
             entry = {"samples": state.samples, "minutes": round(state.minutes, 2), "samples_per_second": round(speed, 1)} | entry
             entry["learning_rate"] = float(f"{state.learning_rate(config):.4g}")
             if is_main:
-                entry |= {"held_out": evaluate(reconstruct, objective, held_out), "seen": evaluate(reconstruct, objective, seen)}
+                for part, batches in (("held_out", held_out), ("seen", seen), ("turned", turned)):
+                    entry[part] = evaluate(reconstruct, objective, batches)
                 logger.info("%s", entry)
                 with open(output / "log.jsonl", "a") as log:
                     log.write(json.dumps(entry) + "\n")
@@ -269,24 +293,44 @@ def train(config: ReconstructorTrainConfig | str | Path) -> Path:
 
 
 def build_network(config: ReconstructorTrainConfig) -> FaceReconstructorModel:
-    """A new network whose residual blocks start as identities (Goyal et al. 2017), or the averaged one of another run."""
-    if config.init_from is not None:
-        source = max(Path(config.init_from).glob("checkpoint-*"), default=config.init_from)
+    """A new network, with the trunk of a context encoder, which is ImageNet's, or the averaged one of another run."""
+    if config.init_from is None:
+        return FaceReconstructorModel(**config.network)
+    source = max(Path(config.init_from).glob("checkpoint-*"), default=Path(config.init_from))
+    if FaceReconstructorModel.load_config(source)["_class_name"] != ContextEncoderModel.__name__:
         return FaceReconstructorModel.from_pretrained(source, **config.network)
     network = FaceReconstructorModel(**config.network)
-    for stage in network.backbone.encoder.stages:
-        for block in stage.layers:
-            nn.init.zeros_(block.layer[-1].normalization.weight)
+    taught = ContextEncoderModel.from_pretrained(source)
+    network.backbone.stem.load_state_dict(taught.stem.state_dict())
+    network.backbone.blocks.load_state_dict(taught.blocks.state_dict())
+    network.backbone.stem.requires_grad_(False)  # edges and colours are what they are, and cost most of the time
+    network.backbone.blocks[:FROZEN_BLOCKS].requires_grad_(False)
     return network
 
 
+def read_renders(
+    path: Path, model: MorphableModel, store: FaceStore, names: list[str], size: int, seed: int
+) -> tuple[np.ndarray, dict[str, Tensor]]:
+    """Pictures with opacity and labels of turned heads (`head_renders`), from a file, which is made where it is not there."""
+    if not path.exists():
+        pictures, labels = render_heads(model, store, names, math.ceil(RENDERS_A_FACE * len(names)), size, seed)
+        temporary = temporary_name(path, ".npz")
+        np.savez(temporary, pictures=pictures, **{name: values.numpy() for name, values in labels.items()})
+        put(temporary, path, overwrite=False)
+    with np.load(path) as file:
+        return file["pictures"], {name: torch.from_numpy(file[name]) for name in ("coefficients", "landmarks", "iris")}
+
+
 def set_statistics(network: FaceReconstructorModel, labels: dict[str, Tensor], centre: Tensor, seed: int):
-    """Standardise by the mean and deviation of the labels under jitter."""
+    """Standardise by the mean and deviation of the labels under jitter, and say what mirroring does to them."""
     rng = np.random.default_rng(seed)
     jitter = default_collate([draw_jitter(rng) for _ in labels["coefficients"]])
     coefficients = jittered_labels(labels, jitter, centre)["coefficients"]
     network.mean.copy_(coefficients.mean(0))
     network.std.copy_(coefficients.std(0).clamp(min=STD_FLOOR))
+    if network.config.stages is not None:
+        network.mirror_order.copy_(ORDER)
+        network.mirror_sign.copy_(SIGN)
 
 
 if __name__ == "__main__":

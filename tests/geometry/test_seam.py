@@ -171,3 +171,17 @@ def test_a_batch_gives_what_its_faces_give_alone():
     together = seam.match(*(torch.cat(parts) for parts in zip(*singles, strict=True)))
     for one, alone in zip(together, singles, strict=True):
         torch.testing.assert_close(one, seam.match(*alone)[0], atol=1e-5, rtol=0)
+
+
+def test_faces_in_black_and_white_pictures_have_no_colour():
+    generator = torch.Generator().manual_seed(0)
+    faces, sources = (torch.rand(3, 3, 32, 32, generator=generator) * 2 - 1 for _ in range(2))
+    depths = torch.full((3, 1, 32, 32), -1.0)
+    depths[..., 8:24, 8:24] = 1
+    outside = (depths[:2] <= 0).float()
+    sources[:2] += outside * (sources[:2, :1] - sources[:2])  # two are grey, but for what is erased
+    depths[1] = 1  # of one nothing else is seen
+    result = seam.without_colour(faces, sources, depths)
+    assert torch.equal(result[0, 0], result[0, 1]) and torch.equal(result[0, 0], result[0, 2])
+    torch.testing.assert_close(result[0, 0], (faces[0] * torch.tensor([0.299, 0.587, 0.114])[:, None, None]).sum(0))
+    assert torch.equal(result[1:], faces[1:])

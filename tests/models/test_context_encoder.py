@@ -3,10 +3,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from skimage.data import astronaut, chelsea
 
 from diffdeid.conversion.efficientnet import load_trunk
 from diffdeid.evaluation.features import EfficientNetLite0
-from diffdeid.models.context_encoder import ContextEncoderModel, InvertedResidual
+from diffdeid.geometry.pixels import to_tensor
+from diffdeid.models.context_encoder import ContextEncoderModel
+from diffdeid.models.efficientnet import InvertedResidual
 from tests.tiny import perturb, tiny_context_encoder, tiny_pipeline
 
 WEIGHTS = Path(__file__).parents[2] / "weights"
@@ -69,16 +72,27 @@ def test_blocks_add_their_input_where_shapes_agree():
 def test_the_trunk_is_that_of_the_evaluators(tmp_path):
     """An independent implementation, with batch normalisation as layers of its own."""
     judge = EfficientNetLite0(WEIGHTS / "evaluators/efficientnet_lite0.safetensors")
-    torch.save(judge.state, tmp_path / "lite0.pth")
+    classes = {"_fc.weight": torch.randn(1000, 1280), "_fc.bias": torch.randn(1000)}  # which the evaluators do without
+    torch.save(judge.state | classes, tmp_path / "lite0.pth")
     encoder = load_trunk(tmp_path / "lite0.pth")
     pixels = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (1, 3, 224, 224))).float()
     ours = encoder.features(encoder.blocks(encoder.stem((pixels - 127) / 128))).mean((2, 3))
     torch.testing.assert_close(ours, judge(pixels), atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(encoder.classes.weight, classes["_fc.weight"])
+
+
+@torch.no_grad()
+def test_a_cat_is_a_pet_and_an_astronaut_is_none():
+    encoder = ContextEncoderModel.from_pretrained(WEIGHTS / "diffdeid/context_encoder").float()
+    faces = chelsea()[30:256, 100:326], astronaut()[20:220, 125:325]
+    cat, person = (to_tensor([np.ascontiguousarray(face)]) for face in faces)
+    assert encoder.pet(cat) > 0.9 and encoder.pet(person) < 0.2
+    torch.testing.assert_close(encoder.pet(torch.cat([cat.flip(3)] * 2)), encoder.pet(cat).repeat(2))
 
 
 def test_the_released_one_is_small():
     files = list((WEIGHTS / "diffdeid/context_encoder").glob("*.safetensors"))
-    assert sum(file.stat().st_size for file in files) < 8e6
+    assert sum(file.stat().st_size for file in files) < 10.5e6  # 2.6 of them tell pets
 
 
 def test_the_pipeline_refuses_another_model_in_its_place():

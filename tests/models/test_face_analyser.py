@@ -1,3 +1,4 @@
+import math
 import shutil
 import time
 from dataclasses import replace
@@ -10,7 +11,12 @@ import torch
 from diffusers import DiffusionPipeline
 
 from diffdeid.errors import AssetNotFoundError
+from diffdeid.geometry.camera import project, to_camera
+from diffdeid.geometry.eyes import eye_coordinates
+from diffdeid.geometry.faces import merge
+from diffdeid.geometry.renderer import render
 from diffdeid.models.face_analyser import GRAPHS, FaceAnalyserModel, _mapped, _turned_back
+from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import Face
 
 ROOT = Path(__file__).parents[2]
@@ -197,6 +203,64 @@ def test_a_face_of_which_nothing_shows_has_no_landmarks(analyser, astronaut):
     assert face.presence > 0.9 and face.landmarks is None and face.iris is None
 
 
+@pytest.fixture(scope="module")
+def profile() -> tuple[np.ndarray, np.ndarray]:
+    """A rendered head that looks to the side, 300 pixels large in a picture of 512, and its landmarks."""
+    head = MorphableModel.from_pretrained(ROOT / "weights/diffdeid/morphable_model").float()
+    generator = torch.Generator().manual_seed(3)
+    built = head(0.5 * torch.randn(1, 80, generator=generator), torch.zeros(1, 64))
+    pose = torch.tensor([[0.0, math.radians(75), 0, 0, 0, 0]])
+    placed, marks = (to_camera(points, pose) for points in (built.vertices, built.landmarks))
+    light = torch.zeros(1, 9, 3)
+    light[:, 0] = 3
+    eyes = eye_coordinates(placed, marks, head.eyeballs, torch.zeros(1, 4))
+    shown = render(placed, built.albedo, light.flatten(1), head.triangles, 288, 0, eyes).image[0]
+    picture = np.full((512, 512, 3), 90, np.uint8)
+    inside = shown.sum(-1, keepdim=True) > 0
+    picture[100:388, 100:388] = torch.where(inside, 255 * shown.clamp(0, 1), torch.tensor(90.0)).byte().numpy()
+    return picture, project(marks, 288)[0, :, :2].numpy() + 100
+
+
+def test_profiles_are_placed_by_the_head_mesh(analyser, profile):
+    picture, marks = profile
+    box = np.concatenate([marks.min(0), marks.max(0)]).astype(np.float32)
+    (blind,), (face,) = (analyser(picture, [Face(box)], any_pose=any_pose) for any_pose in (False, True))
+    assert blind.landmarks is None and blind.doubt == 0 < face.doubt < 0.08
+    assert np.linalg.norm(face.landmarks[:, :2] - marks, axis=1).mean() < 0.06 * np.ptp(marks, axis=0).max()
+    np.testing.assert_allclose(face.box, box)
+    assert face.iris.shape == (2, 5, 2) and face.keypoints.shape == (5, 2)
+
+
+def test_a_frontal_face_is_left_to_the_attention_mesh(analyser, astronaut, monkeypatch):
+    expected = analyser(astronaut)[0].landmarks
+    monkeypatch.setattr(FaceAnalyserModel, "_look_at_heads", lambda _, images, matrices: [1 / 0 for _ in images])
+    np.testing.assert_array_equal(analyser(astronaut, any_pose=True)[0].landmarks, expected)
+
+
+def test_the_head_mesh_sees_frontal_faces_about_where_the_attention_mesh_does(analyser, astronaut):
+    (found,) = analyser(astronaut)
+    (roughly,) = analyser.find_in_any_pose([astronaut], [found.landmarks])
+    distance = np.linalg.norm((roughly.landmarks - found.landmarks)[:, :2], axis=1).mean()
+    assert 0 < distance < 0.05 * np.ptp(found.landmarks, axis=0).max()
+
+
+@pytest.mark.parametrize("shift", [-0.7, -0.6, 0.6, 0.7])
+def test_a_face_beside_another_one_does_not_get_its_landmarks(analyser, astronaut, shift):
+    """It would pass for the same face, and neither be replaced nor covered."""
+    (found,) = analyser(astronaut)
+    by = np.float32([shift * 92, 0])
+    beside = replace(found, box=found.box + np.tile(by, 2), keypoints=found.keypoints + by, landmarks=None, iris=None)
+    faces = analyser(astronaut, [replace(found, landmarks=None), beside], any_pose=True)
+    assert faces[0].landmarks is not None and len(merge(faces)) == 2
+
+
+def test_what_is_no_head_is_no_head_to_the_head_mesh(analyser, astronaut, profile):
+    upside_down = np.ascontiguousarray(profile[0][::-1])
+    noise = np.random.default_rng(0).integers(0, 255, (512, 512, 3), dtype=np.uint8)
+    for picture in (upside_down, noise, np.zeros_like(noise)):
+        assert analyser.find_in_any_pose([picture], [profile[1]])[0].landmarks is None
+
+
 def test_same_picture_gives_the_same_bytes(analyser, astronaut):
     (first,), (second,) = analyser(astronaut), analyser(astronaut)
     for name in ("box", "keypoints", "landmarks", "iris"):
@@ -249,7 +313,7 @@ def test_graphs_run_on_a_gpu_where_onnxruntime_can(analyser, astronaut, monkeypa
         assert moved.to(dtype=torch.bfloat16, device="cuda:1") is moved and moved.device == torch.device("cuda:1")
         assert opened == ([] if expected == [cpu] else [expected] * len(GRAPHS))
         moved.to(torch.device("cpu"), torch.float32)
-        assert opened[2:] == ([] if expected == [cpu] else [[cpu]] * 2) and moved.device.type == "cpu"
+        assert opened[len(GRAPHS) :] == ([] if expected == [cpu] else [[cpu]] * len(GRAPHS)) and moved.device.type == "cpu"
 
 
 @pytest.mark.parametrize("quarters", range(4))
@@ -281,7 +345,7 @@ def test_a_face_in_something_that_is_none_is_kept(analyser, astronaut, monkeypat
     """What is refused has swallowed nobody before."""
     thing, face = Face(np.float32([100, 100, 300, 300]), 0.55), Face(np.float32([150, 150, 200, 200]), 0.45)
     monkeypatch.setattr(FaceAnalyserModel, "detect", lambda *_: [thing, face])
-    monkeypatch.setattr(FaceAnalyserModel, "_complete", lambda _, image, faces: faces)
+    monkeypatch.setattr(FaceAnalyserModel, "_complete", lambda _, image, faces, any_pose: faces)
     monkeypatch.setattr(FaceAnalyserModel, "_score", lambda _, image, one: 0.1 if one is thing else 0.9)
     assert [id(one) for one in analyser(astronaut)] == [id(face)]
 

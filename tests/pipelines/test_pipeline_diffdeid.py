@@ -276,12 +276,18 @@ def test_a_mouth_that_is_open_too_wide_is_covered_unless_it_stays(run, photo, fa
     assert run(faces=shouting, keep_mouth=True)[1].method == "diffusion"
 
 
-@pytest.mark.parametrize(("yaw", "method"), [(0.5, "diffusion"), (1.2, "fill")])
+@pytest.mark.parametrize(("yaw", "method"), [(0.5, "diffusion"), (2.0, "fill")])
 def test_a_head_that_is_turned_away_is_covered(run, yaw, method):
     coefficients = torch.zeros(1, 261)
     coefficients[:, 252] = yaw  # the second number of p
     _, report = run(coefficients=coefficients)
     assert report.method == method and (method == "diffusion" or "turned away" in report.reason)
+
+
+def test_a_pet_is_covered(run, tiny, photo, faces, monkeypatch):
+    monkeypatch.setattr(tiny.context_encoder, "pet", lambda images: torch.full((len(images),), 0.8))
+    result, report = run()
+    assert report.attempts == 0 and "pet" in report.reason and is_hidden(result, photo, faces[0])
 
 
 def test_small_faces_are_covered_on_request(run):

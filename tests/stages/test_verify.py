@@ -3,7 +3,8 @@
 import numpy as np
 import torch
 
-from diffdeid.stages.verify import STRAYING, gapes, strays, turned_away
+from diffdeid.stages.verify import STRAYING, gapes, look, strays, turned_away
+from diffdeid.structures import Face
 
 MEANT = np.stack(np.meshgrid(np.linspace(8, 56, 26), np.linspace(6, 58, 18)), axis=-1).reshape(468, 2).astype(np.float32)
 NOTHING = np.zeros((64, 64), np.float32)
@@ -27,10 +28,12 @@ def test_features_behind_something_do_not_count():
 
 
 def test_heads_that_look_away_too_far_are_named():
-    angles = torch.tensor([[0, 0, 0], [0, 0.8, 0], [0, 0.9, 0], [0, -1.5, 0], [-0.8, 0, 0], [-1.2, 0, 0], [0, 0, 3.0]])
-    problems = turned_away(torch.cat([angles, torch.zeros(7, 3)], dim=1))
-    assert [problem is not None for problem in problems] == [False, False, True, True, False, True, False]
+    turns = [[0, 0, 0], [0, 0.8, 0], [0, 0.9, 0], [0, -1.5, 0], [-0.8, 0, 0], [-1.2, 0, 0], [0, 0, 3.0], 3 * [torch.nan]]
+    problems = turned_away(torch.cat([torch.tensor(turns), torch.zeros(8, 3)], dim=1), 50)
+    assert [problem is not None for problem in problems] == [False, False, True, True, False, True, False, True]
     assert "86°" in problems[3]
+    profile, behind = turned_away(torch.tensor([[0, 1.6, 0, 0, 0, 0], [0, -1.9, 0, 0, 0, 0]]))
+    assert profile is None and "109°" in behind
 
 
 def test_mouths_that_are_open_too_wide_are_named():
@@ -39,3 +42,22 @@ def test_mouths_that_are_open_too_wide_are_named():
     for gap, expected in ((0, False), (14, False), (16, True)):
         points[14, 1] = gap  # the lower lip
         assert (gapes(points) is not None) == expected
+
+
+def test_heads_that_are_turned_away_are_looked_at_by_the_head_mesh():
+    class Analyser:
+        def find_again(self, images, landmarks):
+            return [Face(np.zeros(4), landmarks=points if image.any() else None)
+                    for image, points in zip(images, landmarks, strict=True)]  # fmt: skip
+
+        def find_in_any_pose(self, images, landmarks):
+            return [Face(np.zeros(4), landmarks=points + 1 if image.any() else None)
+                    for image, points in zip(images, landmarks, strict=True)]  # fmt: skip
+
+    black, white = np.zeros((8, 8, 3), np.uint8), np.full((8, 8, 3), 255, np.uint8)
+    before = [np.full((468, 3), float(number)) for number in range(4)]
+    seen = look(Analyser(), [white, black, white, black], before, [False, False, True, True])
+    np.testing.assert_array_equal(seen[0], before[0])
+    np.testing.assert_array_equal(seen[2], before[2] + 1)
+    assert seen[1] is None and seen[3] is None
+    assert look(None, [black], before[:1], [True]) == before[:1]

@@ -26,7 +26,9 @@ STARTS = dict(zip(MAPS, np.cumsum([0, *MAPS.values()]), strict=False))
 
 def stream(folder, **changes) -> TrainingFaces:
     store = FaceStore(folder)
-    arguments = dict(set_weights={}, open_mouth_weight=1.0, keep_mouth=0.5, identity_dropout=0.5, still_frames=0.5, seed=0)
+    arguments = dict(
+        set_weights={}, open_mouth_weight=1.0, turned_weight=1.0, keep_mouth=0.5, identity_dropout=0.5, still_frames=0.5, seed=0
+    )
     return TrainingFaces(store, store.names, **arguments | changes)
 
 
@@ -80,6 +82,15 @@ def test_wide_open_mouths_are_drawn_as_often_as_asked(tmp_path):
         face["landmarks"][[33, 263, 13, 14], :2] = [[20, 20], [30, 20], [25, 40], [25, 40 + opening]]
         save_file(face, tmp_path / f"{name}.safetensors", metadata={"set": "a"})
     assert [stream(tmp_path, open_mouth_weight=weight).cumulative.tolist() for weight in (1.0, 3.0)] == [[0.5, 1], [0.75, 1]]
+
+
+def test_heads_that_are_turned_away_are_drawn_as_often_as_asked(tmp_path):
+    for name, degrees in (("a frontal", 10), ("half", 32.5), ("profile", 80)):
+        face = invented_face(0)
+        face["coefficients"][251:254] = [0, np.deg2rad(degrees), 0]
+        save_file(face, tmp_path / f"{name}.safetensors", metadata={"set": "a"})
+    assert stream(tmp_path, turned_weight=1.0).cumulative == pytest.approx([1 / 3, 2 / 3, 1])
+    assert stream(tmp_path, turned_weight=5.0).cumulative == pytest.approx([1 / 9, 4 / 9, 1])
 
 
 def test_a_store_without_any_weight_is_an_error(store):

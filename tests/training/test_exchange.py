@@ -39,7 +39,7 @@ def test_photos_for_training_are_exchanged_and_nothing_else(people, tmp_path):
     store = FaceStore(people)
     training, validation = store.split(tmp_path / "held_out.txt")
     assert training == ["a", "b", "frame"] and validation == ["held out"]
-    assert store.exchanged(training) == [f"a{EXCHANGED}", f"b{EXCHANGED}"] and store.exchanged(validation) == []
+    assert store.made(training, EXCHANGED) == [f"a{EXCHANGED}", f"b{EXCHANGED}"] and store.made(validation, EXCHANGED) == []
 
 
 def test_whoever_reads_a_store_finds_photographed_faces_alone(people, tmp_path):

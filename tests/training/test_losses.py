@@ -134,14 +134,28 @@ def test_the_landmark_loss_moves_marks_to_where_the_picture_has_them_or_the_cond
         def forward(self, crops):
             weight = (crops + 1).sum(1)
             across, down = (weight.sum(axis) / weight.sum((1, 2))[:, None] @ torch.arange(32.0) for axis in (1, 2))
-            return torch.stack([across, down], dim=1)[:, None] + torch.tensor([[0.0, 0.0], [10.0, 10.0]])
+            return torch.stack([across, down], dim=1)[:, None] + torch.tensor([[0.0, 0.0], [40.0, 40.0]])
 
     image = torch.full((2, 3, 32, 32), -1.0)
     image[..., 8:12, 8:12] = 1
-    batch = {"image": image, "exchanged": torch.tensor([False, True]), "marks": Mesh()(image.roll(3, -1))}
-    assert landmark_loss(Mesh(), image, batch) == pytest.approx((0 + 0.3) / 2, abs=1e-3)  # in parts of a face of 10 pixels
-    composite = image.roll(3, -1).requires_grad_()
+    batch = {"image": image, "exchanged": torch.tensor([False, True]), "marks": Mesh()(image.roll(1, -1))}
+    assert landmark_loss(Mesh(), image, batch) == pytest.approx((0 + 0.025) / 2, abs=1e-3)  # in parts of a face of 40 pixels
+    composite = image.roll(1, -1).requires_grad_()
     before = landmark_loss(Mesh(), composite, batch)
-    assert before.item() == pytest.approx((0.3 + 0) / 2, abs=1e-3)
+    assert before.item() == pytest.approx((0.025 + 0) / 2, abs=1e-3)
     (gradient,) = torch.autograd.grad(before, composite)
     assert landmark_loss(Mesh(), composite - 1e-3 * gradient / gradient.abs().max(), batch) < before
+
+
+def test_the_landmark_loss_says_nothing_where_the_mesh_does_not_see_the_face():
+    class Mesh(torch.nn.Module):
+        def forward(self, crops):
+            return torch.tensor([[[0.0, 0.0], [20.0, 20.0]]]).expand(len(crops), -1, -1) + crops.mean((1, 2, 3))[:, None, None]
+
+    image = torch.zeros(2, 3, 8, 8)
+    marks = torch.tensor([[[0.0, 0.0], [20.0, 20.0]], [[10.0, 0.0], [30.0, 20.0]]])  # the second face lies elsewhere
+    batch = {"image": image, "exchanged": torch.tensor([False, False]), "marks": marks}
+    composite = (image + 1).requires_grad_()
+    (gradient,) = torch.autograd.grad(landmark_loss(Mesh(), composite, batch), composite)
+    assert gradient[0].abs().sum() > 0
+    assert gradient[1].abs().sum() == 0

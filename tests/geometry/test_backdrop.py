@@ -1,0 +1,65 @@
+"""What is behind a head goes on up to its outline."""
+
+import pytest
+import torch
+
+from diffdeid.geometry.backdrop import continue_backdrop, spread
+
+SIZE = 64
+
+
+@pytest.fixture
+def scene():
+    """A generated crop of noise, a photo that gets lighter to the right, an erased square, and a head in its left half."""
+    generator = torch.Generator().manual_seed(0)
+    faces = torch.rand(1, 3, SIZE, SIZE, generator=generator) * 2 - 1
+    sources = torch.linspace(-1, 1, SIZE).expand(1, 3, SIZE, SIZE).clone()
+    depths = torch.full((1, 1, SIZE, SIZE), -1.0)
+    depths[..., 16:48, 16:48] = 1
+    heads = torch.zeros(1, 1, SIZE, SIZE)
+    heads[..., 10:54, 10:32] = 1
+    return faces, sources, depths, heads
+
+
+def test_the_picture_goes_on_beyond_the_head_and_the_head_stays(scene):
+    faces, sources, depths, _ = scene
+    result = continue_backdrop(*scene)
+    assert (result[..., 20:44, 38:46] - sources[..., 20:44, 38:46]).abs().max() < 0.35
+    assert torch.equal(result[..., :30], faces[..., :30])
+    assert torch.equal(result * (depths <= 0), faces * (depths <= 0))
+
+
+def test_nothing_of_what_is_erased_is_read(scene):
+    faces, sources, depths, heads = scene
+    other = torch.where(depths > 0, -sources, sources)
+    assert torch.equal(continue_backdrop(*scene), continue_backdrop(faces, other, depths, heads))
+
+
+def test_nothing_of_the_head_is_spread_over_the_backdrop(scene):
+    faces, sources, depths, heads = scene
+    coloured = torch.where(heads > 0, torch.tensor(1.0), sources)
+    assert torch.equal(continue_backdrop(*scene), continue_backdrop(faces, coloured, depths, heads))
+
+
+def test_a_crop_that_shows_nothing_else_than_the_head_stays(scene):
+    faces, sources, depths, heads = scene
+    assert torch.equal(continue_backdrop(faces, sources, depths, torch.ones_like(heads)), faces)
+    assert torch.equal(continue_backdrop(faces, sources, torch.ones_like(depths), heads), faces)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 64])
+def test_known_pixels_stay_and_others_take_colours_between_them(size):
+    generator = torch.Generator().manual_seed(size)
+    pictures, known = torch.rand(2, 3, size, size, generator=generator), torch.rand(2, 1, size, size, generator=generator) < 0.3
+    known[..., 0, 0] = True
+    filled = spread(pictures * known, known.float())
+    if size > 2:
+        torch.testing.assert_close(filled * known, pictures * known)
+    assert filled.min() >= (pictures * known + ~known).min() - 1e-5
+    assert filled.max() <= (pictures * known).max() + 1e-5
+
+
+def test_one_known_colour_is_everywhere():
+    known = torch.zeros(1, 1, 33, 20)
+    known[..., 5, 7] = 1
+    torch.testing.assert_close(spread(0.6 * known.expand(-1, 3, -1, -1), known), torch.full((1, 3, 33, 20), 0.6))
