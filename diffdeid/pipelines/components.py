@@ -38,12 +38,8 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "reconstructor->face_parser->face_recognition->texture_encoder->unet"
-    _exclude_from_cpu_offload = [
-        "face_analyser",
-        "morphable_model",
-        "lds",
-        "context_encoder",
-    ]  # small, used otherwise
+    # small, and used outside `forward`
+    _exclude_from_cpu_offload = ["face_analyser", "morphable_model", "lds", "context_encoder"]
     _optional_components = ["face_analyser", "reconstructor", "lds", "lds_scheduler", "context_encoder", "face_parser"]
 
     def __init__(

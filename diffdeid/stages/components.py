@@ -255,9 +255,12 @@ class Components:
         """Painted faces `(3, S, S)`, their features where they were meant to be; those of heads turned far away stay."""
         # `verify` refuses those that are not finite; schedulers need not keep to the range of pictures
         faces = torch.stack([one.face for one in painted]).nan_to_num().clamp(-1, 1)
-        registered = register(self.face_analyser, faces, *_places(painted), [one.marks for one in painted])
         # nobody sees the features of turned heads exactly enough
-        return [one if away else moved for one, moved, away in zip(faces, registered, _turned(painted), strict=True)]
+        rows = [row for row, angle in enumerate(_angles(painted)) if not angle > EXACT_TURN]
+        if rows:
+            some = [painted[row] for row in rows]
+            faces[rows] = register(self.face_analyser, faces[rows], *_places(some), [one.marks for one in some])
+        return list(faces)
 
     def verify(
         self, painted: Sequence[Painted], faces: Sequence[Tensor], against: Sequence[Tensor], straying: float = STRAYING
@@ -272,15 +275,15 @@ class Components:
                 the attention mesh it is `ROUGH_STRAYING`.
         """
         images, depths = _places(painted)
-        maps = torch.stack([one.maps for one in painted])
+        maps, angles = torch.stack([one.maps for one in painted]), _angles(painted)
         generated = without_colour(torch.stack(list(faces)), images, depths)
-        generated = lay_before_backdrop(generated, images, depths, maps, _angles(painted))
+        generated = lay_before_backdrop(generated, images, depths, maps, angles)
         generated = soften(generated, images, depths)
         front = torch.cat([one.source.front for one in painted])
         sound = finite([torch.stack([one.face, face]) for one, face in zip(painted, faces, strict=True)])
         laid, opacities = lay_over_crops(generated, images, depths, front)
         patches, results = to_bytes(generated), to_bytes(laid)
-        shown, turned = on_host(results), _turned(painted)
+        shown, turned = on_host(results), [angle > EXACT_TURN for angle in angles]
         landmarks = look(self.face_analyser, shown, [one.source.landmarks[0] for one in painted], turned)
         with ONE_AT_A_TIME:
             verdicts = verify(self.face_recognition, from_bytes(results), landmarks, against, self.identity_limit)
@@ -306,14 +309,9 @@ def finite(faces: Sequence[Tensor]) -> list[bool]:
     return on_host(torch.stack([face.isfinite().all() for face in faces])).tolist()
 
 
-def _angles(painted: Sequence[Painted]) -> Tensor:
-    """How far heads look past the camera, `(B,)` degrees."""
-    return angle_to_camera(torch.cat([one.source.coefficients.pose for one in painted]))
-
-
-def _turned(painted: Sequence[Painted]) -> list[bool]:
-    """Which heads are turned away too far for the attention mesh."""
-    return on_host(_angles(painted) > EXACT_TURN).tolist()
+def _angles(painted: Sequence[Painted]) -> list[float]:
+    """How far heads look past the camera, degrees."""
+    return on_host(angle_to_camera(torch.cat([one.source.coefficients.pose for one in painted]))).tolist()
 
 
 def _places(painted: Sequence[Painted]) -> tuple[Tensor, Tensor]:

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from diffdeid.geometry.backdrop import continue_backdrop
@@ -17,17 +16,21 @@ from diffdeid.structures import Covered, Face, Outcome, Replaced
 ASIDE = 35.0  # degrees past the camera from which the outline of a face is seen before what is behind it
 
 
-def lay_before_backdrop(faces: Tensor, images: Tensor, depths: Tensor, maps: Tensor, angles: Tensor) -> Tensor:
+def lay_before_backdrop(faces: Tensor, images: Tensor, depths: Tensor, maps: Tensor, angles: Sequence[float]) -> Tensor:
     """Generated faces `(B, 3, S, S)`, those that look to the side before what is behind them in `images` `(B, 3, S, S)`.
 
     Args:
         depths: `(B, 1, S, S)`, `signed_distance` of what is erased.
         maps: `(B, 9, S, S)`, the spatial conditions, whose normals say where the new heads are.
-        angles: `(B,)`, degrees by which they look past the camera.
+        angles: degrees by which they look past the camera.
     """
-    heads = (maps[:, 4:7].square().sum(dim=1, keepdim=True) > 0.25).float()
-    aside = (angles > ASIDE)[:, None, None, None]
-    return torch.where(aside, continue_backdrop(faces.float(), images, depths, heads), faces)
+    aside = [row for row, angle in enumerate(angles) if angle > ASIDE]
+    if not aside:
+        return faces
+    heads = (maps[aside, 4:7].square().sum(dim=1, keepdim=True) > 0.25).float()
+    laid = faces.float().clone()
+    laid[aside] = continue_backdrop(laid[aside], images[aside], depths[aside], heads)
+    return laid
 
 
 def lay_over_crops(faces: Tensor, images: Tensor, depths: Tensor, front: Tensor | float = 0) -> tuple[Tensor, Tensor]:

@@ -73,6 +73,10 @@ class FaceStore:
         flags = {"video": np.bool_("texture" in stored), "exchanged": np.bool_(name.endswith(EXCHANGED))}
         return face | {"maps": maps, "chip": chip} | flags
 
+    def is_photo(self, name: str) -> bool:
+        """Whether a face is that of a photo, and not of a frame with another one of the same person."""
+        return "texture" not in self.open(name).keys()  # noqa: SIM118  no mapping
+
     def has_open_mouth(self, name: str) -> bool:
         """Whether a face opens its mouth wide, as in shouting or in laughing out loud."""
         landmarks = self.open(name).get_tensor("landmarks")[:, :2]

@@ -41,7 +41,7 @@ def exchange_people(
     """
     store = FaceStore(folder)
     names, _ = store.split(validation_names)
-    photos = [name for name in names if "texture" not in store.open(name).keys()]  # noqa: SIM118  no mapping
+    photos = [name for name in names if store.is_photo(name)]
     if len(photos) < 2:
         raise ValueError(f"`{folder}` holds {len(photos)} photos for training; people can be exchanged among two at least.")
     done = set(store.made(photos, EXCHANGED))

@@ -54,7 +54,7 @@ def turn_photos(
     """
     store = FaceStore(folder)
     training, _ = store.split(validation_names)
-    names = [name for name in training if _shows_a_side(store, name)]
+    names = [name for name in training if store.is_photo(name) and _shows_a_side(store, name)]
     if not names:
         raise ValueError(f"`{folder}` holds no photo for training of a head that looks {LEAST} to {MOST}° to the side.")
     done = set(store.made(names, TURNED_NAME))
@@ -65,10 +65,7 @@ def turn_photos(
 
 
 def _shows_a_side(store: FaceStore, name: str) -> bool:
-    with store.open(name) as file:
-        if "texture" in file.keys():  # noqa: SIM118  no mapping
-            return False
-        pose = MorphableCoefficients.unpack(torch.from_numpy(file.get_tensor("fit"))[None]).pose
+    pose = MorphableCoefficients.unpack(torch.from_numpy(store.open(name).get_tensor("fit"))[None]).pose
     return LEAST < abs(yaw(pose).item()) < MOST
 
 
