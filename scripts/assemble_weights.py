@@ -25,6 +25,7 @@ from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_parser import FaceParserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
+from diffdeid.models.hand_finder import HandFinderModel
 from diffdeid.models.lds import LDSModel
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.models.texture_encoder import TextureEncoderModel
@@ -92,6 +93,7 @@ def main() -> None:
         lds=LDSModel.from_pretrained(sampler[0], subfolder="lds").half(),
         lds_scheduler=quicker(*sampler),
         face_parser=FaceParserModel.from_pretrained(args.face_parser or args.out / "face_parser").half(),
+        hand_finder=HandFinderModel.from_pretrained(args.out, subfolder="hand_finder"),
         context_encoder=ContextEncoderModel.from_pretrained(args.lds or args.out, subfolder="context_encoder").half(),
         identity_limit=calibration["identity_limit"],
     )

@@ -16,13 +16,12 @@ from io import BytesIO
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import onnx
 import torch
 import typer
-from onnx import TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from diffdeid.conversion.onnx_weights import halved
 from diffdeid.geometry.camera import DISTANCE, FOCAL, project, to_camera
 from diffdeid.geometry.eyes import iris_centres
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
@@ -31,7 +30,6 @@ from diffdeid.models.morphable_model import MorphableModel
 IRIS_RADIUS = 0.0585  # decimetres
 RIM = ((0, 0), (1, 0), (0, -1), (-1, 0), (0, 1))  # centre, right, top, left and bottom of an iris, in its radii
 IRIS_DEPTH = [133] * 5 + [362] * 5  # an iris has no depth of its own: that of the inner corner of its eye
-LARGE = 64  # numbers of a weight from which on it is kept as float16
 
 
 class HeadMesh(nn.Module):
@@ -58,20 +56,6 @@ class HeadMesh(nn.Module):
         return landmarks, found.expected_error[:, None]
 
 
-def halved(graph: onnx.GraphProto) -> None:
-    """Keep the large weights as float16."""
-    casts = []
-    for initializer in graph.initializer:
-        values = numpy_helper.to_array(initializer)
-        if values.dtype == np.float32 and values.size >= LARGE:
-            name = initializer.name
-            initializer.CopyFrom(numpy_helper.from_array(values.astype(np.float16), f"{name}_half"))
-            casts.append(helper.make_node("Cast", [f"{name}_half"], [name], to=TensorProto.FLOAT))
-    nodes = [*casts, *graph.node]
-    del graph.node[:]
-    graph.node.extend(nodes)
-
-
 def main(
     network: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Folder of a `FaceReconstructorModel`.")],
     out: Annotated[Path, typer.Argument(help="The graph to write.")],
@@ -84,10 +68,7 @@ def main(
     names = dict(input_names=["image"], output_names=["landmarks", "doubt"])
     free = {name: {0: "faces"} for name in ("image", "landmarks", "doubt")}
     torch.onnx.export(mesh, (torch.rand(2, size, size, 3),), written, **names, dynamic_axes=free, dynamo=False)
-    model = onnx.load_from_string(written.getvalue())
-    halved(model.graph)
-    onnx.checker.check_model(model)
-    onnx.save(model, out)
+    onnx.save(halved(onnx.load_from_string(written.getvalue())), out)
 
 
 if __name__ == "__main__":

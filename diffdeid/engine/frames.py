@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -16,11 +16,12 @@ from diffdeid.models.texture_encoder import TextureEncoderOutput
 from diffdeid.options import DeidentifyOptions, VideoOptions
 from diffdeid.stages.components import BROKEN, Painted, finite
 from diffdeid.stages.compose import compose
-from diffdeid.stages.verify import EXACT_TURN, STRAYING, turned_away
-from diffdeid.structures import Covered, Face, FaceBatch, MorphableCoefficients, NewIdentity, Outcome
+from diffdeid.stages.verify import STRAYING, turned_away
+from diffdeid.structures import Covered, Face, MorphableCoefficients, NewIdentity, Outcome, Replaced
+from diffdeid.temporal.filter import TemporalFilter
 
 FRAME_STRAYING = 1.5 * STRAYING  # frames are smoothed, cannot be painted again, and covers flicker
-Filter = Callable[[Tensor, FaceBatch], Tensor]
+UNPROVEN = "it had to be covered again and again"
 
 
 @dataclass(frozen=True)
@@ -31,13 +32,17 @@ class Appearance:
         stand_in: who takes its place.
         embedding: `(1, 128)`, who the person is in the mean of all frames.
         seen: whether the frame shows the face, which is then compared with the result as well. Else something may hide it.
-        temporal_filter: makes the registered face `(3, S, S)`, in the place of a batch of one, fit the frame before.
+        doubt: `Face.doubt` of the face; features may stray farther by it.
+        frame: its number.
+        temporal_filter: makes the face fit the frame before.
     """
 
     stand_in: StandIn
     embedding: Tensor
     seen: bool
-    temporal_filter: Filter
+    doubt: float
+    frame: int
+    temporal_filter: TemporalFilter
 
 
 @dataclass(frozen=True)
@@ -94,7 +99,7 @@ def _begin(engine: Engine, group: Sequence[FrameJob], options: VideoOptions, fin
 def _paint_frames(
     engine: Engine, batch: Sequence[tuple[np.ndarray, Face, Appearance]], options: VideoOptions
 ) -> list[Painted | Covered]:
-    """A new face for each of a batch of appearances whose heads are not turned away.
+    """A new face for each of a batch of appearances whose faces can be seen.
 
     α of a frame takes a part of every movement, above all of the mouth; so what is rendered of α' moves as α does, from the
     reference on. In C it stays, for there it says who it is.
@@ -103,7 +108,7 @@ def _paint_frames(
     roles = [appearance.stand_in for appearance in appearances]
     reference = MorphableCoefficients.unpack(torch.cat([role.coefficients.pack() for role in roles]))
     source = engine.follow(pictures, faces, reference, options)
-    turned = turned_away(source.coefficients.pose, EXACT_TURN)
+    turned = turned_away(source.coefficients.pose)
     shown = [row for row, problem in enumerate(turned) if problem is None]
     if not shown:
         return [Covered(problem) for problem in turned]
@@ -118,17 +123,18 @@ def _paint_frames(
 
 @torch.no_grad()  # holds for one thread, and this is the second
 def _finish_frames(engine: Engine, appearances: Sequence[Appearance], painted: Sequence[Painted | Covered]) -> list[Outcome]:
-    """Register, filter, verify. The filters remember the frame before: none may see a face twice, or one that is no face."""
+    """Register, filter, verify. No filter may see a frame twice, nor steady what is no face: it remembers the frames before."""
     painted = guarded(_refuse_broken, painted)
     registered = guarded(lambda some: list(zip(some, engine.register(some), strict=True)), painted)
     steadied = [
-        one if isinstance(one, Covered) else guarded(partial(_steady, appearance.temporal_filter), [one])[0]
+        one if isinstance(one, Covered) else guarded(partial(_steady, appearance), [one])[0]
         for appearance, one in zip(appearances, registered, strict=True)
     ]
     pairs = [
         one if isinstance(one, Covered) else (appearance, *one) for appearance, one in zip(appearances, steadied, strict=True)
     ]
-    return guarded(partial(_verify, engine), pairs)
+    judged = guarded(partial(_verify, engine), pairs)
+    return [_settled(appearance, outcome) for appearance, outcome in zip(appearances, judged, strict=True)]
 
 
 def _refuse_broken(painted: Sequence[Painted]) -> list[Painted | Covered]:
@@ -136,8 +142,8 @@ def _refuse_broken(painted: Sequence[Painted]) -> list[Painted | Covered]:
     return [one if fine else Covered(BROKEN) for one, fine in zip(painted, sound, strict=True)]
 
 
-def _steady(temporal_filter: Filter, pairs: Sequence[tuple[Painted, Tensor]]) -> list[tuple[Painted, Tensor]]:
-    return [(one, temporal_filter(face, one.source)) for one, face in pairs]
+def _steady(appearance: Appearance, pairs: Sequence[tuple[Painted, Tensor]]) -> list[tuple[Painted, Tensor]]:
+    return [(one, appearance.temporal_filter(appearance.frame, face, one.source)) for one, face in pairs]
 
 
 def _verify(engine: Engine, steadied: Sequence[tuple[Appearance, Painted, Tensor]]) -> list[Outcome]:
@@ -146,11 +152,17 @@ def _verify(engine: Engine, steadied: Sequence[tuple[Appearance, Painted, Tensor
         torch.cat([one.source.embedding, appearance.embedding]) if appearance.seen else appearance.embedding
         for appearance, one in zip(appearances, painted, strict=True)
     ]
-    attempts = engine.verify(painted, faces, against, FRAME_STRAYING)
+    doubts = [appearance.doubt for appearance in appearances]
+    attempts = engine.verify(painted, faces, against, FRAME_STRAYING, doubts)
     return [
         judged(attempt, one.source.crops[0], appearance.stand_in.identity, appearance.stand_in.attempts)
         for attempt, one, appearance in zip(attempts, painted, appearances, strict=True)
     ]
+
+
+def _settled(appearance: Appearance, outcome: Outcome) -> Outcome:
+    shown = appearance.temporal_filter.shows(appearance.frame, isinstance(outcome, Replaced))
+    return outcome if shown or isinstance(outcome, Covered) else Covered(UNPROVEN, outcome.attempts)
 
 
 def _laid(job: FrameJob, outcomes: list[Outcome], options: DeidentifyOptions) -> tuple[np.ndarray, list[Outcome]]:

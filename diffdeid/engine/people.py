@@ -5,7 +5,6 @@ from __future__ import annotations
 import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 import torch
@@ -22,7 +21,8 @@ from diffdeid.temporal.filter import TemporalFilter
 from diffdeid.temporal.spool import Spool
 from diffdeid.temporal.track import Sighting, State, Track, likeness
 
-EARLY = 2.0  # seconds of a track in which its best view is looked for
+EARLY = 2.0  # seconds of a track, not counting those in which a head looks aside, in which its best view is looked for
+ASIDE = 0.01  # least `frontality` of a view that shows more than a head that looks aside
 BETTER = 1.1  # by which factor a view must be better to take the place of the best one
 REMEMBERED, REMEMBERED_TRACKS = 32, 4  # people of a stream who are known again and kept apart, and tracks of each
 
@@ -79,6 +79,7 @@ class People:
         self._filters: dict[Track, TemporalFilter] = {}  # of the tracks of the last frame
         self._owners: dict[Track, Person] = {}
         self._qualities: dict[Track, float] = {}  # how well the best early view of a track shows somebody
+        self._looks: dict[Track, int] = {}  # frames of a track that show more than a head that looks aside
         self._views: dict[Track, int] = {}  # those that have not served yet, by their numbers in the spool
         self._spool = Spool()
         self._ended: set[Track] = set()
@@ -87,11 +88,12 @@ class People:
     def look(self, picture: np.ndarray, tracks: Sequence[Track]) -> None:
         """Keep the best early views of tracks whose faces were found in a frame."""
         for track in tracks:
-            owner, best = self._owners.get(track), self._qualities.get(track)
-            settled = best is not None and len(track) >= EARLY * self.rate
+            owner, best, looks = self._owners.get(track), self._qualities.get(track), self._looks.get(track, 0)
+            settled = best is not None and looks >= EARLY * self.rate
             if track.last.landmarks is None or settled or (owner is not None and isinstance(owner.stand_in, StandIn)):
                 continue
             quality = view_quality(track.last.landmarks)
+            self._looks[track] = looks + (frontality(track.last.landmarks) > ASIDE)
             if best is None or quality > BETTER * best:
                 job = FaceJob(picture, track.last, [one.last for one in tracks])
                 try:
@@ -131,7 +133,8 @@ class People:
 
     def _cast(self, person: Person, view: FaceBatch) -> None:
         """Find who stands in for a person, and does not look like anybody else of the video or their stand-ins."""
-        seen = torch.from_numpy(np.concatenate([track.embeddings for track in person.tracks])).to(view.embedding)
+        embeddings = [one for track in person.tracks for one in track.embeddings]  # none of somebody who only looks aside
+        seen = torch.from_numpy(np.stack(embeddings)).to(view.embedding) if embeddings else view.embedding
         person.embedding = F.normalize(seen.mean(0, keepdim=True), dim=1)
         others = [one for one in self.everybody if isinstance(one.stand_in, StandIn) and one is not person]
         taken = [part for other in others for part in (other.embedding, other.stand_in.identity.embedding)]
@@ -148,18 +151,19 @@ class People:
         Raises:
             DiffDeIDError: a face was lost there, and `on_miss` is "error".
         """
-        found, filters = [], {}
+        found, filters = [], {}  # filters see covers too: a face does not flash up between them
         for track in tracks:
             person, sighting = self.owner(track), track.smoothed(frame)
             reason = self._why_covered(person, sighting, frame)
+            if reason is None or track in self._filters:
+                filters[track] = self._filters.get(track) or TemporalFilter(self.rate)
             if reason is None:
-                filters[track] = self._filters.get(track, TemporalFilter())
-                steady = partial(filters[track], frame)
-                entry = Appearance(person.stand_in, person.embedding, sighting.state == "found", steady)
+                seen, doubt = sighting.state == "found", sighting.face.doubt
+                entry = Appearance(person.stand_in, person.embedding, seen, doubt, frame, filters[track])
             else:
                 entry = Covered(reason)
             found.append(Presence(person, sighting.state, sighting.face, entry))
-        self._filters = filters  # one that misses a frame would begin anew anyway
+        self._filters = filters
         return found
 
     def refuse_gaps(self, tracks: Sequence[Track]) -> None:
@@ -185,6 +189,7 @@ class People:
         self._ended.update(tracks)
         for track in tracks:
             self._qualities.pop(track, None)
+            self._looks.pop(track, None)
             self._drop_view(track)
         for person in self.everybody:
             person.tracks[:] = [track for track in person.tracks if track not in self._ended] + [
@@ -205,7 +210,14 @@ def _lost(frame: int) -> DiffDeIDError:
 
 def view_quality(landmarks: np.ndarray) -> float:
     """How well a view of `(468, 3)` landmarks in the picture shows who somebody is: large, and seen from the front."""
-    nose, cheeks = landmarks[1], landmarks[[234, 454]]
-    width, height = np.hypot(*(cheeks[1] - cheeks[0])[:2]), np.hypot(*(landmarks[10] - landmarks[152])[:2])
-    sides = [np.hypot(*(nose - cheek)[:2]) for cheek in cheeks]
-    return float(min(max(width, height), 200) * min(sides) / max(*sides, 1e-6))
+    width, height = (np.hypot(*(landmarks[one] - landmarks[other])[:2]) for one, other in ((454, 234), (152, 10)))
+    return float(min(max(width, height), 200) * frontality(landmarks))
+
+
+def frontality(landmarks: np.ndarray) -> float:
+    """How frontally a face with `(468, 3)` landmarks is seen, 1 at best; .06 where the tip of the nose lies before a cheek."""
+    nose, *cheeks = landmarks[[1, 234, 454], :2]
+    across = cheeks[1] - cheeks[0]
+    place = (nose - cheeks[0]) @ across / max(across @ across, 1e-6)  # of the nose on the way from cheek to cheek
+    sides = sorted([place, 1 - place])
+    return float(((1 + sides[0] / sides[1]) / 2) ** 4)

@@ -16,21 +16,18 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from dataclasses import replace
-from pathlib import Path
 
 import cv2
 import numpy as np
-import onnxruntime
-import torch
-from diffusers import ConfigMixin, ModelMixin
+from diffusers import ModelMixin  # noqa: F401  diffusers looks for it in this module
 from diffusers.configuration_utils import register_to_config
 
-from diffdeid.errors import AssetNotFoundError
 from diffdeid.geometry.align import ffhq_matrix, invert, right_of, scale_of, square_matrix, warp
 from diffdeid.geometry.boxes import bounding_box, intersection_over_union
 from diffdeid.geometry.faces import merge, suppress
 from diffdeid.geometry.landmarks import EYE_CORNERS
 from diffdeid.geometry.mask import face_height
+from diffdeid.models.onnx_model import OnnxModel
 from diffdeid.structures import Face
 
 GRAPHS = ("centerface", "attention_mesh", "head_mesh")
@@ -48,7 +45,7 @@ ABOUT_THERE = 0.25  # intersection over union of a face as first seen, and as se
 LOOKS = (-0.03, 0.03)  # by how many of its sides a crop is shifted, right and down; half of the error of one look is noise
 
 
-class FaceAnalyserModel(ModelMixin, ConfigMixin):
+class FaceAnalyserModel(OnnxModel):
     """A picture -> its faces.
 
     Args:
@@ -65,6 +62,8 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
             enlarged picture those of 12.
     """
 
+    graph_names = GRAPHS
+
     @register_to_config
     def __init__(
         self,
@@ -79,57 +78,6 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         fine_pixels: int = 10_500_000,
     ):
         super().__init__()
-        self.graphs: dict[str, bytes] = {}
-        self._sessions: dict[str, onnxruntime.InferenceSession] = {}
-        self._providers: list[str | tuple[str, dict]] = []
-
-    device = torch.device("cpu")  # what `to` was told
-    dtype = torch.float32
-
-    @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None, **kwargs):
-        """Load `config.json` and the graphs from a folder.
-
-        Other keyword arguments (dtype, device map, …) are what diffusers passes to components with tensors; they are ignored.
-        """
-        folder = Path(pretrained_model_name_or_path, subfolder or "")
-        for path in [folder / "config.json", *(folder / f"{name}.onnx" for name in GRAPHS)]:
-            if not path.is_file():
-                raise AssetNotFoundError(f"The face analyser needs the file `{path}`, which does not exist.")
-        model = cls.from_config(cls.load_config(folder))
-        model.graphs = {name: (folder / f"{name}.onnx").read_bytes() for name in GRAPHS}
-        return model.to("cpu")
-
-    def to(self, *args, **kwargs) -> FaceAnalyserModel:
-        """Run the graphs on a GPU if onnxruntime can (`onnxruntime-gpu` in the place of `onnxruntime`), else on the CPU.
-
-        Precisions are ignored.
-        """
-        named = [one for one in (*args, *kwargs.values()) if isinstance(one, str | torch.device)]
-        device = torch.device(named[0]) if named else self.device
-        self.device = device
-        providers: list[str | tuple[str, dict]] = ["CPUExecutionProvider"]
-        if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            # Pictures have many sizes, and a search for the best way of each would take longer than it saves.
-            providers.insert(
-                0, ("CUDAExecutionProvider", {"device_id": device.index or 0, "cudnn_conv_algo_search": "HEURISTIC"})
-            )
-        if self._sessions.keys() == self.graphs.keys() and providers == self._providers:
-            return self
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # Threads that went on to spin would take the cores from torch, which runs between these graphs.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        for name, graph in self.graphs.items():
-            self._sessions[name] = onnxruntime.InferenceSession(graph, options, providers=providers)
-        self._providers = providers
-        return self
-
-    def save_pretrained(self, save_directory: str | Path, **kwargs):
-        """Write `config.json` and the graphs; keyword arguments concern tensors and are ignored."""
-        self.save_config(save_directory)
-        for name, graph in self.graphs.items():
-            Path(save_directory, f"{name}.onnx").write_bytes(graph)
 
     def forward(
         self, image: np.ndarray, faces: list[Face] | None = None, threshold: float | None = None, any_pose: bool = False
@@ -155,12 +103,6 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
             return self._complete(image, faces, any_pose)
         # Before they are merged: a face may lie in something that is none.
         return merge(self.confirmed(image, self._complete(image, self.detect(image, threshold), any_pose), threshold))
-
-    def _run(self, graph: str, x: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
-        if graph not in self._sessions:
-            raise AssetNotFoundError(f"`{graph}.onnx` is not loaded. Create the face analyser with `from_pretrained`.")
-        session = self._sessions[graph]
-        return session.run(outputs, {session.get_inputs()[0].name: x})
 
     # 1. Detection
 
@@ -254,7 +196,7 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
             padded = np.zeros((len(some), 3, -height // 32 * -32, -width // 32 * -32), np.float32)
             for place, image in zip(padded, some, strict=True):
                 place[:, :height, :width] = image.transpose(2, 0, 1)
-            outputs = self._run("centerface", padded, ["537", "538", "539", "540"])
+            outputs = self.run("centerface", padded, ["537", "538", "539", "540"])
             found += [suppress(_decode(*output, threshold)) for output in zip(*outputs, strict=True)]
         return found
 
@@ -272,13 +214,19 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
             found.append(replace(_face(points) if clear and np.isfinite(points).all() else _nobody(before), presence=presence))
         return found
 
-    def find_in_any_pose(self, images: Sequence[np.ndarray], landmarks: Sequence[np.ndarray]) -> list[Face]:
-        """As `find_again`, by the head mesh: of heads in any pose, but only to about a thirtieth of their size."""
+    def find_in_any_pose(
+        self, images: Sequence[np.ndarray], landmarks: Sequence[np.ndarray], doubt_limit: float | None = None
+    ) -> list[Face]:
+        """As `find_again`, by the head mesh: of heads in any pose, but only to about a thirtieth of their size.
+
+        `doubt_limit` is that of the model when `None`; more for those who know better.
+        """
         found = []
+        limit = self.config.doubt_limit if doubt_limit is None else doubt_limit
         matrices = [ffhq_matrix(points, HEAD_SIZE) for points in landmarks]
         looks = zip(landmarks, matrices, self._look_at_heads(images, matrices), strict=True)
         for before, matrix, (points, doubt, disagreement) in looks:
-            clear = doubt <= self.config.doubt_limit and disagreement <= self.config.head_disagreement_limit  # and no NaN
+            clear = doubt <= limit and disagreement <= self.config.head_disagreement_limit  # and no NaN
             if clear and np.isfinite(points).all():
                 pixels = doubt * HEAD_SIZE / scale_of(matrix)
                 found.append(replace(_face(points), doubt=pixels / max(face_height(points), 1e-6)))
@@ -336,7 +284,7 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
                 for image, its_matrices in zip(images[some], matrices, strict=True)
                 for matrix in its_matrices
             ]
-            points, presences = self._run("attention_mesh", np.float32(crops) / 255, ["landmarks", "presence"])
+            points, presences = self.run("attention_mesh", np.float32(crops) / 255, ["landmarks", "presence"])
             looks = zip(matrices, points.reshape(-1, len(LOOKS), 478, 3), presences.reshape(-1, len(LOOKS)), strict=True)
             seen += [_agreed(its_matrices, points, presence.min()) for its_matrices, points, presence in looks]
         return seen
@@ -353,7 +301,7 @@ class FaceAnalyserModel(ModelMixin, ConfigMixin):
         for image, matrix in zip(images, matrices, strict=True):
             looks = _shifted(matrix, HEAD_SIZE)
             crops = [warp(image, one, HEAD_SIZE, cv2.BORDER_REPLICATE) for one in looks]
-            points, doubts = self._run("head_mesh", np.float32(crops) / 255, ["landmarks", "doubt"])
+            points, doubts = self.run("head_mesh", np.float32(crops) / 255, ["landmarks", "doubt"])
             seen.append(_agreed(looks, points, doubts.mean()))
         return seen
 

@@ -88,9 +88,13 @@ class FaceParserModel(StrictModelMixin, ConfigMixin):
         self.last = UpBlock(decoder_channels[-1], detail_channels, detail_channels, groups=1)
         self.head = nn.Conv2d(detail_channels, 4 * CLASSES, 1)
 
+    def probabilities(self, images: Tensor) -> Tensor:
+        """Probabilities `(B, CLASSES, S, S)`, float32, of the classes at the pixels of crops in [-1, 1]."""
+        return self(images.to(self.dtype)).logits.float().softmax(dim=1)
+
     def front(self, images: Tensor) -> Tensor:
-        """Probability `(B, 1, S, S)`, float32, that something in front of the face is seen at the pixels of crops in [-1, 1]."""
-        return self(images.to(self.dtype)).logits.float().softmax(dim=1)[:, FRONT : FRONT + 1]
+        """Those of something in front of the face, `(B, 1, S, S)`."""
+        return self.probabilities(images)[:, FRONT : FRONT + 1]
 
     def forward(self, images: Tensor, return_dict: bool = True) -> FaceParserOutput | tuple[Tensor]:
         """Parse.

@@ -11,6 +11,7 @@ from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_parser import FaceParserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
+from diffdeid.models.hand_finder import HandFinderModel
 from diffdeid.models.lds import LDSModel
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.models.texture_encoder import TextureEncoderModel
@@ -32,6 +33,7 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
         lds, lds_scheduler: sample identities, unless `identity` is passed.
         context_encoder: what the surroundings tell of a person, for `attributes="context"`.
         face_parser: what lies in front of a face and stays, as hands and masks; without it, it is painted over.
+        hand_finder: where hands are, which the face parser takes for skin; without it, many are painted over.
         identity_limit: smallest accepted 1 - cosine between source and result. The released value lets one in a thousand pairs
             of different people pass for the same person.
         crop_factor: side of the crop in FFHQ squares.
@@ -39,8 +41,10 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
 
     model_cpu_offload_seq = "reconstructor->face_parser->face_recognition->texture_encoder->unet"
     # small, and used outside `forward`
-    _exclude_from_cpu_offload = ["face_analyser", "morphable_model", "lds", "context_encoder"]
-    _optional_components = ["face_analyser", "reconstructor", "lds", "lds_scheduler", "context_encoder", "face_parser"]
+    _exclude_from_cpu_offload = ["face_analyser", "hand_finder", "morphable_model", "lds", "context_encoder"]
+    _optional_components = [
+        "face_analyser", "reconstructor", "lds", "lds_scheduler", "context_encoder", "face_parser", "hand_finder",
+    ]  # fmt: skip
 
     def __init__(
         self,
@@ -55,6 +59,7 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
         lds_scheduler: SchedulerMixin | None = None,
         context_encoder: ContextEncoderModel | None = None,
         face_parser: FaceParserModel | None = None,
+        hand_finder: HandFinderModel | None = None,
         identity_limit: float = 0.5,
         crop_factor: float = 0.8,
     ):
@@ -71,6 +76,7 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
             "lds_scheduler": (lds_scheduler, SchedulerMixin),
             "context_encoder": (context_encoder, ContextEncoderModel),
             "face_parser": (face_parser, FaceParserModel),
+            "hand_finder": (hand_finder, HandFinderModel),
         }
         for name, (component, base) in components.items():
             if not (isinstance(component, base) or (component is None and name in self._optional_components)):

@@ -17,6 +17,7 @@ from torch import Tensor
 from diffdeid import __version__
 from diffdeid.errors import ConfigurationError
 from diffdeid.geometry.boxes import bounding_box
+from diffdeid.geometry.mask import face_height
 from diffdeid.geometry.pixels import from_bytes, on_host, to_bytes, to_tensor
 from diffdeid.geometry.rotation import angle_to_camera
 from diffdeid.geometry.seam import match, without_colour
@@ -27,8 +28,10 @@ from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_parser import FaceParserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
+from diffdeid.models.hand_finder import HandFinderModel
 from diffdeid.models.lds import LDSModel
 from diffdeid.models.morphable_model import MorphableModel
+from diffdeid.models.onnx_model import OnnxModel
 from diffdeid.models.texture_encoder import TextureEncoderModel, TextureEncoderOutput
 from diffdeid.models.unet import DiffDeIDUNet2DModel
 from diffdeid.options import DeidentifyOptions, VideoOptions
@@ -38,7 +41,7 @@ from diffdeid.stages.condition import Conditions, encode_texture, render_new_hea
 from diffdeid.stages.denoise import NO_CALLBACKS, Callbacks, denoise, prepare_latents
 from diffdeid.stages.identity import Casting, IdentitySampler, conditions_of
 from diffdeid.stages.register import register
-from diffdeid.stages.verify import EXACT_TURN, ROUGH_STRAYING, STRAYING, gapes, look, seem_pets, strays, turned_away, verify
+from diffdeid.stages.verify import EXACT_TURN, STRAYING, allowed_straying, gapes, look, seem_pets, strays, turned_away, verify
 from diffdeid.structures import Attempt, Face, FaceBatch, FaceCrop, FaceJob, MorphableCoefficients, NewIdentity
 
 BROKEN = "the network returned values that are not finite"
@@ -80,6 +83,7 @@ class Components:
     lds_scheduler: SchedulerMixin | None
     context_encoder: ContextEncoderModel | None
     face_parser: FaceParserModel | None
+    hand_finder: HandFinderModel | None
     identity_limit: float
     crop_factor: float
     device: torch.device
@@ -101,9 +105,9 @@ class Components:
         total = hashlib.blake2b(digest_size=16)
         total.update(repr((__version__, self.identity_limit, self.crop_factor)).encode())
         for part in (getattr(self, entry.name) for entry in fields(self)):
-            if isinstance(part, SchedulerMixin | FaceAnalyserModel):
-                total.update(repr(sorted(part.config.items())).encode())
-            if isinstance(part, FaceAnalyserModel):
+            settings = {} if part is None else getattr(part, "config", {})
+            total.update(repr(sorted((name, value) for name, value in settings.items() if name[0] != "_")).encode())
+            if isinstance(part, OnnxModel):
                 for graph in part.graphs.values():
                     total.update(graph)
             elif isinstance(part, torch.nn.Module):
@@ -131,24 +135,22 @@ class Components:
 
     def reconstruct(self, jobs: Sequence[FaceJob], options: DeidentifyOptions) -> FaceBatch:
         """Faces that have landmarks and irises -> a batch, with the context that `options.attributes` asks for."""
-        crops, images, placed = self._cut([job.picture for job in jobs], [job.face for job in jobs])
+        pictures, faces = [job.picture for job in jobs], [job.face for job in jobs]
+        crops, images, placed = self._cut(pictures, faces)
         landmarks = on_host(placed[0])
         known = [job.coefficients for job in jobs]
         if any(one is None for one in known):
             found = self._find(images, placed, options.reconstruction).pack()
             known = [found[row, None] if one is None else one for row, one in enumerate(known)]
         coefficients = MorphableCoefficients.unpack(torch.cat([one.to(self.device, torch.float32) for one in known]))
-        doubts = [job.face.doubt for job in jobs]
-        depths = reconstruct.mask_crops(landmarks, self.size, options.keep_mouth, self.device, doubts)
+        depths, front = self._parse(pictures, faces, crops, images, landmarks, options.keep_mouth)
         context = None
         if options.attributes == "context" and self.context_encoder is not None:
             seen = [  # one by one: a crowd takes no more memory than a face
                 reconstruct.encode_context(self.context_encoder, job.picture, job.face, job.others, self.device) for job in jobs
             ]
             context = torch.cat(seen)
-        return FaceBatch(
-            crops, landmarks, images, depths, self._in_front(images, depths), coefficients, self.embed(images, landmarks), context
-        )
+        return FaceBatch(crops, landmarks, images, depths, front, coefficients, self.embed(images, landmarks), context)
 
     def follow(
         self, pictures: Sequence[np.ndarray], faces: Sequence[Face], reference: MorphableCoefficients, options: VideoOptions
@@ -160,10 +162,8 @@ class Components:
             coefficients = reconstruct.follow_coefficients(
                 self.morphable_model, self.reconstructor, images, *placed, options.reconstruction, reference, options.follow_light
             )
-        depths = reconstruct.mask_crops(landmarks, self.size, options.keep_mouth, self.device)
-        return FaceBatch(
-            crops, landmarks, images, depths, self._in_front(images, depths), coefficients, self.embed(images, landmarks)
-        )
+        depths, front = self._parse(pictures, faces, crops, images, landmarks, options.keep_mouth)
+        return FaceBatch(crops, landmarks, images, depths, front, coefficients, self.embed(images, landmarks))
 
     def _cut(self, pictures: Sequence[np.ndarray], faces: Sequence[Face]) -> tuple[list[FaceCrop], Tensor, tuple[Tensor, Tensor]]:
         """Crops, as images too, and the landmarks and irises in them."""
@@ -180,9 +180,20 @@ class Components:
         with ONE_AT_A_TIME:
             return reconstruct.find_coefficients(self.morphable_model, self.reconstructor, images, *placed, reconstruction)
 
-    def _in_front(self, images: Tensor, depths: Tensor) -> Tensor:
+    def _parse(
+        self,
+        pictures: Sequence[np.ndarray],
+        faces: Sequence[Face],
+        crops: Sequence[FaceCrop],
+        images: Tensor,
+        landmarks: np.ndarray,
+        keep_mouth: bool,
+    ) -> tuple[Tensor, Tensor]:
+        """What is erased of crops, as depths, and what is in front of that."""
+        depths = reconstruct.mask_crops(landmarks, self.size, keep_mouth, self.device, [face.doubt for face in faces])
+        hands = reconstruct.find_hands(self.hand_finder, pictures, crops)
         with ONE_AT_A_TIME:
-            return reconstruct.find_what_is_in_front(self.face_parser, images, depths)
+            return reconstruct.parse(self.face_parser, images, depths, hands)
 
     def embed(self, images: Tensor, landmarks: np.ndarray) -> Tensor:
         """z_id `(B, 128)` of crops `(B, 3, S, S)` in [-1, 1] with landmarks `(B, 468, 2+)` in their pixels."""
@@ -263,7 +274,12 @@ class Components:
         return list(faces)
 
     def verify(
-        self, painted: Sequence[Painted], faces: Sequence[Tensor], against: Sequence[Tensor], straying: float = STRAYING
+        self,
+        painted: Sequence[Painted],
+        faces: Sequence[Tensor],
+        against: Sequence[Tensor],
+        straying: float = STRAYING,
+        doubts: Sequence[float] | None = None,
     ) -> list[Attempt]:
         """Lay faces over their crops, and look whether they may stay there.
 
@@ -271,8 +287,8 @@ class Components:
             painted: as they came from the network.
             faces: `(3, S, S)`, what became of them: registered, their colour matched. They become as blurred as their sources.
             against: `(n, 128)` each, all that they must not look like.
-            straying: how far features may be from where they were meant to be, in face sizes; where heads are turned too far for
-                the attention mesh it is `ROUGH_STRAYING`.
+            straying: how far features may be from where they were meant to be, in face sizes, see `allowed_straying`.
+            doubts: `Face.doubt` of each source, by which they may be farther; none when `None`.
         """
         images, depths = _places(painted)
         maps, angles = torch.stack([one.maps for one in painted]), _angles(painted)
@@ -280,16 +296,26 @@ class Components:
         generated = lay_before_backdrop(generated, images, depths, maps, angles)
         generated = soften(generated, images, depths)
         front = torch.cat([one.source.front for one in painted])
-        sound = finite([torch.stack([one.face, face]) for one, face in zip(painted, faces, strict=True)])
+        # what is erased too: of a mask that is no number nothing would be
+        sound = finite([
+            torch.cat([one.face, face, one.source.depths[0], one.source.front[0]])
+            for one, face in zip(painted, faces, strict=True)
+        ])  # fmt: skip
         laid, opacities = lay_over_crops(generated, images, depths, front)
         patches, results = to_bytes(generated), to_bytes(laid)
         shown, turned = on_host(results), [angle > EXACT_TURN for angle in angles]
         landmarks = look(self.face_analyser, shown, [one.source.landmarks[0] for one in painted], turned)
         with ONE_AT_A_TIME:
             verdicts = verify(self.face_recognition, from_bytes(results), landmarks, against, self.identity_limit)
+        meant = [one.marks[:468] for one in painted]
+        heights = [face_height(marks) / max(np.ptp(marks, axis=0).max(), 1e-6) for marks in meant]  # in face sizes
+        limits = [
+            allowed_straying(angle, straying, doubt * height)
+            for angle, doubt, height in zip(angles, doubts or [0.0] * len(painted), heights, strict=True)
+        ]
         odd = [
-            None if self.face_analyser is None else strays(points, one.marks[:468], hidden, ROUGH_STRAYING if away else straying)
-            for points, away, one, hidden in zip(landmarks, turned, painted, on_host(front[:, 0]), strict=True)
+            None if self.face_analyser is None else strays(points, marks, hidden, limit)
+            for points, marks, hidden, limit in zip(landmarks, meant, on_host(front[:, 0]), limits, strict=True)
         ]
         verdicts = [
             (distance, problem or shape) if fine else (None, BROKEN)

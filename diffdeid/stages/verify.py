@@ -18,6 +18,7 @@ from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.stages.reconstruct import embed
 
 STRAYING = 0.014  # of landmarks from where they were meant to be, in face sizes; of good results 5 % exceed it, of failures 58 %
+STEADY_TURN, TURNED_STRAYING = 35.0, 1.6  # degrees from which on more is allowed, and how many times as much at `EXACT_TURN`
 EXACT_TURN = 55.0  # degrees between face and camera up to which the attention mesh is believed; beyond, the head mesh is …
 ROUGH_STRAYING = 0.05  # … for which landmarks may stray this far: its own error is a thirtieth
 OPEN_MOUTH = 0.15  # gap between the lips in heights of the face; with a larger one no result looked like a face
@@ -71,6 +72,18 @@ def verify(
         near = f"too near to the source ({distance:.2f}, limit {identity_limit:.2f})"
         verdicts[row] = distance, None if distance >= identity_limit else near  # a distance that is no number is too near
     return verdicts
+
+
+def allowed_straying(angle: float, straying: float = STRAYING, doubt: float = 0.0) -> float:
+    """How far features may be from where they were meant to be, in face sizes, `angle` degrees between face and camera.
+
+    Meshes are less exact, the farther a head is turned; `straying` is what is allowed of faces that look roughly into the camera.
+    Landmarks of the source may themselves be off by `doubt`, in face sizes. No more is allowed than of heads that look away.
+    """
+    if angle > EXACT_TURN:
+        return ROUGH_STRAYING
+    more = float(np.interp(angle, (STEADY_TURN, EXACT_TURN), (1, TURNED_STRAYING)))
+    return min(straying * more + doubt, ROUGH_STRAYING)  # `min` gives its first where that is no number: then nothing passes
 
 
 def strays(seen: np.ndarray | None, meant: np.ndarray, front: np.ndarray, limit: float) -> str | None:

@@ -44,6 +44,7 @@ class Track:
     Attributes:
         embeddings: unit vectors `(d,)` of the source face, spread over the track.
         last: the face where it was seen last, `last_frame` when.
+        assured_frame: the last one in which somebody else than the head mesh saw it: the detector or the attention mesh.
     """
 
     def __init__(self, number: int, spool: Spool, rate: float = 25):
@@ -54,7 +55,7 @@ class Track:
         self._window = smoothing_window(rate)
         self._stride, self._seen = max(1, round(EMBEDDED * rate)), 0
         self.last: Face | None = None
-        self.last_frame = -1
+        self.last_frame = self.assured_frame = -1
 
     def __len__(self) -> int:
         return len(self._sightings)
@@ -81,7 +82,7 @@ class Track:
         """Record where the face is in a frame, in place of what was recorded before."""
         if frame in self._sightings:
             self._spool.release(self._sightings[frame][0])
-        kept = Face(face.box, landmarks=face.landmarks, iris=face.iris)
+        kept = Face(face.box, landmarks=face.landmarks, iris=face.iris, doubt=face.doubt)
         self._sightings[frame] = self._spool.store(kept), state
         if state == "found" and frame > self.last_frame:
             self.last, self.last_frame = face, frame
@@ -112,7 +113,8 @@ class Track:
         if first.landmarks is None or second.landmarks is None:
             return Face(box)
         landmarks = (1 - share) * first.landmarks + share * second.landmarks
-        return Face(box, landmarks=landmarks, iris=(1 - share) * first.iris + share * second.iris)
+        iris = (1 - share) * first.iris + share * second.iris
+        return Face(box, landmarks=landmarks, iris=iris, doubt=max(first.doubt, second.doubt))
 
     def smoothed(self, frame: int) -> Sighting:
         """The face with landmarks that do not tremble and do not lag: a quadratic through those of the frames around.
@@ -141,7 +143,8 @@ class Track:
         astray = np.hypot(*(smoothed["landmarks"] - seen["landmarks"])[:, :2].mean(0))
         trust = np.exp(-np.square(astray / max(ASTRAY * size, 1)))
         parts = {name: np.float32(seen[name] + trust * (smoothed[name] - seen[name])) for name in seen}
-        return Sighting(Face(sighting.face.box, **parts), sighting.state)
+        doubt = max(sighting.face.doubt, float(weights @ [face.doubt for face in faces.values()]))  # masks do not jump either
+        return Sighting(Face(sighting.face.box, doubt=doubt, **parts), sighting.state)
 
 
 def smoothing_window(rate: float) -> int:

@@ -22,7 +22,7 @@ from tests.tiny import tiny_pipeline
 
 HEAD = (153, 32, 295, 190)  # of the demo photo …
 FACE = 118  # … and the height of the face in it, pixels
-STAGES = ("place", "mask_crops", "find_coefficients", "embed", "encode_context")
+STAGES = ("place", "mask_crops", "find_hands", "parse", "find_coefficients", "embed", "encode_context")
 OWN = ("to_tensor", "conditions_of", "encode_texture", "prepare_latents", "render_new_heads", "denoise", "register", "match",
        "lay_over_crops", "to_bytes", "verify")  # fmt: skip
 
@@ -80,6 +80,7 @@ def kept(before: np.ndarray, after: np.ndarray, face: Face) -> float:
 )
 @example(sizes=[60.0] * 7, seed=1, failing=set(), every=1, broken=False)
 @example(sizes=[60.0] * 3, seed=2, failing={"denoise"}, every=1, broken=True)
+@example(sizes=[26.0], seed=0, failing={"mask_crops", "place"}, every=2, broken=True)  # nothing seems to be erased
 def test_no_found_face_keeps_its_pixels(tiny, analyser, photo, sizes, seed, failing, every, broken):
     """Random crowds, and stages that raise, or give numbers that are none, at every so many calls."""
     picture = crowd(photo, sizes, seed)

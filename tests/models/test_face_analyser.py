@@ -180,7 +180,7 @@ def test_two_looks_are_steadier_than_one(analyser, astronaut, monkeypatch):
 
 
 def test_a_face_that_one_look_does_not_see_has_no_landmarks(analyser, astronaut, monkeypatch):
-    run = analyser._run
+    run = analyser.run
 
     def doubtful(graph: str, crops: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
         seen = run(graph, crops, outputs)
@@ -188,7 +188,7 @@ def test_a_face_that_one_look_does_not_see_has_no_landmarks(analyser, astronaut,
             seen[1][0] = 0.3
         return seen
 
-    monkeypatch.setattr(analyser, "_run", doubtful)
+    monkeypatch.setattr(analyser, "run", doubtful)
     (face,) = analyser(astronaut)
     assert face.landmarks is None and face.presence == pytest.approx(0.3)
 
@@ -303,10 +303,10 @@ def test_graphs_run_on_a_gpu_where_onnxruntime_can(analyser, astronaut, monkeypa
         def __init__(self, graph, options, providers):
             opened.append(providers)
 
-    monkeypatch.setattr("diffdeid.models.face_analyser.onnxruntime.InferenceSession", Session)
+    monkeypatch.setattr("diffdeid.models.onnx_model.onnxruntime.InferenceSession", Session)
     cpu, cuda = "CPUExecutionProvider", ("CUDAExecutionProvider", {"device_id": 1, "cudnn_conv_algo_search": "HEURISTIC"})
     for available, expected in (([cpu], [cpu]), (["CUDAExecutionProvider", cpu], [cuda, cpu])):
-        monkeypatch.setattr("diffdeid.models.face_analyser.onnxruntime.get_available_providers", lambda given=available: given)
+        monkeypatch.setattr("diffdeid.models.onnx_model.onnxruntime.get_available_providers", lambda given=available: given)
         moved = FaceAnalyserModel.from_pretrained(ROOT / "weights/diffdeid", subfolder="face_analyser")
         opened.clear()
         assert moved.to(torch.float16) is moved and moved.to("cpu") is moved and not opened

@@ -466,6 +466,7 @@ def test_the_index_of_the_weights_is_frozen():
         "lds_scheduler": ("diffusers", "DPMSolverMultistepScheduler"),
         "context_encoder": ("diffdeid.models.context_encoder", "ContextEncoderModel"),
         "face_parser": ("diffdeid.models.face_parser", "FaceParserModel"),
+        "hand_finder": ("diffdeid.models.hand_finder", "HandFinderModel"),
     }
 
 

@@ -5,25 +5,15 @@ import pytest
 import torch
 
 from diffdeid.geometry.align import ffhq_matrix
-from diffdeid.models.face_parser import FaceParserModel
+from diffdeid.geometry.mask import signed_distance
+from diffdeid.models.face_parser import CLASSES, FaceParserModel
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.stages.compose import lay_over_crops
-from diffdeid.stages.reconstruct import crop_face, find_what_is_in_front, mask_crops
+from diffdeid.stages.reconstruct import crop_face, find_what_is_in_front, mask_crops, parse, with_glasses
 from diffdeid.structures import Face
 from tests.conftest import ROOT
 
 SIZE, FACTOR = 64, 0.8
-
-
-class Told(torch.nn.Module):
-    """A parser that is told its probabilities."""
-
-    def __init__(self, front: torch.Tensor, threshold: float):
-        super().__init__()
-        self.told, self.config = front, FaceParserModel(front_threshold=threshold).config
-
-    def front(self, images):
-        return self.told
 
 
 @pytest.fixture(scope="module")
@@ -62,7 +52,7 @@ def test_what_is_in_front_fades_in_from_the_threshold():
     depths = -torch.ones(1, 1, 8, 8)
     told = torch.full((1, 1, 8, 8), 0.79)
     told[..., :3], told[..., 3:6] = 1.0, 0.85
-    front = find_what_is_in_front(Told(told, 0.8), torch.zeros(1, 3, 8, 8), depths)
+    front = find_what_is_in_front(told, 0.8, depths, [[]])
     torch.testing.assert_close(front[0, 0, 0], torch.tensor([1, 1, 0.5, 0.5, 0.5, 0, 0, 0]))
 
 
@@ -71,7 +61,7 @@ def test_what_does_not_reach_beyond_the_face_is_the_face():
     depths[:, :, 4:12, 4:12] = 3
     told[:, :, 7:9, 7:9] = 1  # an island
     told[1, :, 6:9, :9] = 1  # a hand that comes from the left
-    front = find_what_is_in_front(Told(told, 0.5), torch.zeros(2, 3, 16, 16), depths)
+    front = find_what_is_in_front(told, 0.5, depths, [[], []])
     assert not front[0].any()
     assert front[1, 0, 7, :8].all() and front[1].sum() == 8  # less its outline
 
@@ -81,17 +71,53 @@ def test_the_mouth_that_is_kept_is_no_way_out_of_the_face():
     depths[:, :, 2:14, 2:14] = 3
     depths[:, :, 9:11, 6:10] = -1  # the mouth
     told[:, :, 6:11, 5:11] = 1
-    assert not find_what_is_in_front(Told(told, 0.5), torch.zeros(1, 3, 16, 16), depths).any()
+    assert not find_what_is_in_front(told, 0.5, depths, [[]]).any()
 
 
-def test_what_is_not_known_is_painted():
-    told = torch.full((1, 1, 8, 8), torch.nan)
-    assert not find_what_is_in_front(Told(told, 0.8), torch.zeros(1, 3, 8, 8), -torch.ones(1, 1, 8, 8)).any()
-    assert find_what_is_in_front(Told(told.nan_to_num(1), 1.0), torch.zeros(1, 3, 8, 8), -torch.ones(1, 1, 8, 8)).isfinite().all()
+class Blind(torch.nn.Module):
+    """A parser that knows nothing."""
+
+    config = FaceParserModel(front_threshold=0.8).config
+
+    def probabilities(self, images):
+        return torch.full((len(images), CLASSES, *images.shape[2:]), torch.nan)
 
 
-def test_without_a_parser_nothing_is_in_front():
-    assert not find_what_is_in_front(None, torch.rand(2, 3, 8, 8), torch.ones(2, 1, 8, 8)).any()
+@pytest.mark.parametrize("parser", [None, Blind()])
+def test_what_is_not_known_is_painted(parser):
+    depths = torch.randn(2, 1, 8, 8)
+    erased, front = parse(parser, torch.rand(2, 3, 8, 8), depths, [[], []])
+    assert torch.equal(erased, depths) and not front.any()
+
+
+def test_what_is_in_front_is_finite_whatever_the_threshold_is():
+    assert find_what_is_in_front(torch.ones(1, 1, 8, 8), 1.0, -torch.ones(1, 1, 8, 8), [[]]).isfinite().all()
+
+
+def test_glasses_that_reach_beyond_the_face_are_erased_with_it():
+    face, likely = np.zeros((SIZE, SIZE), np.float32), torch.zeros(4, 1, SIZE, SIZE)
+    face[16:48, 16:48] = 1
+    depths = torch.from_numpy(signed_distance(face)).repeat(4, 1, 1, 1)
+    likely[:3, :, 20:28, 20:44] = 0.9
+    likely[0, :, 20:24, 20:] = 0.3  # an arm of them, and what touches it
+    likely[1, :, 20:24, 52:56] = 0.9  # someone else's
+    likely[3, :, 20:24, 40:56] = 0.9  # nobody wears so little
+    grown = with_glasses(depths, likely)
+    assert torch.equal(grown[1:], depths[1:])
+    assert (grown[0, 0, 20:24, 20:54] > 0).all() and (grown[0, 0][face > 0] > 0).all()
+    assert not (grown[0, 0, :, 60:] > 0).any() and not (grown[0, 0, 32:, 48:] > 0).any()
+    torch.testing.assert_close(grown[0, 0], torch.from_numpy(signed_distance((grown[0, 0] > 0).float().numpy())))
+
+
+@pytest.mark.parametrize("edge", [20, 40])
+def test_a_mouth_near_the_outline_is_no_way_out_of_the_face(edge):
+    """As in profiles: from the mouth, whose inside stays, it is not far to the background."""
+    face = np.zeros((256, 256), np.float32)
+    face[40:216, 40:216] = 1
+    face[150:170, 40 + edge : 140] = 0  # the mouth
+    told = torch.zeros(1, 1, 256, 256)
+    told[..., 145:175, 40 + edge - 6 : 150] = 1
+    assert not find_what_is_in_front(told, 0.5, torch.from_numpy(signed_distance(face))[None, None], [[]]).any()
 
 
 def test_a_new_face_lies_behind_what_is_in_front():

@@ -1,9 +1,10 @@
 """What makes a result, or a face that is to be replaced, one that nobody would take for a face."""
 
 import numpy as np
+import pytest
 import torch
 
-from diffdeid.stages.verify import STRAYING, gapes, look, strays, turned_away
+from diffdeid.stages.verify import ROUGH_STRAYING, STRAYING, allowed_straying, gapes, look, strays, turned_away
 from diffdeid.structures import Face
 
 MEANT = np.stack(np.meshgrid(np.linspace(8, 56, 26), np.linspace(6, 58, 18)), axis=-1).reshape(468, 2).astype(np.float32)
@@ -61,3 +62,15 @@ def test_heads_that_are_turned_away_are_looked_at_by_the_head_mesh():
     np.testing.assert_array_equal(seen[2], before[2] + 1)
     assert seen[1] is None and seen[3] is None
     assert look(None, [black], before[:1], [True]) == before[:1]
+
+
+def test_more_straying_is_allowed_the_farther_a_head_is_turned():
+    limits = [allowed_straying(angle) for angle in (0, 30, 35, 45, 54.9, 56, 90)]
+    assert limits[:3] == [STRAYING] * 3 and limits == sorted(limits) and limits[3] > STRAYING
+    assert allowed_straying(45, 2 * STRAYING) == pytest.approx(2 * limits[3])
+    doubted = [allowed_straying(angle, 1.5 * STRAYING, 0.04) for angle in (0, 30, 54.9, 56)]  # as those of frames
+    assert doubted == [ROUGH_STRAYING] * 4
+    assert allowed_straying(45, STRAYING, 0.01) == pytest.approx(limits[3] + 0.01)
+    size = np.ptp(MEANT, axis=0).max()
+    shifted = MEANT + 1e-3 * size
+    assert strays(shifted, MEANT, NOTHING, allowed_straying(torch.nan)) is not None  # where nobody knows, no face passes
