@@ -151,7 +151,7 @@ def test_what_is_known_of_pictures_goes_with_each(run, photo, faces):
     assert [tuple(image.shape) for image in together] == [(3, 512, 512), (3, 384, 512)]
     for image, identity, seed, made in zip((photo, other), people, (0, 1), together, strict=True):
         alone = run(pipe, image, faces, identity=identity, generator=torch.Generator().manual_seed(seed))
-        assert (alone[0] - made).abs().max() < 1.5 / 255  # sums over batches are rounded otherwise on some processors
+        assert (alone[0] - made).abs().max() < 4 / 255  # some processors round sums over batches otherwise
 
 
 def test_tensors_of_one_size_come_as_one(run, photo, faces):
