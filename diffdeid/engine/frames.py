@@ -133,8 +133,8 @@ def _finish_frames(engine: Engine, appearances: Sequence[Appearance], painted: S
     pairs = [
         one if isinstance(one, Covered) else (appearance, *one) for appearance, one in zip(appearances, steadied, strict=True)
     ]
-    judged = guarded(partial(_verify, engine), pairs)
-    return [_settled(appearance, outcome) for appearance, outcome in zip(appearances, judged, strict=True)]
+    outcomes = guarded(partial(_verify, engine), pairs)
+    return [_settled(appearance, outcome) for appearance, outcome in zip(appearances, outcomes, strict=True)]
 
 
 def _refuse_broken(painted: Sequence[Painted]) -> list[Painted | Covered]:

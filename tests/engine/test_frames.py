@@ -12,10 +12,7 @@ from diffdeid.engine.faces import Engine, StandIn
 from diffdeid.engine.frames import FRAME_STRAYING, Appearance, FrameJob, render
 from diffdeid.engine.people import People, view_quality
 from diffdeid.engine.session import Session
-from diffdeid.geometry.camera import project, to_camera
-from diffdeid.geometry.eyes import eye_coordinates
 from diffdeid.geometry.mask import face_region
-from diffdeid.geometry.renderer import render as draw
 from diffdeid.geometry.rotation import rotation_matrix
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.morphable_model import MorphableModel
@@ -28,6 +25,7 @@ from diffdeid.temporal.filter import TemporalFilter
 from diffdeid.temporal.steadying import begin
 from diffdeid.temporal.tracker import FaceTracker
 from tests.conftest import ROOT
+from tests.heads import profile_picture
 from tests.tiny import tiny_pipeline
 
 OPTIONS = VideoOptions(num_inference_steps=1)
@@ -140,18 +138,7 @@ def test_a_filter_begins_anew_only_where_the_last_face_that_it_has_seen_failed(e
 @pytest.fixture(scope="module")
 def profile() -> tuple[np.ndarray, np.ndarray]:
     """A rendered head in profile, and where its landmarks are."""
-    head = MorphableModel.from_pretrained(ROOT / "weights/diffdeid/morphable_model").float()
-    built = head(0.5 * torch.randn(1, 80, generator=torch.Generator().manual_seed(3)), torch.zeros(1, 64))
-    pose = torch.tensor([[0.0, math.radians(75), 0, 0, 0, 0]])
-    placed, marks = (to_camera(points, pose) for points in (built.vertices, built.landmarks))
-    light = torch.zeros(1, 9, 3)
-    light[:, 0] = 3
-    eyes = eye_coordinates(placed, marks, head.eyeballs, torch.zeros(1, 4))
-    shown = draw(placed, built.albedo, light.flatten(1), head.triangles, 288, 0, eyes).image[0]
-    picture = np.full((400, 400, 3), 90, np.uint8)
-    inside = shown.sum(-1, keepdim=True) > 0
-    picture[60:348, 60:348] = torch.where(inside, 255 * shown.clamp(0, 1), torch.tensor(90.0)).byte().numpy()
-    return picture, project(marks, 288)[0, :, :2].numpy() + 60
+    return profile_picture(400, 60)
 
 
 def test_somebody_who_only_looks_aside_gets_a_new_face(analyser, engine, profile):

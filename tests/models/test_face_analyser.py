@@ -1,4 +1,3 @@
-import math
 import shutil
 import time
 from dataclasses import replace
@@ -11,13 +10,10 @@ import torch
 from diffusers import DiffusionPipeline
 
 from diffdeid.errors import AssetNotFoundError
-from diffdeid.geometry.camera import project, to_camera
-from diffdeid.geometry.eyes import eye_coordinates
 from diffdeid.geometry.faces import merge
-from diffdeid.geometry.renderer import render
 from diffdeid.models.face_analyser import GRAPHS, FaceAnalyserModel, _mapped, _turned_back
-from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import Face
+from tests.heads import profile_picture
 
 ROOT = Path(__file__).parents[2]
 WEIGHTS = ROOT / "weights/diffdeid/face_analyser"
@@ -206,19 +202,7 @@ def test_a_face_of_which_nothing_shows_has_no_landmarks(analyser, astronaut):
 @pytest.fixture(scope="module")
 def profile() -> tuple[np.ndarray, np.ndarray]:
     """A rendered head that looks to the side, 300 pixels large in a picture of 512, and its landmarks."""
-    head = MorphableModel.from_pretrained(ROOT / "weights/diffdeid/morphable_model").float()
-    generator = torch.Generator().manual_seed(3)
-    built = head(0.5 * torch.randn(1, 80, generator=generator), torch.zeros(1, 64))
-    pose = torch.tensor([[0.0, math.radians(75), 0, 0, 0, 0]])
-    placed, marks = (to_camera(points, pose) for points in (built.vertices, built.landmarks))
-    light = torch.zeros(1, 9, 3)
-    light[:, 0] = 3
-    eyes = eye_coordinates(placed, marks, head.eyeballs, torch.zeros(1, 4))
-    shown = render(placed, built.albedo, light.flatten(1), head.triangles, 288, 0, eyes).image[0]
-    picture = np.full((512, 512, 3), 90, np.uint8)
-    inside = shown.sum(-1, keepdim=True) > 0
-    picture[100:388, 100:388] = torch.where(inside, 255 * shown.clamp(0, 1), torch.tensor(90.0)).byte().numpy()
-    return picture, project(marks, 288)[0, :, :2].numpy() + 100
+    return profile_picture(512, 100)
 
 
 def test_profiles_are_placed_by_the_head_mesh(analyser, profile):
