@@ -1,7 +1,7 @@
 """The Gradio app: photos, a video or a handful of files in, their de-identified copies out, and a look inside.
 
-What a handler writes lies in a folder that goes when the handler ends. Gradio serves a copy of its own, which `delete_cache`
-removes, as it does the uploads, minutes later.
+What a handler writes lies in a folder that goes when the handler ends. Gradio serves a copy of its own. That copy and the uploads
+are deleted once no open page shows them, and minutes later in any case (`serving.Uploads`).
 """
 
 try:  # first of all: on a ZeroGPU Space it lends a GPU to functions, which must not be touched before
@@ -10,31 +10,38 @@ except ImportError:
     GPU = None
 
 import logging
+import os
 import re
+import shutil
+import signal
 import tempfile
 import traceback
 import zipfile
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from pathlib import Path
+from threading import Event
+from typing import Any
 
 import gradio as gr
 import numpy as np
 
-from diffdeid import DeidentifyOptions, DiffDeIDError, DiffDeIDPipeline, DiffDeIDVideoPipeline, serving, write_image
+from diffdeid import WEIGHTS, DeidentifyOptions, DiffDeIDError, DiffDeIDPipeline, DiffDeIDVideoPipeline, serving
 from diffdeid.stages.detect import why_covered
+from diffdeid.visualization import stages
 
-MODEL = "weights/diffdeid"
+EXAMPLES = Path(__file__).parent / "examples"
 MAX_FILES, CANDIDATES = 20, 4
-CACHE = (60, 600)  # seconds between Gradio's rounds of deletion, and the age at which a file goes
+CACHE = (60, 600)  # seconds between rounds of deletion, and the age at which a file goes
 ABOUT = """# DiffDeID
 Gives every face to somebody who does not exist, and keeps expression, pose, gaze and surroundings.
 The new person is chosen without a look at the erased face, unless you ask for its sex, age, descent, beard and smile. The old
 face only refuses people who are too near to it. Apart from that, a result tells no more about who it was than hair, neck,
 clothes, expression, pose and light tell anyway.
 The result is **de-identified**. Body, clothes, place and context stay, and no method is certain. Look at it before you publish
-it. Uploads and results are deleted from this server a few minutes later; nothing is logged."""
+it. This server deletes your uploads and results once this page shows them no more: when you replace or remove them and when you
+close the page. After ten minutes it deletes them in any case. Nothing is logged."""
 INSIDE = "What the network is shown of the largest face, and what it paints. **This shows the source face: do not publish it.**"
 ATTRIBUTES = [  # labels and what they mean, by how much they give away
     ("Fits hair, neck and body", "context"),
@@ -42,12 +49,13 @@ ATTRIBUTES = [  # labels and what they mean, by how much they give away
     ("Has about the sex, age, descent, beard and smile of the erased face (gives most away)", "source"),
 ]
 CSS = ".caption-label {white-space: normal !important} .grid-wrap {max-height: none !important}"  # all of the captions and stages
-WORK = {"analyse": "Looking for faces", "render": "Painting"}
+HOLDERS = gr.Image, gr.AnnotatedImage, gr.ImageSlider, gr.Gallery, gr.File, gr.Video  # what shows files
+WORK = {"analyse": "Looking for faces", "render": "Painting", "verify": "Checking the file"}
 
 logger = logging.getLogger(__name__)
 
 
-def lent(function, pipe: DiffDeIDPipeline, duration):
+def lent(function, pipe: DiffDeIDPipeline, duration) -> Callable:
     """A handler with its pipeline, which on a ZeroGPU Space has a GPU for `duration` seconds, or what that says of its inputs."""
     handler = partial(function, pipe)
     return handler if GPU is None else GPU(duration=duration)(handler)
@@ -60,6 +68,8 @@ def errors_in_words() -> Iterator[None]:
         yield
     except (gr.Error, GeneratorExit):
         raise
+    except serving.Stopped:
+        raise gr.Error("The server is closing down. Try again in a minute.") from None
     except DiffDeIDError as error:
         raise gr.Error(re.sub(r"([`'])[^`']*[/\\]([^`'/\\]+)\1", r"`\2`", str(error))) from None
     except Exception as error:
@@ -76,6 +86,22 @@ def given(value, what: str):
     return value
 
 
+@contextmanager
+def temporary_folder() -> Iterator[str]:
+    """A folder that goes when its handler ends, and again when work that was stopped has ended, which may still write there."""
+    with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
+        try:
+            yield folder
+        finally:
+            with suppress(RuntimeError):  # the server is closing, and everything goes
+                serving.ON_CPU.submit(shutil.rmtree, folder, ignore_errors=True)
+
+
+def awaited(function, pipe: DiffDeIDPipeline, *inputs) -> Generator:
+    """A result that takes a while. Twice a second the page is told that nothing is new, for then Gradio notices who has left."""
+    return serving.Watch().follow(function, pipe, *inputs, meanwhile=lambda _: gr.skip())
+
+
 def opened(pipe: DiffDeIDPipeline, photo: str | None):
     """An uploaded photo and its faces, largest first."""
     picture = serving.load_photo(given(photo, "a photo"))
@@ -85,15 +111,16 @@ def opened(pipe: DiffDeIDPipeline, photo: str | None):
 def show_faces(pipe: DiffDeIDPipeline, photo: str | None):
     """The photo with its faces numbered, and the choice among them; nobody is chosen for any yet."""
     if photo is None:
-        return gr.update(visible=False), gr.update(value=None, visible=False), gr.update(value=1), {}
+        yield gr.update(visible=False), gr.update(value=None, visible=False), gr.update(value=1), {}
+        return
     with errors_in_words():
-        picture, faces = opened(pipe, photo)
+        picture, faces = yield from awaited(opened, pipe, photo)
     small = serving.preview(picture.image)
     scale = small.width / picture.image.width
     boxes = [(tuple(int(side) for side in face.box * scale), f"Face {number}") for number, face in enumerate(faces, 1)]
     numbers, several = list(range(1, len(faces) + 1)), len(faces) > 1
     choice = gr.update(choices=[(f"Face {number}", number) for number in numbers], value=numbers, visible=several)
-    return gr.update(value=(small, boxes), visible=True), choice, gr.update(maximum=max(2, len(faces)), value=1), {}
+    yield gr.update(value=(small, boxes), visible=True), choice, gr.update(maximum=max(2, len(faces)), value=1), {}
 
 
 def anonymize(pipe, photo, faces, chosen, level, steps, keep_mouth, attributes, seed):
@@ -101,13 +128,14 @@ def anonymize(pipe, photo, faces, chosen, level, steps, keep_mouth, attributes, 
 
     Gives before and after, the file, and what happened in words.
     """
-    with errors_in_words(), tempfile.TemporaryDirectory() as folder:
-        picture, found = opened(pipe, photo)
+    with errors_in_words(), temporary_folder() as folder:
+        picture, found = yield from awaited(opened, pipe, photo)
         numbers = range(1, len(found) + 1)
         asked = serving.options(level, steps, keep_mouth, attributes, seed)
-        image, reports = serving.replace_faces(pipe, picture, found, faces or numbers, chosen or {}, asked)
+        work = serving.replace_faces, pipe, picture, found, faces or numbers, chosen or {}, asked
+        image, reports = yield from awaited(*work)
         target = Path(folder, serving.name_of_result(photo))
-        write_image(target, image, picture.alpha, picture.icc_profile)
+        yield from awaited(serving.write_result, pipe, target, picture, image, found, reports, photo)
         report = "\n\n".join(serving.in_words(number, reports.get(number)) for number in numbers)
         yield (serving.preview(picture.image), serving.preview(image)), str(target), report
 
@@ -115,16 +143,16 @@ def anonymize(pipe, photo, faces, chosen, level, steps, keep_mouth, attributes, 
 def show_candidates(pipe, photo, number, level, steps, keep_mouth, attributes, seed):
     """New people for one face: their pictures, and (number, identities) to choose from."""
     with errors_in_words():
-        picture, faces = opened(pipe, photo)
+        picture, faces = yield from awaited(opened, pipe, photo)
         number = min(int(number), len(faces))
         if reason := why_covered(faces[number - 1]):
             raise gr.Error(f"Face {number} can only be covered: {reason}.")
         asked = serving.options(level, steps, keep_mouth, attributes, seed)
-        people = serving.sample_people(pipe, picture, faces, number, CANDIDATES, asked)
+        people = yield from awaited(serving.sample_people, pipe, picture, faces, number, CANDIDATES, asked)
         if not people:
             raise gr.Error("Nobody of those sampled is far enough from this face. Try again, or another level.")
     pictures, identities = zip(*people, strict=True)
-    return gr.update(value=list(pictures), visible=True), (number, identities)
+    yield gr.update(value=list(pictures), visible=True), (number, identities)
 
 
 def choose(chosen: dict, candidates: tuple, event: gr.SelectData) -> dict:
@@ -135,17 +163,22 @@ def choose(chosen: dict, candidates: tuple, event: gr.SelectData) -> dict:
 
 def anonymize_video(pipe, video, level, steps, keep_mouth, attributes, seed):
     """De-identify a video, without its sound. Gives it to look at, as a file, and what happened in words."""
-    with errors_in_words(), tempfile.TemporaryDirectory() as folder:
-        serving.check_video(given(video, "a video"))
-        target = Path(folder, f"{Path(video).stem}_anonymized.mp4")
+    with errors_in_words(), temporary_folder() as folder:
+        target = Path(folder, f"{Path(given(video, 'a video')).stem}_anonymized.mp4")
         asked = serving.options(level, steps, keep_mouth, attributes, seed)
-        for update in serving.follow_video(pipe, video, target, asked):
-            if isinstance(update, serving.Progress):
-                text = f"{WORK[update.stage]}: {update.done} of about {update.total} frames, {update.seconds_left:.0f} s left."
-                yield None, None, text
-            else:
-                lines = [serving.in_words(person.number, person) for person in update.people] + update.notes
-                yield str(target), str(target), "\n\n".join(lines)
+        watch = serving.Watch()
+        work = watch.follow(serving.deidentify_video, pipe, video, target, asked, watch, meanwhile=how_far)
+        output = yield from work
+        lines = [serving.in_words(person.number, person) for person in output.people] + output.notes
+        yield str(target), str(target), "\n\n".join(lines)
+
+
+def how_far(progress: serving.Progress | None):
+    """What the page shows while a video is on its way."""
+    if progress is None:
+        return gr.skip()
+    text = f"{WORK[progress.stage]}: {progress.done} of about {progress.total} frames, {progress.seconds_left:.0f} s left."
+    return None, None, text
 
 
 def anonymize_files(pipe, files, level, steps, keep_mouth, attributes, seed):
@@ -153,12 +186,16 @@ def anonymize_files(pipe, files, level, steps, keep_mouth, attributes, seed):
     if len(given(files, "some photos")) > MAX_FILES:
         raise gr.Error(f"These are {len(files)} files, and {MAX_FILES} are the limit here. The command line takes folders.")
     lines = []
-    with tempfile.TemporaryDirectory() as folder, zipfile.ZipFile(Path(folder, "anonymized.zip"), "w") as archive:
+    with temporary_folder() as folder, zipfile.ZipFile(Path(folder, "anonymized.zip"), "w") as archive:
         for number, path in enumerate(files, 1):
             try:
-                for _, result, report in anonymize(pipe, path, None, None, level, steps, keep_mouth, attributes, seed):
-                    archive.write(result, f"{number:02}_{Path(result).name}")
-                    lines.append(f"### {Path(path).name}\n{report}")
+                for update in anonymize(pipe, path, None, None, level, steps, keep_mouth, attributes, seed):
+                    if isinstance(update, tuple):
+                        _, result, report = update
+                        archive.write(result, f"{number:02}_{Path(result).name}")
+                        lines.append(f"### {Path(path).name}\n{report}")
+                    else:
+                        yield update
             except gr.Error as error:
                 lines.append(f"### {Path(path).name}\nNot in the zip file. {error.message}")
             yield None, "\n\n".join(lines)
@@ -169,13 +206,13 @@ def anonymize_files(pipe, files, level, steps, keep_mouth, attributes, seed):
 def explain(pipe, photo, level, steps, keep_mouth, attributes, seed):
     """The stages of the largest face that can be rendered: pictures with captions."""
     with errors_in_words():
-        picture, faces = opened(pipe, photo)
+        picture, faces = yield from awaited(opened, pipe, photo)
         usable = [face for face in faces if why_covered(face) is None]
         if not usable:
             raise gr.Error("The landmarks of no face could be placed.")
         asked = serving.options(level, steps, keep_mouth, attributes, seed)
-        panels = serving.show_stages(pipe, np.asarray(picture.image), usable[0], faces, *asked)
-        return [(panel, text) for text, panel in panels.items()]
+        panels = yield from awaited(stages, pipe, np.asarray(picture.image), usable[0], faces, *asked)
+        yield [(panel, text) for text, panel in panels.items()]
 
 
 def settings() -> list[gr.components.Component]:
@@ -194,18 +231,66 @@ def results() -> list[gr.components.Component]:
     return [gr.File(label="Result, without metadata"), gr.Markdown(label="Report")]
 
 
+def buttons() -> tuple[gr.Button, gr.Button]:
+    """What begins work and what ends it."""
+    with gr.Row():
+        return gr.Button("De-identify", variant="primary"), gr.Button("Stop")
+
+
+def ends(stop: gr.Button, upload: gr.components.Component, report: gr.Markdown, work: list) -> None:
+    """Let work be ended by its button, and by whoever takes the upload away."""
+    stop.click(lambda: "Stopped.", None, report, cancels=work, queue=False, api_visibility="private")
+    upload.change(None, cancels=work, api_visibility="private")
+
+
+def files_in(value: Any) -> Iterator[str]:
+    """The paths of all files in what a page sends."""
+    if isinstance(value, dict) and isinstance(value.get("path"), str):
+        yield value["path"]
+    elif isinstance(value, (dict, list, tuple)):
+        for part in value.values() if isinstance(value, dict) else value:
+            yield from files_in(part)
+
+
+def files_waiting(demo: gr.Blocks) -> Iterator[str]:
+    """The files of requests in the queue."""
+    for line in demo._queue.event_queue_per_concurrency_id.values():
+        yield from files_in([event.data.data for event in list(line.queue) if event.data])
+
+
+def let_files_go(demo: gr.Blocks, uploads: serving.Uploads) -> None:
+    """Have pages say which files they show whenever these change, and when they go."""
+    holders = [one for one in demo.blocks.values() if isinstance(one, HOLDERS)]
+
+    def show(request: gr.Request, *values) -> None:
+        uploads.show(request.session_hash, files_in(values))
+
+    def close(request: gr.Request) -> None:
+        uploads.close(request.session_hash)
+
+    changes = [demo.load, *(one.change for one in holders)]
+    one_by_one = {"queue": False, "trigger_mode": "always_last", "show_progress": "hidden"}
+    gr.on(changes, show, holders, preprocess=False, api_visibility="private", **one_by_one)
+    demo.unload(close)
+
+
 def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
     """The page around a pipeline."""
     alone, inner = {"concurrency_limit": 1, "concurrency_id": "network"}, {"api_visibility": "private"}
-    with gr.Blocks(title="DiffDeID", analytics_enabled=False, delete_cache=CACHE) as demo:
+    gr.set_static_paths(EXAMPLES)  # they are served from there, and no copy is made
+    with gr.Blocks(title="DiffDeID", analytics_enabled=False) as demo:
+        uploads = serving.Uploads(Path(demo.GRADIO_CACHE), partial(files_waiting, demo))
+        uploads.sweep(*CACHE)
         gr.Markdown(ABOUT)
         with gr.Tab("Photo"), gr.Row():
             with gr.Column():
                 photo = gr.Image(label="Photo", type="filepath", sources=["upload", "webcam", "clipboard"])
                 photo.preprocess = lambda file: file and file.path  # not decoded: our limits come first, and we read more
+                samples = sorted(str(file) for file in EXAMPLES.glob("*.jpg"))
+                gr.Examples(samples, photo, label="Examples", cache_examples=False, api_visibility="private")
                 drawn = gr.AnnotatedImage(label="Faces", height=260, visible=False)
                 wanted = gr.CheckboxGroup(label="Faces to replace (none ticked: all)", visible=False)
-                button = gr.Button("De-identify", variant="primary")
+                button, stop = buttons()
                 inputs = settings()
                 with gr.Accordion("Choose the new person", open=False):
                     number = gr.Slider(1, serving.MAX_FACES, value=1, step=1, label="Face")
@@ -217,29 +302,32 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
         photo.change(None, None, wanted, js="() => []", **inner)  # at once: ticks of the photo before must not spare a face
         photo.change(partial(show_faces, pipe), photo, [drawn, wanted, number, chosen], api_name="faces")
         run = lent(anonymize, pipe, 60), [photo, wanted, chosen, *inputs], outputs
-        button.click(*run, api_name="anonymize", **alone)
-        more.click(lent(show_candidates, pipe, 60), [photo, number, *inputs], [gallery, candidates], **inner, **alone)
-        gallery.select(choose, [chosen, candidates], chosen, **inner).then(*run, **inner, **alone)
+        show = lent(show_candidates, pipe, 60), [photo, number, *inputs], [gallery, candidates]
+        work = [button.click(*run, api_name="anonymize", **alone), more.click(*show, **inner, **alone)]
+        work.append(gallery.select(choose, [chosen, candidates], chosen, **inner).then(*run, **inner, **alone))
+        ends(stop, photo, outputs[-1], work)
 
         with gr.Tab("Video"), gr.Row():
             with gr.Column():
                 video = gr.Video(label="Video", sources=["upload", "webcam"])
-                with gr.Row():
-                    button, stop = gr.Button("De-identify", variant="primary"), gr.Button("Stop")
+                button, stop = buttons()
                 inputs = [video, *settings()]
             with gr.Column():
                 outputs = [gr.Video(label="De-identified, without sound", interactive=False), *results()]
-        run = lent(anonymize_video, DiffDeIDVideoPipeline.sharing(pipe), serving.seconds_for_video), inputs, outputs
-        stop.click(None, cancels=button.click(*run, api_name="anonymize_video", **alone))
+        of_video = DiffDeIDVideoPipeline.sharing(pipe)
+        run = lent(anonymize_video, of_video, serving.seconds_for_video), inputs, outputs
+        ends(stop, video, outputs[-1], [button.click(*run, api_name="anonymize_video", **alone)])
 
         with gr.Tab("Batch"), gr.Row():
             with gr.Column():
                 files = gr.File(label="Photos", file_count="multiple", type="filepath")
-                button = gr.Button("De-identify", variant="primary")
+                button, stop = buttons()
                 inputs = [files, *settings()]
             with gr.Column():
                 outputs = results()
-        button.click(lent(anonymize_files, pipe, 300), inputs, outputs, api_name="anonymize_files", **alone)
+        run = button.click(lent(anonymize_files, pipe, 300), inputs, outputs, api_name="anonymize_files", **alone)
+        run.success(lambda: None, None, files, **inner)  # they are done with, so they go
+        ends(stop, files, outputs[-1], [run])
 
         with gr.Tab("How it works"):
             gr.Markdown(INSIDE)
@@ -247,12 +335,28 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
             gallery = gr.Gallery(label="Stages", columns=4, object_fit="contain", height="auto", format="png")
             inputs = [photo, *settings()]
         button.click(lent(explain, pipe, 60), inputs, gallery, api_name="explain", **alone)
+        let_files_go(demo, uploads)
     return demo
 
 
-if __name__ == "__main__":
-    pipeline = serving.load_pipeline(MODEL)
-    try:
-        build_demo(pipeline).queue(max_size=20).launch(css=CSS, run_history=False, max_file_size="100mb", show_error=False)
-    finally:
+def serve(model: str) -> None:
+    """Show the page until Ctrl-C, or until the process is told to end. Then nothing of its visitors stays."""
+    for end in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(end, signal.default_int_handler)
+    pipe = serving.load_pipeline(model)
+    with tempfile.TemporaryDirectory(prefix="diffdeid-", ignore_cleanup_errors=True) as folder:
+        made, served = (str(Path(folder, name)) for name in ("made", "served"))  # two: Gradio copies nothing into its own
+        os.mkdir(made)
+        tempfile.tempdir, os.environ["GRADIO_TEMP_DIR"] = made, served
+        demo = build_demo(pipe).queue(max_size=20)
+        launched = {"run_history": False, "max_file_size": "100mb", "show_error": False, "prevent_thread_lock": True}
+        demo.launch(css=CSS, **launched)
+        with suppress(KeyboardInterrupt):
+            Event().wait()
         serving.CLOSING.set()
+        demo.close()
+        serving.ON_CPU.shutdown(cancel_futures=True)  # what is under way writes to the folder until its next step
+
+
+if __name__ == "__main__":
+    serve(str(WEIGHTS))

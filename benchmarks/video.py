@@ -56,7 +56,7 @@ def main() -> None:
 def measure(
     model: Path, threads: int, device: str, denoiser: torch.dtype | None, steps: int, faces: int, seconds: float, folder: Path
 ) -> dict[str, float]:
-    """Seconds a frame of both passes, and the largest memory of the process in GiB."""
+    """Seconds a frame of both passes (of the second with the check of the file), and the largest memory of the process in GiB."""
     torch.set_num_threads(threads)
     source = write_clip(folder / "source.mp4", seconds, (480 * faces, 480))
     dtype = precisions(device, denoiser)

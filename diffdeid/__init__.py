@@ -1,12 +1,19 @@
 """DiffDeID: de-identify faces in pictures with diffusion models. Names load on first use, so importing this is free."""
 
 from importlib import import_module
+from pathlib import Path
 
 __version__ = "0.1.0"
+
+# The folder of the weights that come with the package: in it where it was installed, beside it in a clone.
+WEIGHTS = Path(__file__).parent / "weights"
+if not WEIGHTS.is_dir():
+    WEIGHTS = Path(__file__).parents[1] / "weights" / "diffdeid"
 
 _HOMES = {
     "AssetNotFoundError": "errors",
     "ConfigurationError": "errors",
+    "Consent": "engine.consent",
     "DeidentifyOptions": "options",
     "DiffDeIDError": "errors",
     "DiffDeIDPipeline": "pipelines.pipeline_diffdeid",
@@ -26,15 +33,18 @@ _HOMES = {
     "NoIdentityFoundError": "errors",
     "PersonReport": "engine.reports",
     "Picture": "io.images",
+    "PictureReview": "engine.review",
+    "VerificationError": "errors",
     "VideoError": "errors",
     "VideoOptions": "options",
     "VideoReader": "io.video_reader",
     "VideoWriter": "io.video_writer",
+    "read_face_list": "face_lists",
     "read_image": "io.images",
     "write_image": "io.images",
 }
 
-__all__ = [*_HOMES, "__version__"]
+__all__ = [*_HOMES, "WEIGHTS", "__version__"]
 
 
 def __getattr__(name):

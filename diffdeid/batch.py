@@ -1,225 +1,280 @@
-"""Many files: which inputs are meant, what their outputs are called, and each of them from start to end."""
+"""Many files, each of them from start to end: read, de-identified, written and checked, while others are on their way."""
 
 from __future__ import annotations
 
-import glob
 import logging
-import os
-import re
 import time
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from itertools import takewhile
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 import torch
 from PIL import Image
 
+from diffdeid.engine.consent import Consent
+from diffdeid.engine.pictures import draw_seeds
+from diffdeid.engine.reports import FaceReport
+from diffdeid.engine.review import PictureReview
+from diffdeid.engine.written import Known, VideoCheck, picture_check
 from diffdeid.errors import NoFaceFoundError
-from diffdeid.io.images import IMAGE_SUFFIXES, Picture, check_writable, read_image, write_image
-from diffdeid.io.video_reader import VIDEO_SUFFIXES, VideoReader
+from diffdeid.face_lists import FaceList, Source, refuse_stale
+from diffdeid.io.files import HeldFile, taken
+from diffdeid.io.images import Picture, check_writable, read_image, read_with_fingerprint, write_image
+from diffdeid.io.manifest import Manifest
+from diffdeid.io.video_reader import VideoReader
 from diffdeid.io.video_writer import VideoWriter, check_video_writable
 from diffdeid.options import DeidentifyOptions, FileOptions, VideoOptions
-from diffdeid.structures import Face
+from diffdeid.planning import Job, is_video
 
 logger = logging.getLogger(__name__)
 
-_EARLIER_OUTPUT = re.compile(r"_anonymized(_\d+)?$")
-
 
 @dataclass(frozen=True)
-class Job:
-    """An input file and the files its candidates are written to."""
+class How:
+    """What holds for all files of a run.
 
-    source: Path
-    outputs: tuple[Path, ...]
-
-
-def plan(inputs: list[str], output: Path | None, candidates: int) -> list[Job]:
-    """Decide what is read and what is written; raise `ValueError` for a request that cannot be carried out as a whole.
-
-    Args:
-        inputs: files, folders (searched through, without hidden and earlier output files) and glob patterns.
-        output: a folder, in which the folders of the inputs are mirrored, or, for one input, a file. Default: next to the input.
-        candidates: outputs per input.
+    Attributes:
+        options, files: what a picture has no use for is left out.
+        on_no_face: "error", "skip" (write nothing) or "copy" (write the pixels without metadata).
+        existing: what becomes of outputs that are there: "error" (they stay, and are reported), "skip" (they stay, and are not
+            made again) or "replace".
+        seed: starts a generator for each file, so that its results do not depend on the other files. Default: that of the list of
+            its faces, or fresh randomness.
+        verify: check each file before it gets its name, see `engine.written`.
+        consent: who stays as they are; nobody without one.
     """
-    found = find(inputs)
-    suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    to_one_file = output is not None and output.suffix.lower() in suffixes and not output.is_dir()
-    if to_one_file and len(found) > 1:
-        raise ValueError(f"`{output}` is one file, but there are {len(found)} inputs. Name a folder.")
-    targets = {
-        file: output if to_one_file else _target(file, file.parent if output is None else output / relative.parent)
-        for file, relative in found
-    }
-    wanted = Counter(targets.values())
-    jobs = []
-    for file, target in targets.items():
-        if wanted[target] > 1 and target.suffix != file.suffix:  # IMG_1.mov beside IMG_1.mp4
-            target = target.with_name(f"{file.name}_anonymized{target.suffix}")
-        names = [target.stem] if candidates == 1 else [f"{target.stem}_{number}" for number in range(1, candidates + 1)]
-        jobs.append(Job(file, tuple(target.with_name(name + target.suffix) for name in names)))
 
-    refuse_collisions({job.source: job.outputs for job in jobs})
-    return jobs
-
-
-def refuse_collisions(outputs: Mapping[Path, Iterable[Path]]) -> None:
-    """Raise `ValueError` where an output of a source is a source itself, or the output of another one."""
-    sources = {source.resolve() for source in outputs}
-    owners: dict[Path, Path] = {}
-    for source, paths in outputs.items():
-        for path in map(Path.resolve, paths):
-            if path in sources:
-                raise ValueError(f"`{path}` is an input and would be the output of `{source}`. Inputs are never written to.")
-            if path in owners:
-                raise ValueError(f"`{owners[path]}` and `{source}` would both be written to `{path}`.")
-            owners[path] = source
-
-
-def find(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
-    """The files that are meant by files, folders and patterns, each with its path relative to the folder that was searched.
-
-    Raises:
-        ValueError: one of the inputs matches nothing.
-    """
-    found: dict[str, tuple[Path, Path]] = {}  # a file named twice is done once
-    for name in inputs:
-        files = _find(name)
-        if not files:
-            raise ValueError(f"`{name}` matches no picture or video.")
-        for file, relative in files:
-            found.setdefault(os.path.abspath(file), (file, relative))
-    return list(found.values())
-
-
-def _target(file: Path, folder: Path) -> Path:
-    return folder / f"{file.stem}_anonymized{'.mp4' if is_video(file) else file.suffix}"
-
-
-def is_video(file: Path) -> bool:
-    """Whether a file is read as a video, by its suffix."""
-    return file.suffix.lower() in VIDEO_SUFFIXES
+    options: VideoOptions
+    files: FileOptions
+    on_no_face: Literal["error", "skip", "copy"] = "error"
+    existing: Literal["error", "skip", "replace"] = "error"
+    seed: int | None = None
+    verify: bool = True
+    consent: Consent | None = None
 
 
 def run(
     pipe_of: Callable[[Path], Any],
-    jobs: Sequence[Job],
-    options: VideoOptions,
-    files: FileOptions,
-    on_no_face: Literal["error", "skip", "copy"],
-    overwrite: bool,
-    seed: int | None,
-    known: Mapping[Path, list[Face]] | None = None,
+    jobs: Iterable[Job],
+    how: How,
+    known: Mapping[Path, FaceList] | None = None,
+    manifest: Manifest | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
     """De-identify files and say what happened: a list for each, with a record for each output. Errors become records as well.
 
-    While the networks work on a picture, another thread decodes the next one, and a third encodes the one before.
+    While the networks work on a file, another thread decodes the next one, and a third encodes the one before.
 
     Args:
         pipe_of: what does a file: a `DiffDeIDPipeline`, for a video a `DiffDeIDVideoPipeline`.
-        options, files: what a picture has no use for is left out.
-        on_no_face: "error", "skip" (write nothing) or "copy" (write the pixels without metadata).
-        seed: starts a generator for each file, so that its results do not depend on the other files.
-        known: the faces of pictures, by their resolved paths; these pictures are not searched for others.
+        known: lists of the faces of some files, by their resolved paths.
+        manifest: what earlier runs finished, which is not done again. What this one finishes is added.
     """
+
+    def begin(task: Task) -> Future[None]:
+        task.decide(manifest)
+        return decoder.submit(task.read)
+
+    def finish(task: Task) -> list[dict[str, Any]]:
+        records = task.finish()
+        if manifest is not None:
+            manifest.add(records, task.digest)
+        return records
+
     with ThreadPoolExecutor(1) as decoder, ThreadPoolExecutor(1) as encoder:
-        decoded = (decoder.submit(read_image, job.source) for job in jobs if not is_video(job.source))
-        following, waiting = next(decoded, None), None
-        for job in jobs:
-            generator = None if seed is None else torch.Generator().manual_seed(seed)
-            task = _Task(job, pipe_of(job.source), on_no_face, overwrite, generator)
-            if is_video(job.source):
-                task.do_video(options, files)
-            else:
-                picture, following = following, next(decoded, None)
-                faces = (known or {}).get(job.source.resolve())
-                task.do_picture(picture, options.as_kind(DeidentifyOptions), faces)
+        tasks = (Task(job, how, (known or {}).get(job.source.resolve())) for job in jobs)
+        begun = ((task, begin(task)) for task in tasks)
+        following, waiting = next(begun, None), None
+        while following is not None:
+            (task, decoded), following = following, next(begun, None)
+            decoded.result()
+            task.make(pipe_of)
             if waiting is not None:
                 yield waiting.result()
-            waiting = encoder.submit(task.finish)
+            waiting = encoder.submit(finish, task)
         if waiting is not None:
             yield waiting.result()
 
 
-class _Task:
-    """A job on its way. What goes wrong with it becomes a record: it must not stop the others."""
+class Task:
+    """A job on its way: `decide`, `read`, `make`, `finish`. What goes wrong becomes a record: it must not stop the others.
 
-    def __init__(self, job: Job, pipe: Any, on_no_face: str, overwrite: bool, generator: torch.Generator | None):
-        self.job, self.pipe, self.generator = job, pipe, generator
-        self.on_no_face, self.overwrite = on_no_face, overwrite
-        self.started = time.perf_counter()
+    Args:
+        listed: a list of its faces, which is not to be searched for others.
+
+    Attributes:
+        missing: the outputs that are to be made.
+        digest: of what they depend on, for a manifest.
+        overwrite: whether existing files are replaced by them.
+    """
+
+    def __init__(self, job: Job, how: How, listed: FaceList | None = None):
+        self.job, self.how, self.listed = job, how, listed
+        self.pipe, self.generator = None, None
+        self.missing: list[Path] = []
+        self.digest, self.overwrite, self._seconds = "", how.existing == "replace", 0.0
         self.records: list[dict[str, Any]] = []
         self.picture: Picture | None = None
         self.made: list[tuple[Path, Image.Image, list]] = []  # what is to be written, and the reports of its faces
 
     @contextmanager
     def _noting_errors(self) -> Iterator[None]:
+        started = time.perf_counter()
         try:
             yield
         except NoFaceFoundError as error:
             self.records.append({"status": "no_face", "error": str(error)})
         except Exception as error:
+            self.missing = []
             logger.debug("%s", self.job.source, exc_info=True)
             self.records.append({"error": str(error) or type(error).__name__})
+        finally:
+            self._seconds += time.perf_counter() - started
 
-    def do_picture(self, decoded: Future[Picture], options: DeidentifyOptions, faces: list[Face] | None) -> None:
+    def decide(self, manifest: Manifest | None = None) -> None:
+        """Which outputs are to be made; nothing is decoded before."""
         with self._noting_errors():
-            self.picture = decoded.result()
-            outputs, image = self.job.outputs, self.picture.image
+            outputs, existing = self.job.outputs, self.how.existing
+            done: set[Path] = set()
+            if manifest is not None:  # all that results depend on belongs into the digest, or what changes it goes unnoticed
+                who = {"faces": self.listed and asdict(self.listed), "consent": self.how.consent and self.how.consent.digest()}
+                self.digest = manifest.digest(self.job.source, self._choices() | who | {"verify": self.how.verify})
+                done = {path for path in outputs if manifest.holds(self.job.source, path, self.digest, self.how.on_no_face)}
+            others = [path for path in outputs if path not in done and path.exists()]
+            if others and existing == "error":
+                raise FileExistsError(taken(others[0]))
+            done.update(others if existing == "skip" else ())
             for path in outputs:
-                check_writable(path, self.picture.alpha is not None, self.overwrite)
-            try:
-                candidates = {"num_images_per_prompt": len(outputs), "generator": self.generator}
-                output = self.pipe(image, faces=faces, **candidates, **asdict(options))
-                self.made = list(zip(outputs, output.images, output.faces, strict=True))
-            except NoFaceFoundError:
-                if self.on_no_face == "error":
-                    raise
-                if self.on_no_face == "skip":
-                    self.records.append({"status": "no_face"})
-                else:
-                    self.made = [(path, image, []) for path in outputs]
+                if path in done:
+                    self.records.append({"output": str(path) if path.exists() else None, "status": "skipped"})
+            self.missing = [path for path in outputs if path not in done]
+
+    def read(self) -> None:
+        """Decode the picture, if that is needed."""
+        if self.missing and not is_video(self.job.source):
+            with self._noting_errors():
+                self.picture = read_image(self.job.source)
+
+    def make(self, pipe_of: Callable[[Path], Any]) -> None:
+        """Do what needs the networks; videos are written, too."""
+        if self.missing:
+            with self._noting_errors():
+                self.pipe, self.generator = pipe_of(self.job.source), self._new_generator()
+                self._do_video() if is_video(self.job.source) else self._do_picture()
+
+    def _do_picture(self) -> None:
+        for path in self.missing:
+            check_writable(path, self.picture.alpha is not None, self.overwrite)
+        try:
+            make = self._as_found if self.listed is None else self._as_listed
+            self.made = [one for one in make() if one[0] in self.missing]
+        except NoFaceFoundError:
+            if self.how.on_no_face == "error":
+                raise
+            if self.how.on_no_face == "skip":
+                self.records.append({"status": "no_face"})
+            else:
+                self.made = [(path, self.picture.image, []) for path in self.missing]
+
+    def _as_found(self) -> Iterator[tuple[Path, Image.Image, list[FaceReport]]]:
+        outputs, consent = self.job.outputs, self.how.consent
+        candidates = {"num_images_per_prompt": len(outputs), "generator": self.generator}
+        output = self.pipe(self.picture.image, consent=consent, **candidates, **self._choices())
+        return zip(outputs, output.images, output.faces, strict=True)
+
+    def _as_listed(self) -> Iterator[tuple[Path, Image.Image, list[FaceReport]]]:
+        """The results of a picture whose faces are listed; it is not searched for others."""
+        self.picture, mark = read_with_fingerprint(self.job.source)  # again, for a list is of one content and no other
+        image, options = self.picture.image, self.how.options.as_kind(DeidentifyOptions)
+        refuse_stale(self.listed, Source(mark, *image.size))
+        self.pipe.engine.check(options)
+        for path, seed in zip(self.job.outputs, draw_seeds(self.generator, len(self.job.outputs)), strict=True):
+            if path in self.missing:
+                result, reports = PictureReview(self.pipe.engine, np.asarray(image), options, seed).render(self.listed.faces)
+                yield path, Image.fromarray(result), list(reports.values())
+        self.pipe.maybe_free_model_hooks()
 
     def finish(self) -> list[dict[str, Any]]:
-        """Write what was made of a picture; give the records."""
+        """Write what was made of a picture, and check it; give the records."""
         with self._noting_errors():
             for path, image, reports in self.made:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                write_image(path, image, self.picture.alpha, self.picture.icc_profile, self.overwrite)
-                covered = any(report.method != "diffusion" for report in reports)
+                about, known = (self.picture.alpha, self.picture.icc_profile), [Known.of(report) for report in reports]
+                how = {"threshold": self.how.options.threshold, "search": self.listed is None}
+                check = picture_check(self.pipe.engine, self.picture, image, known, **how) if self.how.verify else None
+                write_image(path, image, *about, self.overwrite, check, self.job.source)
+                covered = any(report.method not in ("diffusion", "kept") for report in reports)
                 status = "no_face" if not reports else "fallback" if covered else "ok"
-                faces = [_describe(report) for report in reports]
-                self.records.append({"output": str(path), "status": status, "faces": faces})
-        blank = {"input": str(self.job.source), "output": None, "status": "error", "error": None, "faces": []}
-        seconds = round(time.perf_counter() - self.started, 3)
-        return [blank | record | {"seconds": seconds} for record in self.records]
+                record = {"output": str(path), "status": status, "faces": [_describe(report) for report in reports]}
+                self.records.append(record | self._told())
+        blank = {"input": str(self.job.source), "output": None, "status": "error", "error": None, "faces": [], "verified": False}
+        return [blank | record | {"seconds": round(self._seconds, 3)} for record in self.records]
 
-    def do_video(self, options: VideoOptions, files: FileOptions) -> None:
-        with self._noting_errors():
-            for path in self.job.outputs:
-                check_video_writable(path, self.overwrite)
-            for path in self.job.outputs:
+    def _do_video(self) -> None:
+        for path in self.missing:
+            check_video_writable(path, self.overwrite)
+        for path in self.job.outputs:
+            if path in self.missing:
                 path.parent.mkdir(parents=True, exist_ok=True)
-                self.records.append(self._one_video(path, options, files))
+                self.records.append(self._one_video(path))
+            elif self.generator is not None:
+                draw_seeds(self.generator, 1)  # the next one gets the people that it would have had
 
-    def _one_video(self, path: Path, options: VideoOptions, files: FileOptions) -> dict[str, Any]:
-        choices = asdict(options) | asdict(files)
+    def _one_video(self, path: Path) -> dict[str, Any]:
+        how = {"overwrite": self.overwrite, "generator": self.generator, "verify": self.how.verify}
+        who = {"consent": self.how.consent, "faces": self.listed}
         try:
-            output = self.pipe(self.job.source, path, overwrite=self.overwrite, generator=self.generator, **choices)
+            output = self.pipe(self.job.source, path, **how, **who, **self._choices())
         except NoFaceFoundError:
-            if self.on_no_face == "error":
+            if self.how.on_no_face == "error":
                 raise
-            if self.on_no_face == "copy":
-                _copy_frames(self.job.source, path, self.overwrite, files)
-            return {"status": "no_face", "output": str(path) if self.on_no_face == "copy" else None}
-        people = [asdict(report) for report in output.people]
+            if self.how.on_no_face == "skip":
+                return {"status": "no_face"}
+            self._copy_frames(path)
+            return {"status": "no_face", "output": str(path)} | self._told()
+        people = [asdict(report) | {"identity_distance": _rounded(report.identity_distance)} for report in output.people]
         status = "fallback" if any(report.covered for report in output.people) else "ok"
-        return {"output": str(path), "status": status, "faces": people, "frames": output.num_frames, "notes": output.notes}
+        record = {"output": str(path), "status": status, "faces": people, "frames": output.num_frames, "notes": output.notes}
+        return record | self._told()
+
+    def _copy_frames(self, path: Path) -> None:
+        """Encode the pictures of a video anew, and its sound if asked for."""
+        source, files = self.job.source, self.how.files
+        with HeldFile(source) as held:
+            reader = VideoReader(source, files.start, files.end)
+            next(iter(reader))  # tells the origin
+            held.check_name()
+            kept = {
+                "sound": None if files.audio == "drop" else source,
+                "distort": files.audio == "distort",
+                "origin": reader.origin,
+            }
+            how = {"threshold": self.how.options.threshold, "search": self.listed is None, "sound": files.audio != "drop"}
+            check = VideoCheck(self.pipe.engine, **how) if self.how.verify else None
+            writing = {"overwrite": self.overwrite, "check": check} | files.encoder | kept
+            with VideoWriter(path, reader.rate, reader.sample_aspect_ratio, **writing) as writer:
+                for frame in reader if check is None else check.watch(reader):
+                    writer.write(frame)
+                held.check_content()
+
+    def _told(self) -> dict[str, Any]:
+        """Of a file that was written: whether it was checked, and how many faces or tracks somebody struck out of the list."""
+        deleted = {} if self.listed is None else {"deleted": self.listed.num_deleted}
+        return {"verified": self.how.verify} | deleted
+
+    def _choices(self) -> dict[str, Any]:
+        """The arguments of the pipeline that are choices."""
+        if is_video(self.job.source):
+            return asdict(self.how.options) | asdict(self.how.files)
+        return asdict(self.how.options.as_kind(DeidentifyOptions))
+
+    def _new_generator(self) -> torch.Generator | None:
+        """Of the randomness of this file; fresh randomness without one."""
+        seed = self.listed.seed if self.how.seed is None and self.listed is not None else self.how.seed
+        return None if seed is None else torch.Generator().manual_seed(seed)
 
 
 def _describe(report: Any) -> dict[str, Any]:
@@ -227,42 +282,13 @@ def _describe(report: Any) -> dict[str, Any]:
         "box": [round(float(value), 1) for value in report.box],
         "method": report.method,
         "level": report.level,
-        "identity_distance": None if report.identity_distance is None else round(float(report.identity_distance), 4),
+        "identity_distance": _rounded(report.identity_distance),
         "attempts": report.attempts,
         "reason": report.reason,
+        "person": report.person,
+        "margin": _rounded(report.margin),
     }
 
 
-def _copy_frames(source: Path, path: Path, overwrite: bool, files: FileOptions) -> None:
-    """The pictures of a video alone, encoded anew."""
-    reader = VideoReader(source, files.start, files.end)
-    with VideoWriter(path, reader.rate, reader.sample_aspect_ratio, overwrite=overwrite, **files.encoder) as writer:
-        for frame in reader:
-            writer.write(frame)
-
-
-def _find(name: str) -> list[tuple[Path, Path]]:
-    """The files that `name` stands for, each with its path relative to the folder that was searched."""
-    path = Path(name)
-    if path.is_dir():
-        files, root = _walk(path), path
-    elif os.path.lexists(path):
-        return [(path, Path(path.name))]
-    else:
-        root = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
-        files = (Path(match) for match in glob.iglob(name, recursive=True) if os.path.isfile(match))
-    return [(file, file.relative_to(root)) for file in sorted(files) if _is_input(file, file.relative_to(root))]
-
-
-def _walk(folder: Path) -> Iterator[Path]:
-    def fail(error: OSError) -> None:
-        raise ValueError(f"Cannot search `{error.filename}`: {error.strerror}.") from error
-
-    for parent, _, names in os.walk(folder, onerror=fail):  # does not follow links to folders
-        yield from (Path(parent, name) for name in names)
-
-
-def _is_input(file: Path, relative: Path) -> bool:
-    hidden = any(part.startswith(".") for part in relative.parts)
-    known = file.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    return known and not hidden and not _EARLIER_OUTPUT.search(file.stem)
+def _rounded(number: float | None) -> float | None:
+    return None if number is None else round(float(number), 4)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -17,22 +18,38 @@ from diffdeid import __version__
 from diffdeid.command_line import (
     DEFAULT_EVALUATORS,
     DEFAULT_MODEL,
+    AsJson,
+    Candidates,
+    Debug,
     Device,
     DType,
+    Existing,
+    ExistingOfMany,
+    FaceList,
+    Inputs,
+    Keep,
+    ManifestFile,
     Model,
+    Only,
+    OnNoFace,
+    Output,
     Seed,
+    Shard,
+    Verify,
     errors_in_one_line,
+    for_videos,
     load,
     with_choices,
 )
 from diffdeid.conversion.commands import convert
 from diffdeid.errors import ConfigurationError
+from diffdeid.io.manifest import Manifest
 from diffdeid.options import DeidentifyOptions, FileOptions, VideoOptions
 from diffdeid.training.commands import data, train
 
 HOW = DeidentifyOptions.__dataclass_fields__["reconstruction"].metadata["help"]
 
-app = typer.Typer(help="De-identify the faces in pictures.", no_args_is_help=True, pretty_exceptions_enable=False)
+app = typer.Typer(help="De-identify the faces in photos and videos.", no_args_is_help=True, pretty_exceptions_enable=False)
 app.add_typer(data, name="data")
 app.add_typer(train, name="train")
 app.add_typer(convert, name="convert")
@@ -53,95 +70,174 @@ def main(version: Annotated[bool, typer.Option("--version", callback=_print_vers
 @with_choices(options=VideoOptions, files=FileOptions)
 def anonymize(
     context: typer.Context,
-    inputs: Annotated[
-        list[str], typer.Argument(metavar="INPUT", help="Pictures, videos, folders, glob patterns; or `cam`, to see the camera.")
-    ],
+    inputs: Inputs,
     *,
-    output: Annotated[
-        Path | None, typer.Option("--output", "-o", help="A folder, or a file for one input. Default: next to the input.")
-    ] = None,
-    candidates: Annotated[int, typer.Option(min=1, help="Outputs to make of each input, with different identities.")] = 1,
+    output: Output = None,
+    candidates: Candidates = 1,
     options: VideoOptions,
     files: FileOptions,
-    faces: Annotated[
-        Path | None,
-        typer.Option(exists=True, dir_okay=False, metavar="FILE", help="The faces of pictures, listed by `detect --json`."),
-    ] = None,
+    faces: FaceList = None,
+    keep: Keep = None,
+    only: Only = None,
     seed: Seed = None,
     device: Device = "auto",
     dtype: DType = "auto",
-    on_no_face: Annotated[
-        Literal["error", "skip", "copy"], typer.Option(help="Picture without a face: fail, write nothing, or write its pixels.")
-    ] = "error",
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line for each output.")] = False,
+    on_no_face: OnNoFace = "error",
+    existing: ExistingOfMany = "error",
+    shard: Shard = None,
+    manifest: ManifestFile = None,
+    verify: Verify = True,
+    as_json: AsJson = False,
     model: Model = DEFAULT_MODEL,
-    debug: Annotated[bool, typer.Option("--debug", help="Show tracebacks.")] = False,
+    debug: Debug = False,
 ) -> None:
     """Write de-identified copies, `<stem>_anonymized<suffix>`, without metadata. Inputs are never changed.
 
     Videos become `<stem>_anonymized.mp4` unless --output names another file. Folders are searched through and mirrored under
     --output; hidden files and earlier outputs in them are left out.
     """
-    from tqdm import tqdm
-
-    from diffdeid import batch
+    from diffdeid import batch, planning
 
     camera = inputs == ["cam"]
-    try:
-        jobs = [] if camera else batch.plan(inputs, output, candidates)
-        known = _known_faces(faces, [job.source for job in jobs])
-    except ValueError as error:
-        raise typer.BadParameter(str(error)) from error
-    _refuse_what_has_no_effect(context, camera, any(batch.is_video(job.source) for job in jobs))
+    _refuse_contradictions(faces, keep, only)
+    if camera and (keep or only):
+        raise typer.BadParameter("--keep and --only do not work for the camera: to be sure of somebody takes a whole film.")
+    jobs, known = ([], {}) if camera else _plan(inputs, output, candidates, faces)
+    _refuse_what_has_no_effect(context, camera, any(planning.is_video(job.source) for job in jobs))
     if debug:
         logging.basicConfig()
         logging.getLogger("diffdeid").setLevel(logging.DEBUG)
     with errors_in_one_line(debug):
         pipe = load(model, device, dtype, options.reconstruction)
-    if camera:
-        from diffdeid.camera import show_camera
+        consent = _consent(pipe, keep, only)
+        if camera:
+            from diffdeid.camera import show_camera
 
-        with errors_in_one_line(debug):
-            show_camera(_for_videos(pipe), options, seed)
-        return
+            show_camera(for_videos(pipe), options, seed)
+            return
+        jobs = planning.shard(jobs, *shard) if shard else jobs
+        finished = manifest and Manifest(manifest, {"seed": seed, "engine": pipe.engine.digest()})
+        how = batch.How(options, files, on_no_face, existing, seed, verify, consent)
 
-    def pipe_of(file: Path) -> Any:
-        return _for_videos(pipe) if batch.is_video(file) else pipe
+        def pipe_of(file: Path) -> Any:
+            return for_videos(pipe) if planning.is_video(file) else pipe
 
-    statuses, done = set(), batch.run(pipe_of, jobs, options, files, on_no_face, overwrite, seed, known)
-    for records in tqdm(done, total=len(jobs), unit="file", file=sys.stderr, disable=None):
+        _tell(batch.run(pipe_of, jobs, how, known, finished), len(jobs), on_no_face, as_json)
+
+
+@app.command()
+@with_choices(options=VideoOptions, files=FileOptions)
+def ray(
+    context: typer.Context,
+    inputs: Inputs,
+    *,
+    output: Output = None,
+    candidates: Candidates = 1,
+    options: VideoOptions,
+    files: FileOptions,
+    faces: FaceList = None,
+    keep: Keep = None,
+    only: Only = None,
+    seed: Seed = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    on_no_face: OnNoFace = "error",
+    existing: ExistingOfMany = "error",
+    shard: Shard = None,
+    manifest: ManifestFile = None,
+    verify: Verify = True,
+    as_json: AsJson = False,
+    model: Model = DEFAULT_MODEL,
+    workers: Annotated[
+        int | None, typer.Option(min=1, help="Processes with the networks. Default: one for each GPU, else for each CPU.")
+    ] = None,
+    address: Annotated[
+        str | None, typer.Option(help="Of the cluster. Default: RAY_ADDRESS, or the cluster on this machine, or a new one.")
+    ] = None,
+) -> None:
+    """Do what `anonymize` does on a Ray cluster. All nodes see files and weights under the same paths.
+
+    Files are done again when their worker dies. Results are those of `anonymize` with the same seed.
+    """
+    from diffdeid import batch, distributed, planning
+
+    _refuse_contradictions(faces, keep, only)
+    jobs, known = _plan(inputs, output, candidates, faces)
+    _refuse_what_has_no_effect(context, False, any(planning.is_video(job.source) for job in jobs))
+    with errors_in_one_line():
+        jobs = planning.shard(jobs, *shard) if shard else jobs
+        pipe = load(model, "cpu", dtype, options.reconstruction) if manifest or keep or only else None
+        finished = manifest and Manifest(manifest, {"seed": seed, "engine": pipe.engine.digest()})
+        consent = _consent(pipe, keep, only)
+        how = batch.How(options, files, on_no_face, existing, seed, verify, consent)
+        done = distributed.run_on_ray(jobs, how, (model, device, dtype), known, finished, workers, address)
+        _tell(done, len(jobs), on_no_face, as_json)
+
+
+def _plan(inputs: list[str], output: Path | None, candidates: int, faces: Path | None) -> tuple[list, dict[Path, Any]]:
+    """What is to be done, and the faces that are known."""
+    from diffdeid import planning
+
+    try:
+        jobs = planning.plan(inputs, output, candidates)
+        return jobs, _known_faces(faces, [job.source for job in jobs])
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _tell(done: Iterable[list[dict[str, Any]]], total: int, on_no_face: str, as_json: bool) -> None:
+    """Print what happened to files, while it happens, and exit with the code that says it."""
+    from tqdm import tqdm
+
+    statuses, stdout = set(), sys.stdout
+    for records in tqdm(done, total=total, unit="file", file=sys.stderr, disable=None):
         for record in records:
             statuses.add(record["status"])
             failed = record["error"] is not None
             line = json.dumps(record) if as_json else _sentence(record)
-            tqdm.write(line, file=sys.stderr if failed and not as_json else sys.stdout)
+            tqdm.write(line, file=sys.stderr if failed and not as_json else stdout)
     if "error" in statuses:
         raise typer.Exit(1)
     if "no_face" in statuses and on_no_face == "error":
         raise typer.Exit(3)
 
 
-def _known_faces(path: Path | None, sources: list[Path]) -> dict[Path, list]:
+def _known_faces(path: Path | None, sources: list[Path]) -> dict[Path, Any]:
     """What a list says of some of the sources, and of nothing else."""
     if path is None:
         return {}
-    from diffdeid.batch import is_video
-    from diffdeid.face_lists import read_face_list
+    from diffdeid.face_lists import VideoList, read_face_list
+    from diffdeid.planning import is_video
 
     listed = read_face_list(path)
-    pictures = {source.resolve() for source in sources if not is_video(source)}
-    if not pictures:
-        raise ValueError("`--faces` would have no effect, since no input is a picture.")
-    if others := [file for file in listed if file not in pictures]:
-        raise ValueError(f"`{path}` lists faces of `{others[0]}`, which is none of the pictures that are to be de-identified.")
+    if not listed:
+        raise ValueError(f"`{path}` lists no file, and would have no effect.")
+    inputs = {source.resolve() for source in sources}
+    if others := [file for file in listed if file not in inputs]:
+        raise ValueError(f"`{path}` lists faces of `{others[0]}`, which is none of the inputs.")
+    if wrong := [file for file, one in listed.items() if isinstance(one, VideoList) != is_video(file)]:
+        raise ValueError(f"`{path}` lists `{wrong[0]}` as a {'picture' if is_video(wrong[0]) else 'video'}, which it is not.")
     return listed
+
+
+def _refuse_contradictions(faces: Path | None, keep: Path | None, only: Path | None) -> None:
+    given = [name for name, value in (("--faces", faces), ("--keep", keep), ("--only", only)) if value is not None]
+    if len(given) > 1:
+        raise typer.BadParameter(f"{given[0]} and {given[1]} both say who stays. Choose one.")
+
+
+def _consent(pipe: Any, keep: Path | None, only: Path | None) -> Any:
+    """Who stays as they are, by the photos of a folder; nobody without one."""
+    from diffdeid import Consent
+
+    return Consent.read(pipe, keep or only, "keep" if keep else "only") if keep or only else None
 
 
 def _refuse_what_has_no_effect(context: typer.Context, camera: bool, videos: bool) -> None:
     """Raise for options that were given and could not be honoured."""
     given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
-    of_files = {"output", "candidates", "faces", "on_no_face", "overwrite", "as_json", *FileOptions.names()}
+    of_files = {"output", "candidates", "faces", "on_no_face", "existing", "shard", "manifest", "verify", "as_json"}
+    of_files |= {*FileOptions.names()}
     of_videos = {*FileOptions.names(), *VideoOptions.names()} - {*DeidentifyOptions.names()}
     useless = given & (of_files if camera else set() if videos else of_videos)
     if useless:
@@ -152,39 +248,84 @@ def _refuse_what_has_no_effect(context: typer.Context, camera: bool, videos: boo
 
 @app.command()
 def detect(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures, folders, glob patterns.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures, videos, folders, glob patterns.")],
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", file_okay=False, help="Folder for drawings of the faces: not de-identified.")
+        Path | None,
+        typer.Option("--output", "-o", file_okay=False, help="Folder for drawings of pictures: not de-identified."),
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(min=0.02, max=1, help=DeidentifyOptions.__dataclass_fields__["threshold"].metadata["help"])
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON object a line for each picture.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print a list of faces: a JSON object a line for each input.")] = False,
     device: Device = "auto",
     model: Model = DEFAULT_MODEL,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing drawings.")] = False,
+    existing: Existing = "error",
 ) -> None:
-    """List the faces of pictures, and change nothing. What --json prints can be edited and given to `anonymize --faces`."""
-    from diffdeid import batch
+    """List the faces of pictures and videos, and change nothing.
+
+    What --json prints can be corrected and given to `anonymize --faces`: see docs/faces.md.
+    """
+    from diffdeid import planning
 
     try:
-        found = batch.find(inputs)
+        found = planning.find(inputs)
         drawings = {file: output and output / relative.with_name(f"{file.stem}_faces{file.suffix}") for file, relative in found}
-        batch.refuse_collisions({file: [drawing] if drawing else [] for file, drawing in drawings.items()})
+        planning.refuse_collisions({file: [drawing] if drawing else [] for file, drawing in drawings.items()})
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
-    if videos := [file for file in drawings if batch.is_video(file)]:
-        raise typer.BadParameter(f"`{videos[0]}` is a video. `detect` lists the faces of pictures.")
+    if output and (videos := [file for file in drawings if planning.is_video(file)]):
+        raise typer.BadParameter(f"`{videos[0]}` is a video. Leave `--output` out, which draws the faces of pictures.")
     with errors_in_one_line():
-        from diffdeid.face_lists import list_faces
+        from diffdeid.detection import list_faces
 
         pipe = load(model, device, "float32")
     failed = False
-    for record in list_faces(pipe, drawings, threshold, overwrite):
+    for record in list_faces(pipe, drawings, threshold, existing == "replace"):
         failed |= record["error"] is not None
         typer.echo(json.dumps(record) if as_json else _listing(record), err=bool(record["error"]) and not as_json)
     if failed:
         raise typer.Exit(1)
+
+
+@app.command()
+@with_choices(options=VideoOptions)
+def review(
+    file: Annotated[Path, typer.Argument(metavar="INPUT", exists=True, dir_okay=False, help="A picture or a video.")],
+    *,
+    output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write. Default: next to the input.")] = None,
+    faces: Annotated[
+        Path | None, typer.Option(dir_okay=False, metavar="FILE", help="The list to correct. Default: <stem>_faces.jsonl.")
+    ] = None,
+    options: VideoOptions,
+    seed: Seed = None,
+    device: Device = "auto",
+    dtype: DType = "auto",
+    existing: Existing = "error",
+    port: Annotated[int | None, typer.Option(help="Where the page is served. Default: a free one.")] = None,
+    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    model: Model = DEFAULT_MODEL,
+) -> None:
+    """Look the faces of a picture or video over on a page, correct them, and write the result.
+
+    Corrections are kept in a list of faces, which `anonymize --faces` reads as well. The page is served to this computer alone.
+    """
+    from diffdeid import planning
+
+    try:
+        (job,) = planning.plan([str(file)], output, 1)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+    with errors_in_one_line():
+        try:
+            from diffdeid.review_page import open_desk, show
+            from diffdeid.serving import ON_CPU
+        except ModuleNotFoundError as error:
+            raise ConfigurationError(f'`{error.name}` is missing. Run `pip install "diffdeid[app]"`.') from error
+        faces = faces or file.with_name(f"{file.stem}_faces.jsonl")
+        # in the thread that will render, see `serving.Watch.follow`
+        pipe = ON_CPU.submit(load, model, device, dtype, options.reconstruction).result()
+        desk = ON_CPU.submit(open_desk, pipe, job.source, faces, job.outputs[0], options, seed, existing == "replace").result()
+        show(desk, port, browser)
 
 
 @app.command()
@@ -222,7 +363,7 @@ def reconstruct(
     reconstruction: Annotated[Literal["fit", "network"], typer.Option(help=HOW)] = DeidentifyOptions.reconstruction,
     seed: Seed = None,
     model: Model = DEFAULT_MODEL,
-    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace existing outputs.")] = False,
+    existing: Existing = "error",
 ) -> None:
     """Draw the 3D heads fitted to a photo, for developers (shows the face: not de-identified).
 
@@ -232,7 +373,7 @@ def reconstruct(
         from diffdeid.visualization import reconstruct_photo
 
         pipe = load(model, "cpu", "float32", reconstruction)
-        written = reconstruct_photo(pipe, photo, output, mesh, reconstruction, seed, overwrite)
+        written = reconstruct_photo(pipe, photo, output, mesh, reconstruction, seed, existing == "replace")
         typer.echo(f"{photo} -> {', '.join(map(str, written))}")
 
 
@@ -260,6 +401,10 @@ def evaluate(
     report: Annotated[
         Path | None, typer.Option(file_okay=False, help="Folder for an HTML report, a CSV of all pictures, and the results.")
     ] = None,
+    export: Annotated[
+        Literal["hifd"] | None,
+        typer.Option(help="Write all predictions as the package `hifd` reads them, too: into --report, with embeddings."),
+    ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     options: DeidentifyOptions,
     seed: Annotated[int, typer.Option(help="Of the first picture; the next has the next.")] = 0,
@@ -278,6 +423,8 @@ def evaluate(
         except ModuleNotFoundError as error:
             raise ConfigurationError(f'`{error.name}` is missing. Run `pip install "diffdeid[evaluate]"`.') from error
 
+        if export and (report is None or (real is not None and real.is_file())):
+            raise typer.BadParameter("--export is for pictures, and needs --report.")
         judges = run.judges(model, evaluators, recogniser or (), inception)
         if methods := (method or ()):
             if data is None or real is not None:
@@ -298,7 +445,7 @@ def evaluate(
             raise typer.BadParameter("Name two folders or two videos, REAL and ANON, or use --method with --data.")
         else:
             evaluations = [run.evaluate_pair(real, anon, judges, identities, boxes, report)]
-        typer.echo(run.publish(evaluations, report, as_json))
+        typer.echo(run.publish(evaluations, report, as_json, export))
 
 
 @app.command()
@@ -307,36 +454,35 @@ def doctor(device: Device = "auto", model: Model = DEFAULT_MODEL) -> None:
     from diffdeid.doctor import examine
 
     healthy = True
-    for good, finding in examine(model, lambda: load(model, device, "float32", "network")):
+    parts = "network" if Path(model, "reconstructor").is_dir() else "fit"  # packages come without it
+    for good, finding in examine(model, lambda: load(model, device, "float32", parts)):
         typer.echo(f"{'ok ' if good else 'BAD'} {finding}")
         healthy &= good
     if not healthy:
         raise typer.Exit(1)
 
 
-def _for_videos(pipe: Any) -> Any:
-    """The video pipeline on the same networks, with a bar that counts frames."""
-    from diffdeid import DiffDeIDVideoPipeline
-
-    pipe = DiffDeIDVideoPipeline.sharing(pipe)
-    pipe.set_progress_bar_config(unit="frame", file=sys.stderr, disable=None, leave=False)
-    return pipe
-
-
 def _listing(record: dict[str, Any]) -> str:
+    """What a list of faces says, for people, doubtful ones first."""
     if record["error"]:
         return f"{record['input']}: {record['error']}"
-    count = len(record["faces"])
-    lines = [f"{record['input']}: {count} face{'s' * (count != 1)}"]
-    for number, face in enumerate(record["faces"], start=1):
-        fate = f", would be covered: {face['covered']}" if face["covered"] else ""
-        lines.append(f"  {number}: {' '.join(f'{side:.0f}' for side in face['box'])}, score {face['score']:.2f}{fate}")
+    kind, entries = ("track", record["tracks"]) if "tracks" in record else ("face", record["faces"])
+    lines = [f"{record['input']}: {len(entries)} {kind}{'s' * (len(entries) != 1)}"]
+    for entry in sorted(entries, key=lambda entry: not entry["uncertain"]):
+        if kind == "track":
+            place = f"frames {entry['boxes'][0][0]} to {entry['boxes'][-1][0]}, person {entry['person']}"
+            doubts = [f"{doubt['reason']} ({doubt['frames'][0]} to {doubt['frames'][1]})" for doubt in entry["uncertain"]]
+        else:
+            place, doubts = " ".join(f"{side:.0f}" for side in entry["box"]), entry["uncertain"]
+        lines.append(f"  {entry['id']}: {place}, score {entry['score']:.2f}{''.join(f'; {doubt}' for doubt in doubts)}")
     return "\n".join(lines)
 
 
 def _sentence(record: dict[str, Any]) -> str:
     if record["error"]:
         return f"{record['input']}: {record['error']}"
+    if record["status"] == "skipped":
+        return f"{record['input']} -> {record['output'] or 'nothing'} (skipped)"
     methods = [face["method"] for face in record["faces"]]
     counts = ", ".join(f"{methods.count(method)} {method}" for method in sorted(set(methods)))
     return f"{record['input']} -> {record['output'] or 'nothing written'} ({counts or 'no face'})"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import fields
@@ -13,11 +14,11 @@ from typing import Annotated, Any, Literal, get_type_hints
 
 import typer
 
+from diffdeid import WEIGHTS
 from diffdeid.errors import AssetNotFoundError, DiffDeIDError, NoFaceFoundError
 from diffdeid.options import DeidentifyOptions, Options
 
-WEIGHTS = Path(__file__).parents[1] / "weights"  # beside the package, in a clone
-DEFAULT_MODEL, DEFAULT_EVALUATORS = str(WEIGHTS / "diffdeid"), WEIGHTS / "evaluators"
+DEFAULT_MODEL, DEFAULT_EVALUATORS = str(WEIGHTS), WEIGHTS.with_name("evaluators")  # the latter in clones only
 VIDEOS = "Videos"  # a panel of the help
 Model = Annotated[str, typer.Option(help="Folder or Hub id of the weights.")]
 Seed = Annotated[int | None, typer.Option(help="The same seed gives the same result. Default: fresh randomness.")]
@@ -26,6 +27,9 @@ DType = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
     typer.Option(help="Precision of the denoiser. Default: bfloat16 on CPUs that have units for it, else float32."),
 ]
+Existing = Annotated[Literal["error", "replace"], typer.Option(help="Outputs that are there: report them, or replace them.")]
+AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line for each output.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
 Config = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSON file, see docs/training.md.")]
 
 
@@ -36,6 +40,58 @@ def _refuse_existing(folder: Path) -> Path:
 
 
 NewFolder = Annotated[Path, typer.Argument(callback=_refuse_existing, help="The folder to write.")]
+
+
+# What the commands that de-identify many files share.
+Inputs = Annotated[
+    list[str], typer.Argument(metavar="INPUT", help="Pictures, videos, folders, glob patterns; or `cam`, to see the camera.")
+]
+Output = Annotated[
+    Path | None, typer.Option("--output", "-o", help="A folder, or a file for one input. Default: next to the input.")
+]
+Candidates = Annotated[int, typer.Option(min=1, help="Outputs to make of each input, with different identities.")]
+FaceList = Annotated[
+    Path | None,
+    typer.Option(exists=True, dir_okay=False, metavar="FILE", help="The faces of some inputs, listed by `detect --json`."),
+]
+Keep = Annotated[
+    Path | None,
+    typer.Option(exists=True, file_okay=False, metavar="FOLDER", help="Leave these people: a folder of photos for each."),
+]
+Only = Annotated[
+    Path | None,
+    typer.Option(exists=True, file_okay=False, metavar="FOLDER", help="De-identify these people alone, and whoever may be one."),
+]
+OnNoFace = Annotated[
+    Literal["error", "skip", "copy"], typer.Option(help="Picture without a face: fail, write nothing, or write its pixels.")
+]
+ExistingOfMany = Annotated[
+    Literal["error", "skip", "replace"],
+    typer.Option("--existing", help="Outputs that are there: report them, do not make them again, or replace them."),
+]
+ManifestFile = Annotated[
+    Path | None,
+    typer.Option(
+        "--manifest", dir_okay=False, metavar="FILE", help="Go on from what this file lists as finished, and add to it."
+    ),
+]
+Verify = Annotated[
+    bool, typer.Option("--verify/--no-verify", help="Read, search and compare what was written, or leave that out.")
+]
+
+
+def _shard(text: str) -> tuple[int, int]:
+    """`I/N` as numbers."""
+    matched = re.fullmatch(r"(\d+)/(\d+)", text)
+    number, count = map(int, matched.groups()) if matched else (0, 0)
+    if not 1 <= number <= count:
+        raise typer.BadParameter(f"`{text}` must be I/N, the number of a worker from 1 and of all workers, as 2/8.")
+    return number, count
+
+
+Shard = Annotated[
+    tuple | None, typer.Option(parser=_shard, metavar="I/N", help="Do part I of N, by relative path. Default: everything.")
+]
 
 
 def with_choices(**kinds: type[Options]) -> Callable[[Callable], Callable]:
@@ -97,10 +153,24 @@ def load(model: str, device: str, dtype: str, reconstruction: Literal["fit", "ne
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
     diffusers_logging.disable_progress_bar()
-    unused = {} if reconstruction == "network" else {"reconstructor": None}  # half of the time that loading takes
+    unused = {} if reconstruction == "network" else {"reconstructor": None}  # its weights are a third of all
     dtypes = precisions(device, None if dtype == "auto" else getattr(torch, dtype))
     pipe = DiffDeIDPipeline.from_pretrained(model, dtype=dtypes, use_safetensors=True, **unused).to(device)
+    if reconstruction == "network" and pipe.reconstructor is None:
+        raise AssetNotFoundError(
+            f"`--reconstruction network` needs a folder `reconstructor` in `{model}`: packages come without it. "
+            "Pass `--model` with the folder `weights/diffdeid` of a clone, which has it, or leave `--reconstruction` out."
+        )
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def for_videos(pipe: Any) -> Any:
+    """The video pipeline on the same networks, with a bar that counts frames."""
+    from diffdeid import DiffDeIDVideoPipeline
+
+    pipe = DiffDeIDVideoPipeline.sharing(pipe)
+    pipe.set_progress_bar_config(unit="frame", file=sys.stderr, disable=None, leave=False)
     return pipe
 
 

@@ -20,7 +20,7 @@ from diffdeid.models.conditioning import render_conditions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.structures import Face, MorphableCoefficients
 
-NEEDED = ("torch", "diffusers", "transformers", "accelerate", "huggingface-hub", "safetensors", "numpy", "onnxruntime", "av")
+NEEDED = ("torch", "diffusers", "accelerate", "huggingface-hub", "safetensors", "numpy", "onnxruntime", "av")
 OPTIONAL = ("gradio", "pillow-heif", "pytorch3d", "xformers")
 BRIGHT = (0.9, 0, 0.3, 0, 0, 0, 0, 0, 0)  # harmonics: from everywhere and from the viewer
 
@@ -59,15 +59,17 @@ def examine(model: str, load: Callable[[], DiffDeIDPipeline]) -> Iterator[tuple[
 
 
 def check_sums(folder: Path) -> tuple[bool, str]:
-    """Whether the files of a folder of weights are those of its `SHA256SUMS`."""
+    """Whether the files of a folder of weights are those of its `SHA256SUMS`; packages come without `reconstructor`."""
     sums = folder / "SHA256SUMS"
     if not sums.is_file():
         return True, f"`{folder}` has no SHA256SUMS to check its files by"
     expected = dict(reversed(line.split("  ", 1)) for line in sums.read_text().splitlines())
-    wrong = [name for name, digest in expected.items() if _digest(folder / name) != digest]
+    optional = set() if (folder / "reconstructor").exists() else {name for name in expected if name.startswith("reconstructor/")}
+    wrong = [name for name, digest in expected.items() if name not in optional and _digest(folder / name) != digest]
     if wrong:
         return False, f"of `{folder}` these files are missing or not as released: {', '.join(wrong)}"
-    return True, f"{len(expected)} files of `{folder}` are as released"
+    without = " (without `reconstructor`, which is optional)" if optional else ""
+    return True, f"{len(expected) - len(optional)} files of `{folder}` are as released{without}"
 
 
 def average_person(pipe: DiffDeIDPipeline) -> tuple[Image.Image, list[Face]]:

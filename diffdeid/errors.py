@@ -5,6 +5,7 @@
     ├── NoIdentityFoundError  everybody drawn is too near to the source
     ├── ImageError            a file that cannot be read or written as a picture
     ├── VideoError            a file that cannot be read or written as a video
+    ├── VerificationError     a file that was written and must not be published
     ├── AssetNotFoundError    a weight or model file that is not where it should be
     └── ConfigurationError    weights, configs or components that do not fit together
 
@@ -30,6 +31,10 @@ class ImageError(DiffDeIDError):
 
 class VideoError(DiffDeIDError):
     """A file that is no video, is damaged, or cannot be written."""
+
+
+class VerificationError(DiffDeIDError):
+    """A file that was written shows a face of the source, holds more than it should, or differs from what was checked."""
 
 
 class AssetNotFoundError(DiffDeIDError):

@@ -1,85 +1,222 @@
-"""Lists of the faces of pictures: `diffdeid detect` makes them, people edit them, `--faces` takes them back.
+"""Lists of faces: `diffdeid detect` writes them, people correct them, `anonymize --faces` takes them back. See docs/faces.md.
 
-A list is a file of JSON lines, one a picture: `{"input": …, "faces": [{"box": [x0, y0, x1, y1], …}, …]}`. A box is all that a
-face needs to be taken back.
+A list is a file of JSON lines, one for each picture or video. A face stays only where its entry says so. A line that is damaged,
+of another file, or of a version that is not known is an error.
 """
 
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from itertools import count
 from pathlib import Path
 from typing import Any
 
-import cv2
 import numpy as np
-from PIL import Image
 
 from diffdeid.geometry.boxes import check_box
-from diffdeid.geometry.mask import SHIFT, fixed_point
-from diffdeid.io.images import check_writable, read_image, write_image
-from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
-from diffdeid.stages.detect import why_covered
-from diffdeid.structures import Face
 
-REPLACEABLE, COVERED = (60, 220, 90), (255, 140, 0)  # colours of the boxes that are drawn
+VERSION = 1
+MOST = 2**20  # numbers of faces, people, candidates and frames are smaller
+
+Box = tuple[float, float, float, float]
+Range = tuple[int, int]  # first and last frame, both included
 
 
-def list_faces(
-    pipe: DiffDeIDPipeline,
-    files: Mapping[Path, Path | None],
-    threshold: float | None = None,
-    overwrite: bool = False,
-) -> Iterator[dict[str, Any]]:
-    """Look for the faces of pictures, and change none of these: a record for each; errors become records as well.
+@dataclass(frozen=True)
+class Source:
+    """The file that a list belongs to.
 
-    Args:
-        files: pictures, each with the file that its drawing is written to, if any.
-        threshold: lowest detector score of a face; that of the face analyser when `None`.
-        overwrite: replace existing drawings.
+    Attributes:
+        fingerprint: of its content, see `io.files.fingerprint`.
+        width, height: of its upright pictures, in pixels.
+        frames: how many a video has; 0 for a picture.
     """
-    for file, drawing in files.items():
-        record: dict[str, Any] = {"input": str(file), "error": None, "faces": []}
-        try:
-            if drawing is not None:
-                check_writable(drawing, False, overwrite)
-            image = read_image(file).image
-            faces = pipe.detect_faces(np.asarray(image), threshold=threshold)
-            record["faces"] = [describe(face) for face in faces]
-            if drawing is not None:
-                drawing.parent.mkdir(parents=True, exist_ok=True)
-                write_image(drawing, Image.fromarray(draw(np.asarray(image), faces)), overwrite=overwrite)
-        except Exception as error:  # it must not stop the others
-            record |= {"error": str(error) or type(error).__name__, "faces": []}
-        yield record
+
+    fingerprint: str
+    width: int
+    height: int
+    frames: int = 0
 
 
-def describe(face: Face) -> dict[str, Any]:
-    """A face as JSON: its box in pixels, its score, and why it would be covered (`null`: it can be replaced)."""
-    return {
-        "box": [round(float(value), 1) for value in face.box],
-        "score": round(float(face.score), 3),
-        "covered": why_covered(face),
-    }
+@dataclass(frozen=True)
+class ListedFace:
+    """A face of a picture.
+
+    Attributes:
+        id: from 1; it stays with the face whatever happens to others, for the new person is drawn by it.
+        box: x0, y0, x1, y1 in pixels.
+        candidate: which of the new people that can be drawn for it, from 0.
+        keep: the face is left as it is.
+        deleted: there is no face.
+        score, covered, uncertain: what the search said: the detector's score, why the face could only be covered, and why
+            somebody should look at it.
+    """
+
+    id: int
+    box: Box
+    candidate: int = 0
+    keep: bool = False
+    deleted: bool = False
+    score: float = 1.0
+    covered: str | None = None
+    uncertain: tuple[str, ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "id": self.id,
+            "box": list(self.box),
+            "candidate": self.candidate,
+            "keep": self.keep,
+            "deleted": self.deleted,
+            "score": self.score,
+            "covered": self.covered,
+            "uncertain": list(self.uncertain),
+        }
 
 
-def draw(picture: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
-    """A copy of a picture `(H, W, 3)` uint8 with the boxes and landmarks of faces, and their numbers from 1."""
-    drawn = picture.copy()
-    thickness = max(1, round(max(picture.shape[:2]) / 600))
-    for number, face in enumerate(faces, start=1):
-        colour = REPLACEABLE if why_covered(face) is None else COVERED
-        (x0, y0), (x1, y1) = face.box.reshape(2, 2).round().astype(int).tolist()
-        cv2.rectangle(drawn, (x0, y0), (x1, y1), colour, thickness)
-        for point in () if face.landmarks is None else fixed_point(face.landmarks):
-            cv2.circle(drawn, point.tolist(), thickness << SHIFT - 1, colour, -1, cv2.LINE_AA, SHIFT)
-        place = (x0, max(y0 - 3 * thickness, 12 * thickness))
-        cv2.putText(drawn, f"{number}: {face.score:.2f}", place, cv2.FONT_HERSHEY_SIMPLEX, 0.5 * thickness, colour, thickness)
-    return drawn
+@dataclass(frozen=True)
+class PictureList:
+    """The faces of a picture.
+
+    Attributes:
+        faces: all that were found, deleted ones too, and those that somebody has drawn.
+        found: how many were found; they have the ids from 1 to that.
+        source: the file, `None` where a list without a version does not tell.
+        seed: of the new people; `None` for fresh ones.
+    """
+
+    faces: tuple[ListedFace, ...]
+    found: int = 0
+    source: Source | None = None
+    seed: int | None = None
+
+    @property
+    def num_deleted(self) -> int:
+        """How many of them are deleted."""
+        return sum(face.deleted for face in self.faces)
+
+    def record(self, file: str) -> dict[str, Any]:
+        """As JSON, of a file by its name."""
+        return _head(file, self.source, self.seed) | {"found": self.found, "faces": [face.record() for face in self.faces]}
 
 
-def read_face_list(path: Path) -> dict[Path, list[Face]]:
-    """The faces of each picture of a list.
+@dataclass(frozen=True)
+class ListedPerson:
+    """Somebody in a video: `id` from 1, `candidate` and `keep` as those of a `ListedFace`."""
+
+    id: int
+    candidate: int = 0
+    keep: bool = False
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"id": self.id, "candidate": self.candidate, "keep": self.keep}
+
+
+@dataclass(frozen=True)
+class ListedTrack:
+    """A face that was followed through a video without interruption.
+
+    Attributes:
+        id: from 1, in order of appearance.
+        person: the id of whose face it is.
+        boxes: key frames, the first and the last frame among them, and the box in each; in between boxes move evenly.
+        deleted: frames in which there is no face.
+        score: of the detector when it began.
+        uncertain: frames that somebody should look at, and why.
+    """
+
+    id: int
+    person: int
+    boxes: tuple[tuple[int, Box], ...]
+    deleted: tuple[Range, ...] = ()
+    score: float = 1.0
+    uncertain: tuple[tuple[Range, str], ...] = ()
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {
+            "id": self.id,
+            "person": self.person,
+            "deleted": [list(frames) for frames in self.deleted],
+            "score": self.score,
+            "uncertain": [{"frames": list(frames), "reason": reason} for frames, reason in self.uncertain],
+            "boxes": [[frame, *box] for frame, box in self.boxes],
+        }
+
+
+@dataclass(frozen=True)
+class DrawnTrack:
+    """Boxes that somebody has drawn into a video where a face was missed: key frames, as those of a `ListedTrack`."""
+
+    person: int
+    boxes: tuple[tuple[int, Box], ...]
+
+    def record(self) -> dict[str, Any]:
+        """As JSON."""
+        return {"person": self.person, "boxes": [[frame, *box] for frame, box in self.boxes]}
+
+
+@dataclass(frozen=True)
+class VideoList:
+    """The faces of a video.
+
+    Attributes:
+        source: the file.
+        tracks: all that were found.
+        people: those of whom something is said; nothing need be said of the others.
+        drawn: what was missed.
+        threshold: that of the search.
+        seed: of the new people; `None` for fresh ones.
+    """
+
+    source: Source
+    tracks: tuple[ListedTrack, ...]
+    people: tuple[ListedPerson, ...] = ()
+    drawn: tuple[DrawnTrack, ...] = ()
+    threshold: float | None = None
+    seed: int | None = None
+
+    @property
+    def num_deleted(self) -> int:
+        """How many of the tracks are deleted, in part at least."""
+        return sum(bool(track.deleted) for track in self.tracks)
+
+    def record(self, file: str) -> dict[str, Any]:
+        """As JSON, of a file by its name."""
+        parts = {name: [one.record() for one in getattr(self, name)] for name in ("people", "tracks", "drawn")}
+        return _head(file, self.source, self.seed) | {"threshold": self.threshold} | parts
+
+
+FaceList = PictureList | VideoList
+
+
+def box_at(boxes: Sequence[tuple[int, Box]], frame: int) -> np.ndarray:
+    """The box `(4,)` in a frame between the first and the last of key frames."""
+    frames, places = zip(*boxes, strict=True)
+    return np.array([np.interp(frame, frames, side) for side in zip(*places, strict=True)])
+
+
+def refuse_stale(listed: FaceList, source: Source) -> None:
+    """Raise `ValueError` where a list was made of another file, or of what the file was before."""
+    if listed.source not in (None, source):
+        raise ValueError(
+            f"The list of faces is of another file: of {listed.source.width}×{listed.source.height} pixels and with the "
+            f"fingerprint {listed.source.fingerprint}, and this one has {source.width}×{source.height} pixels and "
+            f"{source.fingerprint}. Make the list anew with `diffdeid detect`."
+        )
+
+
+# Reading
+
+
+def read_face_list(path: Path) -> dict[Path, FaceList]:
+    """What a list says of each file, by their resolved paths.
 
     Raises:
         ValueError: the file is no such list; the message names the line.
@@ -88,32 +225,106 @@ def read_face_list(path: Path) -> dict[Path, list[Face]]:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
         raise ValueError(f"`{path}` is no UTF-8 text, in which lists of faces are written (some shells write UTF-16).") from error
-    listed: dict[Path, list[Face]] = {}
+    listed: dict[Path, FaceList] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         try:
-            entry = json.loads(line)
-            file, error, faces = Path(entry["input"]).resolve(), entry.get("error"), [_face(one) for one in _list(entry["faces"])]
+            entry = json.loads(line, object_pairs_hook=_without_twins, parse_constant=_no_number)
+            file, one = _read(entry)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
             raise ValueError(
-                f"Line {number} of `{path}` is not as `detect --json` writes it ({type(error).__name__}: {error}). Write "
-                '{"input": "photo.jpg", "faces": [{"box": [x0, y0, x1, y1]}, …]}, with x0 < x1 and y0 < y1.'
+                f"Line {number} of `{path}` is not as `diffdeid detect --json` writes it, see docs/faces.md "
+                f"({type(error).__name__}: {error}). Correct it, or make the list anew."
             ) from error
-        if error:
-            raise ValueError(f"Line {number} of `{path}` has an error instead of the faces of `{file.name}`. Remove it.")
-        if file in listed and not _equal(faces, listed[file]):
-            raise ValueError(f"Line {number} of `{path}` lists other faces of `{file}` again. Keep one line for each picture.")
-        listed[file] = faces
+        if file in listed and listed[file] != one:  # a file and a link to it are one
+            raise ValueError(f"Line {number} of `{path}` lists other faces of `{file}` again. Keep one line for each file.")
+        listed[file] = one
     return listed
 
 
-def _face(entry: dict[str, Any]) -> Face:
-    box, score = np.array([float(value) for value in _list(entry["box"])]), float(entry.get("score", 1.0))
-    check_box(box)
-    if not np.isfinite(score):
-        raise ValueError(f"the score is {score}")
-    return Face(box.astype(np.float32), score)
+def _read(entry: dict[str, Any]) -> tuple[Path, FaceList]:
+    file = Path(_text(entry["input"])).resolve()
+    if entry.get("error"):
+        raise ValueError(f"it has an error instead of the faces of `{file.name}`; remove it")
+    if "version" not in entry:
+        return file, _read_unversioned(entry)
+    if _whole(entry.pop("version")) != VERSION:
+        raise ValueError(f"its version is not {VERSION}, the one that this program reads")
+    entry.pop("input"), entry.pop("error", None), entry.pop("rate", None)
+    source = Source(_text(entry.pop("fingerprint")), _whole(entry.pop("width")), _whole(entry.pop("height")))
+    if "faces" in entry:
+        return file, _read_picture(entry, source)
+    return file, _read_video(entry, replace(source, frames=_whole(entry.pop("frames"), 1)))
+
+
+def _read_unversioned(entry: dict[str, Any]) -> PictureList:
+    """Boxes of a picture, which is how lists began: what is not listed is no face."""
+    faces = _list(entry["faces"])
+    if "fingerprint" in entry or any({"id", "candidate", "keep", "deleted"} & face.keys() for face in faces):
+        raise ValueError(f'"version": {VERSION} is missing')
+    boxes = [(_box(face["box"]), _number(face.get("score", 1.0))) for face in faces]
+    return PictureList(tuple(ListedFace(number, box, score=score) for number, (box, score) in enumerate(boxes, start=1)))
+
+
+def _read_picture(entry: dict[str, Any], source: Source) -> PictureList:
+    parts = {"found": _whole, "faces": _several(_fields), "seed": _optional(_seed)}
+    parts = _fields(entry, parts, required={"found", "faces"})
+    kinds = {
+        "id": partial(_whole, least=1), "box": _box, "candidate": _whole, "keep": _flag, "deleted": _flag, "score": _number,
+        "covered": _optional(_text), "uncertain": _several(_text),
+    }  # fmt: skip
+    faces = [_fields(face, kinds, {"box"}) for face in parts.pop("faces")]
+    _refuse_twins(face["id"] for face in faces if "id" in face)
+    free = count(max([parts["found"], *(face["id"] for face in faces if "id" in face)]) + 1)
+    faces = tuple(ListedFace(**{"id": face["id"] if "id" in face else next(free)} | face) for face in faces)
+    if missing := set(range(1, parts["found"] + 1)) - {face.id for face in faces}:
+        raise ValueError(f'face {min(missing)} is not listed; a face that is none is marked with "deleted": true')
+    if both := [face.id for face in faces if face.keep and face.deleted]:
+        raise ValueError(f"face {both[0]} is to be kept and deleted; it can be one of both")
+    return PictureList(faces, source=source, **parts)
+
+
+def _read_video(entry: dict[str, Any], source: Source) -> VideoList:
+    frame, identifier = partial(_whole, most=source.frames - 1), partial(_whole, least=1)
+    several = {"tracks": _several(_fields), "people": _several(_fields), "drawn": _several(_fields)}
+    parts = _fields(entry, several | {"threshold": _optional(_number), "seed": _optional(_seed)}, {"tracks"})
+    track = {
+        "id": identifier, "person": identifier, "deleted": _several(partial(_range, frame=frame)), "score": _number,
+        "uncertain": _several(partial(_doubt, frame=frame)), "boxes": partial(_path, frame=frame),
+    }  # fmt: skip
+    tracks = tuple(ListedTrack(**_fields(one, track, {"id", "person", "boxes"})) for one in parts.pop("tracks"))
+    drawn = tuple(DrawnTrack(**_fields(one, {"person": identifier, "boxes": track["boxes"]}, {"person", "boxes"}))
+                  for one in parts.pop("drawn", ()))  # fmt: skip
+    person = {"id": identifier, "candidate": _whole, "keep": _flag}
+    people = tuple(ListedPerson(**_fields(one, person, {"id"})) for one in parts.pop("people", ()))
+    _refuse_twins(one.id for one in tracks)
+    _refuse_twins(one.id for one in people)
+    return VideoList(source, tracks, people, drawn, **parts)
+
+
+# Values
+
+
+def _fields(entry: Any, kinds: dict[str, Callable] | None = None, required: set[str] = frozenset()) -> dict[str, Any]:
+    """The fields of an object, read as what they are; those that are not known are refused, as slips of the pen would be."""
+    if not isinstance(entry, dict):
+        raise TypeError(f"{entry!r} is no object in braces")
+    if kinds is None:
+        return entry
+    if missing := required - entry.keys():
+        raise KeyError(min(missing))
+    if unknown := entry.keys() - kinds.keys():
+        raise ValueError(f"{min(unknown)!r} is not known here; there are {', '.join(map(repr, kinds))}")
+    return {name: kinds[name](value) for name, value in entry.items()}
+
+
+def _several(kind: Callable) -> Callable:
+    return lambda value: tuple(kind(one) for one in _list(value))
+
+
+def _optional(kind: Callable) -> Callable:
+    return lambda value: None if value is None else kind(value)
 
 
 def _list(value: Any) -> list:
@@ -122,6 +333,77 @@ def _list(value: Any) -> list:
     return value
 
 
-def _equal(some: Sequence[Face], others: Sequence[Face]) -> bool:
-    """A file and a link to it have the same faces."""
-    return [one.box.tolist() for one in some] == [one.box.tolist() for one in others]
+def _whole(value: Any, least: int = 0, most: int = MOST) -> int:
+    if type(value) is not int or not least <= value <= most:
+        raise ValueError(f"{value!r} is no whole number from {least} to {most}")
+    return value
+
+
+_seed = partial(_whole, least=-(2**63), most=2**63 - 1)
+
+
+def _number(value: Any) -> float:
+    if type(value) not in (int, float) or not np.isfinite(float(value)):
+        raise ValueError(f"{value!r} is no number")
+    return float(value)
+
+
+def _flag(value: Any) -> bool:
+    if type(value) is not bool:
+        raise ValueError(f"{value!r} is neither true nor false")
+    return value
+
+
+def _text(value: Any) -> str:
+    if not isinstance(value, str):
+        raise TypeError(f"{value!r} is no text")
+    return value
+
+
+def _box(value: Any) -> Box:
+    box = tuple(_number(side) for side in _list(value))
+    check_box(np.array(box))
+    return box
+
+
+def _range(value: Any, frame: Callable) -> Range:
+    first, last = map(frame, _list(value))
+    if last < first:
+        raise ValueError(f"the frames {value!r} end before they begin")
+    return first, last
+
+
+def _doubt(value: Any, frame: Callable) -> tuple[Range, str]:
+    entry = _fields(value, {"frames": partial(_range, frame=frame), "reason": _text}, {"frames", "reason"})
+    return entry["frames"], entry["reason"]
+
+
+def _path(value: Any, frame: Callable) -> tuple[tuple[int, Box], ...]:
+    boxes = [(frame(one[0]), _box(one[1:])) for one in map(_list, _list(value))]
+    frames = [number for number, _ in boxes]
+    if not frames or any(after <= before for before, after in zip(frames, frames[1:], strict=False)):
+        raise ValueError(f"key frames must be in their order, and one at least, got {frames}")
+    return tuple(boxes)
+
+
+def _refuse_twins(identifiers: Any) -> None:
+    if twins := [one for one, times in Counter(identifiers).items() if times > 1]:
+        raise ValueError(f"there are several with the id {twins[0]}")
+
+
+def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+    """An object of JSON that says everything once."""
+    if twins := [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]:
+        raise ValueError(f"{twins[0]!r} is said twice")
+    return dict(pairs)
+
+
+def _no_number(name: str) -> float:
+    raise ValueError(f"{name} is no number")
+
+
+def _head(file: str, source: Source | None, seed: int | None) -> dict[str, Any]:
+    if source is None:
+        raise ValueError("A list without a version says nothing of its file. Make it anew with `diffdeid detect`.")
+    size = {"width": source.width, "height": source.height} | ({"frames": source.frames} if source.frames else {})
+    return {"version": VERSION, "input": file, "error": None, "fingerprint": source.fingerprint} | size | {"seed": seed}

@@ -107,15 +107,19 @@ class FileOptions(Options):
 
     Attributes:
         start, end: seconds between which frames are taken; all of the file by default.
-        audio: "keep" copies the sound. Voices tell who speaks.
+        audio: "keep" copies the sound; "distort" lowers voices by four semitones, which hides nobody from those who raise them
+            again, see `io.sound`. Voices tell who speaks.
         codec, crf, preset: of FFmpeg's encoder, see `VideoWriter`.
-        resume: keep finished parts in a hidden folder beside the output until it is complete, and go on from those of an
+        resume: keep finished parts in a hidden folder beside the output until it is complete (with a list of faces, after that
+            as well, for further corrections), and go on from those of an
             interrupted run of the same file, options and seed. The analysis is done again.
     """
 
     start: float | None = choice(None, "Second to begin at.", 0)
     end: float | None = choice(None, "Second to end at.", 0)
-    audio: Literal["drop", "keep"] = choice("drop", "Whether to copy the sound. Voices tell who speaks.")
+    audio: Literal["drop", "keep", "distort"] = choice(
+        "drop", "Sound: none, copied (voices tell who speaks), or with lower voices, which can be undone."
+    )
     codec: str | None = choice(None, "FFmpeg's name of an encoder. Default: H.264, in WebM VP9.")
     crf: int = choice(18, "Quality: lower is better and larger.", 0, 63)
     preset: str | None = choice(None, "FFmpeg's trade of time for size, as `slow`.")

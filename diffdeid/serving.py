@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import queue
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Callable, Generator, Iterable, Mapping
+from concurrent.futures import ThreadPoolExecutor, wait
+from contextlib import suppress
+from copy import copy
 from dataclasses import asdict
-from functools import wraps
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,22 +18,24 @@ from PIL import Image
 
 from diffdeid.engine.pictures import PictureJob, deidentify_pictures, draw_seeds
 from diffdeid.engine.reports import FaceReport, PersonReport
+from diffdeid.engine.written import Known, picture_check
 from diffdeid.errors import DiffDeIDError, ImageError, NoFaceFoundError, VideoError
-from diffdeid.io.images import Picture, read_image
+from diffdeid.io.images import Picture, read_image, write_image
 from diffdeid.io.video_reader import VideoReader
 from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.loading import precisions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.pipelines.pipeline_output import DiffDeIDVideoPipelineOutput
 from diffdeid.pipelines.pipeline_video import DiffDeIDVideoPipeline
+from diffdeid.stages.denoise import Callbacks
 from diffdeid.structures import Face, NewIdentity, Replaced
-from diffdeid.visualization import stages
 
 MAX_MEGAPIXELS, MAX_FACES, MAX_FRAMES, MAX_SIDE = 25, 40, 750, 1920  # a page's; pipelines have none of these
 PREVIEW = 1280  # pixels of the longer side
 SHOWABLE = (".jpg", ".jpeg", ".png", ".webp")
+PATIENCE = 0.5  # seconds between two looks at work on its way
 ON_CPU = ThreadPoolExecutor(1, "networks")
-CLOSING = threading.Event()  # set when the server has closed: videos on their way stop, or the process would wait for them
+CLOSING = threading.Event()  # set when the server is to close: all work stops, or the process would wait for it
 
 
 class Asked(NamedTuple):
@@ -44,7 +46,7 @@ class Asked(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a video is: "analyse" or "render", frames done and expected, and seconds until this stage ends."""
+    """How far a video is: "analyse", "render" or "verify", frames done and expected, and seconds until this stage ends."""
 
     stage: str
     done: int
@@ -52,32 +54,121 @@ class Progress(NamedTuple):
     seconds_left: float
 
 
-def in_one_thread(function: Callable) -> Callable:
-    """A function of a pipeline that works in the same thread as all others, on CPUs.
+class Stopped(BaseException):
+    """Nobody waits for this work any more. Like Ctrl-C it is no error, because of which a face would be covered."""
 
-    OpenMP keeps helpers for every thread that it has worked for. When they are more than cores, each of them sleeps between any
-    two layers, and a face takes half as long again.
+
+class Watch:
+    """Keeps an eye on work in a thread: how far it is, and whether anybody still waits for it.
+
+    Attributes:
+        progress: of a video, the last that it said.
     """
 
-    @wraps(function)
-    def work(pipe: DiffDeIDPipeline, *args: Any, **options: Any) -> Any:
-        if pipe.device.type != "cpu":
-            return function(pipe, *args, **options)
-        return ON_CPU.submit(function, pipe, *args, **options).result()
+    def __init__(self):
+        self.progress: Progress | None = None
+        self._left, self._started = threading.Event(), {}
 
-    return work
+    def follow(
+        self, function: Callable, pipe: DiffDeIDPipeline, *given: Any, meanwhile: Callable[[Progress | None], Any]
+    ) -> Generator[Any, None, Any]:
+        """Have a function work on a pipeline in a thread: gives what `meanwhile` makes of its progress, and returns its result.
+
+        Closing the generator stops the work at the next step of the denoiser, and does not wait for that.
+
+        On CPUs, all work is done in one thread. OpenMP keeps helpers for every thread that it has worked for. When they are more
+        than cores, each of them sleeps between any two layers, and a face takes half as long again.
+        """
+        own = copy(pipe)  # on the same components
+        own.callbacks = Callbacks(on_step=self.on_step)
+        executor = ON_CPU if pipe.device.type == "cpu" else ThreadPoolExecutor(1)
+        work = executor.submit(self._start, function, own, *given)
+        try:
+            while not wait([work], PATIENCE).done:
+                yield meanwhile(self.progress)
+            return work.result()
+        finally:
+            self._left.set()
+
+    def _start(self, function: Callable, *given: Any) -> Any:
+        self._check()
+        return function(*given)
+
+    def _check(self) -> None:
+        if self._left.is_set() or CLOSING.is_set():
+            raise Stopped
+
+    def on_step(self, step: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
+        """For `Callbacks`: leaves the latents as they are."""
+        self._check()
+        return latents
+
+    def on_frame(self, stage: str, done: int, total: int) -> None:
+        """For `callback_on_frame`."""
+        self._check()
+        if done > MAX_FRAMES:  # a file need not say how long it is
+            raise VideoError(f"The video has more than {MAX_FRAMES} frames. Cut it, or use the command line, which has no limit.")
+        elapsed = time.monotonic() - self._started.setdefault(stage, time.monotonic())
+        total = max(total, done)
+        self.progress = Progress(stage, done, total, elapsed / max(done, 1) * (total - done))
 
 
-def load_pipeline(model: str) -> DiffDeIDPipeline:
+class Uploads:
+    """Which files the open pages show. One that none of them shows any more is deleted.
+
+    Args:
+        folder: nothing outside it is ever deleted.
+        waiting: the files of requests that wait for their turn, which stay.
+    """
+
+    def __init__(self, folder: Path, waiting: Callable[[], Iterable[str]]):
+        self.folder, self._waiting = folder.resolve(), waiting
+        self._shown: dict[str, set[Path]] = {}
+        self._lock = threading.Lock()
+
+    def show(self, page: str, files: Iterable[str]) -> None:
+        """Say what a page shows from now on."""
+        with self._lock:
+            before = self._shown.get(page, set())
+            self._shown[page] = _resolved(files)
+            self._delete(before)
+
+    def close(self, page: str) -> None:
+        """Say that a page has gone."""
+        with self._lock:
+            self._delete(self._shown.pop(page, set()))
+
+    def sweep(self, every: float, age: float) -> None:
+        """Until the server closes, look `every` so many seconds for files of more than `age` seconds, and delete them.
+
+        Gradio's own `delete_cache` loses sight of the files of components that a handler has updated.
+        """
+
+        def work() -> None:
+            while not CLOSING.wait(every):
+                for file in self.folder.rglob("*"):
+                    with suppress(FileNotFoundError):
+                        if file.is_file() and time.time() - file.stat().st_mtime > age:
+                            file.unlink()
+
+        threading.Thread(target=work, name="sweep", daemon=True).start()
+
+    def _delete(self, files: set[Path]) -> None:
+        for file in files.difference(_resolved(self._waiting()), *self._shown.values()):
+            if file.is_relative_to(self.folder):
+                file.unlink(missing_ok=True)
+
+
+def _resolved(files: Iterable[str]) -> set[Path]:
+    return {Path(file).resolve() for file in files}
+
+
+def load_pipeline(model: str | Path) -> DiffDeIDPipeline:
     """The pipeline of a folder or Hub id, on the GPU if there is one, without bars on a console that nobody watches."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipe = ON_CPU.submit(DiffDeIDPipeline.from_pretrained, model, dtype=precisions(device), use_safetensors=True).result()
     pipe.set_progress_bar_config(disable=True)
     return pipe.to(device)
-
-
-show_stages = in_one_thread(stages)
-run_video = in_one_thread(DiffDeIDVideoPipeline.__call__)
 
 
 def options(level: int, steps: int, keep_mouth: bool, attributes: str, seed: float | None) -> Asked:
@@ -111,7 +202,6 @@ def find_faces(pipe: DiffDeIDPipeline, picture: Picture) -> list[Face]:
     return faces
 
 
-@in_one_thread
 def replace_faces(
     pipe: DiffDeIDPipeline,
     picture: Picture,
@@ -135,7 +225,21 @@ def replace_faces(
     return Image.fromarray(result), reports
 
 
-@in_one_thread
+def write_result(
+    pipe: DiffDeIDPipeline,
+    target: Path,
+    picture: Picture,
+    image: Image.Image,
+    faces: list[Face],
+    reports: Mapping[int, FaceReport],
+    photo: str | Path,
+) -> None:
+    """Write what became of the file `photo`, and check the file: only faces without a report may still be in it."""
+    known = [Known(face, stays=number not in reports) for number, face in enumerate(faces, start=1)]
+    check = picture_check(pipe.engine, picture, image, known)
+    write_image(target, image, picture.alpha, picture.icc_profile, check=check, source=photo)
+
+
 def sample_people(
     pipe: DiffDeIDPipeline, picture: Picture, faces: list[Face], number: int, count: int, asked: Asked
 ) -> list[tuple[np.ndarray, NewIdentity]]:
@@ -167,6 +271,14 @@ def name_of_result(photo: str | Path) -> str:
     return f"{Path(photo).stem}_anonymized{suffix if suffix in SHOWABLE else '.png'}"
 
 
+def deidentify_video(
+    pipe: DiffDeIDVideoPipeline, video: str | Path, target: Path, asked: Asked, watch: Watch
+) -> DiffDeIDVideoPipelineOutput:
+    """De-identify a video that is not beyond the limits of a page."""
+    check_video(video)
+    return pipe(video, target, generator=asked.generator, callback_on_frame=watch.on_frame, **asdict(asked.options))
+
+
 def check_video(path: str | Path) -> None:
     """Complain about a video that is too long or too large for a page."""
     reader = VideoReader(path)
@@ -180,42 +292,6 @@ def check_video(path: str | Path) -> None:
 def seconds_for_video(path: str | Path, *_: Any) -> int:
     """How long a video may take on a GPU, generously counted; the other inputs of its handler do not matter."""
     return 60 + (VideoReader(path).num_frames // 10 if path else 0)
-
-
-def follow_video(
-    pipe: DiffDeIDVideoPipeline, video: str | Path, target: Path, asked: Asked
-) -> Iterator[Progress | DiffDeIDVideoPipelineOutput]:
-    """De-identify a video in a thread: says how far it is, then gives the output. Closing the iterator stops the work."""
-    news: queue.Queue = queue.Queue()
-    stopped, started = threading.Event(), {}
-
-    def tell(stage: str, done: int, total: int) -> None:
-        if stopped.is_set() or CLOSING.is_set():
-            raise InterruptedError("Nobody waits for this video any more.")
-        if done > MAX_FRAMES:  # a file need not say how long it is
-            raise VideoError(f"The video has more than {MAX_FRAMES} frames. Cut it, or use the command line, which has no limit.")
-        elapsed = time.monotonic() - started.setdefault(stage, time.monotonic())
-        total = max(total, done)
-        news.put(Progress(stage, done, total, elapsed / max(done, 1) * (total - done)))
-
-    def work() -> None:
-        try:
-            options = asdict(asked.options)
-            news.put(run_video(pipe, video, target, generator=asked.generator, callback_on_frame=tell, **options))
-        except BaseException as error:
-            news.put(error)
-
-    thread = threading.Thread(target=work, name=f"de-identify {video}")
-    thread.start()
-    try:
-        while isinstance(update := news.get(), Progress):
-            yield update
-        if isinstance(update, BaseException):
-            raise update
-        yield update
-    finally:
-        stopped.set()
-        thread.join()
 
 
 def in_words(number: int, report: FaceReport | PersonReport | None) -> str:

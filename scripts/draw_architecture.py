@@ -11,13 +11,13 @@ from pathlib import Path
 ROOT = Path(__file__).parents[1]
 PACKAGE, PICTURE = ROOT / "diffdeid", ROOT / "docs/architecture.svg"
 ROWS = (  # from the top; every part may import those below, and in the first and last row some import their neighbours
-    ("cli", "batch", "serving", "camera"),
-    ("training", "conversion"),
-    ("command_line", "evaluation", "visualization", "face_lists", "doctor"),
+    ("cli", "distributed", "batch", "serving", "camera", "review_page"),
+    ("training", "conversion", "reviewing"),
+    ("command_line", "planning", "evaluation", "visualization", "detection", "doctor"),
     ("pipelines", "metrics"),
     ("engine",),
     ("stages", "temporal"),
-    ("models",),
+    ("models", "face_lists"),
     ("geometry",),
     ("options", "structures", "errors", "io"),
 )

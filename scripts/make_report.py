@@ -1,11 +1,13 @@
 """The paper's exhibits, and what it left out, on the data at hand: `docs/report/`.
 
-    python scripts/make_report.py DATA
+    python scripts/make_report.py DATA    # measure, draw, write
+    python scripts/make_report.py         # write the pages again, from the numbers that are there
 
 DATA holds `london` (`<person>_neutral.jpg`, `<person>_smiling.jpg`), `wild` (photos from the web, `people.csv` says of whom),
 `val` (face crops) and `video/val` (clips). What goes to `docs/report/` shows none of these faces: numbers, plots, and the levels
-of the demo photo. The pages that show them go to `runs/report/`, which is not for publishing. After an interruption run it again:
-pictures that are made are not made again.
+of the demo photo. What has changed since is a "note" in `numbers.json`, written by hand; the page shows it. The pages that show
+faces go to `runs/report/`, which is not for publishing. After an interruption run it again: pictures that are made are not made
+again.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import time
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -25,11 +28,12 @@ from PIL import Image
 from scipy.stats import spearmanr
 
 from diffdeid import DeidentifyOptions, DiffDeIDPipeline, DiffDeIDVideoPipeline, VideoReader, VideoWriter, read_image
+from diffdeid.evaluation import plots
+from diffdeid.evaluation.answers import ALARM, Answer, answers
 from diffdeid.evaluation.compare import compare
 from diffdeid.evaluation.methods import available_methods, run_method
 from diffdeid.evaluation.originals import choose_probes, identify, list_pictures, read_originals
-from diffdeid.evaluation.plots import along
-from diffdeid.evaluation.report import table, to_json, write_report
+from diffdeid.evaluation.report import from_json, table, to_json, write_report
 from diffdeid.evaluation.run import Judges, evaluate_methods, evaluate_pair, judges
 from diffdeid.evaluation.structures import Evaluation, Metric
 
@@ -51,12 +55,23 @@ PUBLISHED = """| method (published) | PSNR, dB | EXP | POSE | FID |
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("data", type=Path)
+    parser.add_argument("data", type=Path, nargs="?")
     data = parser.parse_args().data
+    if data is not None:
+        DOCS.mkdir(parents=True, exist_ok=True)
+        numbers = json.dumps(measure(data), indent=1, allow_nan=False)
+        (DOCS / "numbers.json").write_text(numbers + "\n")
+    numbers = json.loads((DOCS / "numbers.json").read_text())
+    plots.bars(from_json(numbers["london"]), "rank-1 [faceres]").savefig(DOCS / "methods.png", dpi=110)
+    for name, page in pages(numbers).items():
+        (DOCS / name).write_text(page)
+
+
+def measure(data: Path) -> dict[str, Any]:
+    """All numbers; draws what needs more than them, and writes the pages with faces."""
     pipe = DiffDeIDPipeline.from_pretrained(ROOT / "weights/diffdeid", reconstructor=None)
     pipe.set_progress_bar_config(disable=True)
     panel = judges(str(ROOT / "weights/diffdeid"), ROOT / "weights/evaluators")
-    DOCS.mkdir(parents=True, exist_ok=True)
 
     people = evaluate_methods(available_methods(), data / "london", pipe, panel, "names", work=FACES / "london", attacks=True)
     write_report(FACES / "london", "Table 1: 102 people, smiling, recognised among neutral photos", people)
@@ -75,15 +90,11 @@ def main() -> None:
     for name, figure in plot_levels(levels).items():
         figure.savefig(DOCS / f"{name}.png", dpi=110)
     plot_clip(clip).savefig(DOCS / "clip.png", dpi=110)
-    numbers = {
-        "london": to_json(people),
-        "wild": to_json(web),
-        "val": to_json(crops),
-        "attacks": to_json(attacks),
-        "levels": to_json(levels),
+    tables = {"london": people, "wild": web, "val": crops, "attacks": attacks, "levels": levels, "clip": [clip]}
+    return {name: to_json(evaluations) for name, evaluations in tables.items()} | {
+        "people on the web": len({pair.person for pair in web[0].pairs}),
+        "trends": [trend(levels, recogniser) for recogniser in ("faceplugin", "faceres", "filter")],
     }
-    (DOCS / "numbers.json").write_text(json.dumps(numbers | {"clip": to_json([clip])}, indent=1, allow_nan=False) + "\n")
-    (DOCS / "README.md").write_text(page(people, web, crops, attacks, levels, clip))
 
 
 def evaluate_attributes(folder: Path, identities: str, pipe: DiffDeIDPipeline, panel: Judges) -> list[Evaluation]:
@@ -189,9 +200,9 @@ def plot_levels(levels: list[Evaluation]) -> dict[str, Figure]:
     kept = {name: values(levels, name) for name in ("EXP", "POSE", "GAZE")}
     x = np.array(LEVELS)
     return {
-        "level-cosine": along(x, cosines, "level", "cosine to own photo"),
-        "level-rank-1": along(x, recognised, "level", "recognised first (rank-1), %"),
-        "level-utility": along(x, kept, "level", "distance to the source"),
+        "level-cosine": plots.along(x, cosines, "level", "cosine to own photo"),
+        "level-rank-1": plots.along(x, recognised, "level", "recognised first (rank-1), %"),
+        "level-utility": plots.along(x, kept, "level", "distance to the source"),
     }
 
 
@@ -201,7 +212,7 @@ def plot_clip(clip: Evaluation) -> Figure:
     lines = {name: np.array([row[name] for row in rows]) for name in ("EXP", "POSE", "GAZE")}
     lines["cosine to the source [faceplugin]"] = np.array([row["source similarity [faceplugin]"] for row in rows])
     lines["cosine to the frame before [faceplugin]"] = np.array([row["consecutive cosine [faceplugin]"] for row in rows])
-    return along(np.array([row["time"] for row in rows]), lines, "time, s", "distance or cosine")
+    return plots.along(np.array([row["time"] for row in rows]), lines, "time, s", "distance or cosine")
 
 
 def trend(levels: list[Evaluation], recogniser: str) -> str:
@@ -217,60 +228,125 @@ def trend(levels: list[Evaluation], recogniser: str) -> str:
     return text + f"rises from {', '.join(up)}, beyond two standard errors {', '.join(beyond) or 'nowhere'}"
 
 
-def page(people, web, crops, attacks, levels, clip) -> str:
-    """The index."""
-    trends = "\n".join(f"- {trend(levels, recogniser)}" for recogniser in ("faceplugin", "faceres", "filter"))
-    block = "```\n{}```\n"
-    return f"""# Report
+def pages(numbers: dict[str, Any]) -> dict[str, str]:
+    """The page that comes first, and the tables behind its links."""
+    count = {name: numbers[name][0]["pictures"] for name in ("london", "wild", "val", "levels")}
+    people, clip, attacks = numbers["people on the web"], from_json(numbers["clip"]), from_json(numbers["attacks"])[0]
+    sets = {"london": f"London, {count['london']} people", "wild": f"web, {count['wild']} photos"}
+    asked = answers([Evaluation(words, from_json(numbers[name])[0].metrics) for name, words in sets.items()])
+    alone, parrot = (
+        100 * max(values([attacks], f"{attack} rank-1 [{recogniser}]")[0] for recogniser in ("faceplugin", "faceres"))
+        for attack in ("no attack", "parrot")
+    )
+    note = "\n" + numbers["note"] + "\n" if "note" in numbers else ""
 
-Made by `make report DATA=…` with the weights that ship; what each number means: `docs/evaluation.md`. The pages with faces are
-not published.
+    def block(name: str) -> str:
+        return f"```\n{table(from_json(numbers[name]))}```\n"
 
-## Table 1: 102 people
+    index = f"""# Report
+
+These are the numbers of `diffdeid`, with its defaults and the weights that ship. `make report DATA=…` measures them. The pages
+with faces are not published.
+{note}
+## The numbers that matter
+
+Two networks, which took no part in making the results, try to recognise them. *London* are smiling photos of {count["london"]}
+people of the Face Research Lab London Set, recognised among the neutral photos of all. *Web* are {count["wild"]} photos (press,
+red carpets, phones) of {people} people, recognised among one more photo of each.
+
+| | {" | ".join(sets.values())} |
+|---|{"---|" * len(sets)}
+{chr(10).join(_row(answer) for answer in asked)}
+
+{ALARM} means that identity leaks, or that a face was missed. The range in brackets is a 95 % interval: chance alone could have
+moved the number that far. Where several recognisers measured, the one that finds most is shown. [Evaluation](../evaluation.md)
+defines all numbers.
+
+An attacker who has these weights and photos of suspects can learn how results of each suspect look. This attack, "parrot", names
+{parrot:.1f} % of the suspects; without it {alone:.1f} % are named. There are [more attacks](tables.md#attacks).
+
+## Plots
+
+### Beside other methods
+
+This is how often the nearest photo is the person's own, on *London*, by the recogniser `faceres`. Covers (`solid`, `mosaic`,
+`blur`) give least away, and leave no face.
+
+![Methods](methods.png)
+
+### Levels
+
+This is the demo photo, and what levels 1…10 make of it with the same seed.
+
+![Levels](levels.jpg)
+
+A higher level asks for a new person who is farther from the old one. The plots are of {count["levels"]} people with the same
+seeds at all levels. They show how alike the results are to the own photo, how often it is the nearest, and how far expression,
+pose and gaze moved.
+
+![Cosine](level-cosine.png) ![Rank-1](level-rank-1.png) ![Utility](level-utility.png)
+
+### Along a clip
+
+These are {values(clip, "frames")[0]:.0f} frames of a talking head. [Videos](../video.md) has more clips.
+
+![Clip](clip.png)
+
+## All numbers
+
+- [Table 1: {count["london"]} people](tables.md#table-1-{count["london"]}-people), beside other methods and the paper
+- [{count["wild"]} photos from the web](tables.md#{count["wild"]}-photos-from-the-web)
+- [{count["val"]} held-out crops](tables.md#{count["val"]}-held-out-crops)
+- [Attacks](tables.md#attacks)
+- [Numbers against the level](tables.md#numbers-against-the-level)
+- [Along a clip](tables.md#along-a-clip)
+- [The same for programs](numbers.json)
+"""
+    tables = f"""# All numbers of the report
+
+The [report](README.md) has the numbers that matter and the plots. [Evaluation](../evaluation.md) says what each number means.
+{note}
+## Table 1: {count["london"]} people
 
 Smiling photos of the Face Research Lab London Set, recognised among the neutral photos of all; defaults.
 
-{block.format(table(people))}
+{block("london")}
 The paper's own Table 1, **measured on other data (1,000 videos of FaceForensics++) by other networks** (its EXP and POSE are
 those of Deep3DFaceRecon, its FID is Inception's), so that no number of it compares with one above:
 
 {PUBLISHED}
-## {len(web[0].pairs)} photos from the web
+## {count["wild"]} photos from the web
 
-Press, red carpets, phones, of {len({pair.person for pair in web[0].pairs})} people; the first photo of each is in the gallery.
+Press, red carpets, phones, of {people} people; the first photo of each is in the gallery.
 Defaults, and the two other values of `--attributes`.
 
-{block.format(table(web))}
-## {len(crops[0].pairs)} held-out crops
+{block("wild")}
+## {count["val"]} held-out crops
 
 Of all the training sets; everybody is another person and the attacker has the originals themselves.
 
-{block.format(table(crops))}
+{block("val")}
 ## Attacks
 
-{block.format(table(attacks))}
-## Figure 3: levels
+{block("attacks")}
+## Numbers against the level
 
-The demo photo, and what levels 1…10 make of it with the same seed.
+{count["levels"]} people, the same seeds at all levels. Mean cosine to the own photo:
 
-![levels](levels.jpg)
+{chr(10).join(f"- {words}" for words in numbers["trends"])}
 
-## Figure 4: numbers against the level
+{block("levels")}
+## Along a clip
 
-{len(levels[0].pairs)} people, the same seeds at all levels. Mean cosine to the own photo:
+{values(clip, "frames")[0]:.0f} frames of a talking head, two passes, the defaults.
 
-{trends}
+{block("clip")}"""
+    return {"README.md": index, "tables.md": tables}
 
-![cosine](level-cosine.png) ![rank-1](level-rank-1.png) ![utility](level-utility.png)
 
-{block.format(table(levels))}
-## Figure 5: along a clip
-
-{len(clip.frames)} frames of a talking head, two passes, the defaults. `docs/video.md` has all clips.
-
-![clip](clip.png)
-
-{block.format(table([clip]))}"""
+def _row(answer: Answer) -> str:
+    cells = ["<br>".join([f"**{f'{alarm} {value}'.strip()}**", *notes]) for alarm, value, notes in answer.cells]
+    return f"| **{answer.words}**<br>{answer.meaning} | {' | '.join(cells)} |"
 
 
 if __name__ == "__main__":

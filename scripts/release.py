@@ -1,15 +1,18 @@
-"""Build what is published: a folder for the Hub, checked by loading it again.
+"""Build what is published: a folder for the Hub, checked by loading it again, or the folder of the Space.
 
     python scripts/release.py diffdeid out/diffdeid            # also diffdeid_lds, diffdeid_video
     python scripts/release.py diffdeid out/diffdeid --push ORG/diffdeid
+    python scripts/release.py space out/space                  # or --push ORG/diffdeid
 
-The folder has the weights (safetensors), configs, licences, the card and the one-line `pipeline.py` of `pipelines/<name>/`. It is
-loaded again in a fresh process, by our class and by diffusers' generic one, and must give what the weights here give, to
-the last bit. Only then is anything uploaded, and tagged `v<version>`.
+The Space has the app, the package, the weights that they need, and the examples. Any other folder has the weights (safetensors),
+configs, licences, the card and the one-line `pipeline.py` of `pipelines/<name>/`. It is loaded again in a fresh process, by our
+class and by diffusers' generic one, and must give what the weights here give, to the last bit. Only then is anything uploaded,
+and tagged `v<version>`.
 """
 
 import argparse
 import hashlib
+import json
 import shutil
 import subprocess
 import sys
@@ -27,6 +30,14 @@ from diffdeid import DiffDeIDPipeline, DiffDeIDVideoPipeline, LDSPipeline, __ver
 ROOT = Path(__file__).parents[1]
 PHOTO = ROOT / "tests/assets/astronaut.png"
 TAG = f"v{__version__}"
+SPACE_CARD = """
+# DiffDeID
+
+Gives every face in a photo or video to somebody who does not exist. Expression, pose, gaze, hair, light and background stay.
+
+The code is Apache-2.0. The weights are for research and non-commercial use. Licences: `LICENSE`, `weights/diffdeid/LICENSES.md`,
+`examples/LICENSES.md`.
+"""
 CLASSES = {"diffdeid": DiffDeIDPipeline, "diffdeid_lds": LDSPipeline, "diffdeid_video": DiffDeIDVideoPipeline}
 
 
@@ -88,6 +99,35 @@ def build(name: str, model: Path, out: Path, repository: str | None = None):
     print(f"{out}: {sum(file.stat().st_size for file in out.rglob('*')) / 2**20:.0f} MiB, loaded again, golden {expected[:16]}")
 
 
+def build_space(model: Path, out: Path):
+    """Write the folder of the Space, which appears complete or not at all: `python app.py` runs there."""
+    if out.exists():
+        raise SystemExit(f"`{out}` exists. Choose a new folder.")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=out.parent, prefix=f".{out.name}-") as temporary:
+        folder, weights = Path(temporary, out.name), Path(temporary, out.name, "weights", "diffdeid")
+        shutil.copytree(ROOT / "diffdeid", folder / "diffdeid", ignore=shutil.ignore_patterns("__pycache__"))
+        shutil.copytree(ROOT / "examples", folder / "examples")
+        for name in ("app.py", "requirements.txt", "LICENSE"):
+            shutil.copy(ROOT / name, folder)
+        header = (ROOT / "README.md").read_text("utf-8").split("---\n")[1]
+        (folder / "README.md").write_text(f"---\n{header}---\n{SPACE_CARD}", "utf-8")
+        shutil.copytree(model, weights, ignore=shutil.ignore_patterns("reconstructor", "SHA256SUMS"))
+        index = json.loads((weights / "model_index.json").read_text("utf-8"))
+        index["reconstructor"] = [None, None]  # a third of the size, and the app fits heads instead
+        (weights / "model_index.json").write_text(json.dumps(index, indent=2) + "\n", "utf-8")
+        folder.rename(out)
+    print(f"{out}: {sum(file.stat().st_size for file in out.rglob('*')) / 2**20:.0f} MiB")
+
+
+def push_space(out: Path, repository: str):
+    """Upload the folder of the Space, which then replaces what was there."""
+    HfApi().create_repo(repository, repo_type="space", space_sdk="gradio", exist_ok=True)
+    message = f"DiffDeID {__version__}"
+    HfApi().upload_folder(repo_id=repository, repo_type="space", folder_path=out, commit_message=message, delete_patterns="*")
+    print(f"{repository} is {TAG}")
+
+
 def open_repository(repository: str):
     """Make sure that it exists and has no release of our version yet."""
     HfApi().create_repo(repository, exist_ok=True)
@@ -105,7 +145,7 @@ def push(out: Path, repository: str):
 
 if __name__ == "__main__":
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("name", choices=CLASSES)
+    parser.add_argument("name", choices=[*CLASSES, "space"])
     parser.add_argument("out", type=Path)
     parser.add_argument("--model", type=Path, default=ROOT / "weights" / "diffdeid")
     parser.add_argument("--push", metavar="ORG/NAME")
@@ -114,6 +154,10 @@ if __name__ == "__main__":
     if arguments.golden:
         by_class = arguments.golden == "class"
         print(golden(load(arguments.name, arguments.out) if by_class else load_by_diffusers(arguments.out)))
+    elif arguments.name == "space":
+        build_space(arguments.model, arguments.out)
+        if arguments.push:
+            push_space(arguments.out, arguments.push)
     else:
         if arguments.push:
             open_repository(arguments.push)

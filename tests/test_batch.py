@@ -1,12 +1,20 @@
+import itertools
 from pathlib import Path
-from threading import Event
+from threading import Event, Lock
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 from PIL import Image
 
 from diffdeid import FileOptions, VideoOptions, batch, read_image, write_image
-from diffdeid.batch import plan
+from diffdeid.batch import How
+from diffdeid.engine.reports import FaceReport
+from diffdeid.face_lists import ListedFace, PictureList
+from diffdeid.io.manifest import Manifest
+from diffdeid.planning import Job, plan, shard
 
 
 @pytest.fixture
@@ -147,8 +155,147 @@ def test_pictures_are_decoded_and_encoded_while_others_are_worked_on(tmp_path, m
     monkeypatch.setattr(batch, "write_image", writing)
     pipe = Pipe(read, written, written)
     jobs = plan([str(tmp_path / name) for name in names], None, 1)
-    done = list(batch.run(lambda _: pipe, jobs, VideoOptions(), FileOptions(), "error", False, 0))
+    done = list(batch.run(lambda _: pipe, jobs, How(VideoOptions(), FileOptions(), verify=False)))
     assert [(Path(record["input"]).name, record["status"]) for (record,) in done] == [
         ("a.png", "no_face"), ("b.png", "error"), ("c.png", "no_face"), ("d.png", "no_face"),
     ]  # fmt: skip
     assert sorted(path.name for path in tmp_path.glob("*_anonymized.png")) == [f"{n}_anonymized.png" for n in "acd"]
+
+
+def test_no_more_than_three_pictures_are_in_memory(tmp_path, monkeypatch):
+    """One is decoded ahead, one is worked on, one is written."""
+    for number in range(8):
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
+    lock, held, most = Lock(), [0], []
+
+    def reading(path):
+        with lock:
+            held[0] += 1
+            most.append(held[0])
+        return read_image(path)
+
+    def writing(path, *rest):
+        write_image(path, *rest)
+        with lock:
+            held[0] -= 1
+
+    monkeypatch.setattr(batch, "read_image", reading)
+    monkeypatch.setattr(batch, "write_image", writing)
+    for _ in run(plan([str(tmp_path)], None, 1)):
+        pass
+    assert len(most) == 8 and max(most) <= 3 and held == [0]
+
+
+@pytest.mark.parametrize("known", [None, {}, {Path("/elsewhere.png"): []}])
+def test_pictures_whose_faces_are_not_known_are_searched(tmp_path, known):
+    """`None` has a picture searched; an empty list would leave all of its faces as they are."""
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    seen = []
+    pipe = lambda *_, **options: seen.append(options.get("faces")) or Numbered()(None, 1, None)  # noqa: E731
+    list(batch.run(lambda _: pipe, plan([str(tmp_path)], None, 1), How(VideoOptions(), FileOptions(), verify=False), known))
+    assert seen == [None]
+
+
+class Numbered:
+    """Makes pictures whose colour is the number of the candidate, and of the seed, in place of those it is given."""
+
+    def __call__(self, image, num_images_per_prompt, generator, **_):
+        seed = 0 if generator is None else generator.initial_seed()
+        images = [Image.new("RGB", (8, 8), (number, seed, 0)) for number in range(num_images_per_prompt)]
+        reports = [FaceReport((0, 0, 1, 1), None, "fill", None, None, 0, "test")]
+        return SimpleNamespace(images=images, faces=[reports] * num_images_per_prompt)
+
+
+def run(jobs, manifest=None, on_no_face="error", existing="error", seed=None, pipe=None, **options):
+    """The records of jobs, by the name of the input."""
+    how = How(VideoOptions(**options), FileOptions(), on_no_face, existing, seed, verify=False)
+    done = batch.run(lambda _: pipe or Numbered(), jobs, how, None, manifest)
+    return [(Path(record["input"]).name, record["status"]) for records in done for record in records]
+
+
+def colour(path: Path) -> tuple[int, ...]:
+    return tuple(np.asarray(Image.open(path))[0, 0].tolist())
+
+
+@pytest.mark.parametrize(("existing", "status"), [("error", "error"), ("skip", "skipped"), ("replace", "error")])
+def test_what_becomes_of_existing_outputs_is_decided_before_decoding(tmp_path, monkeypatch, existing, status):
+    (tmp_path / "a.png").write_bytes(b"damaged")
+    (tmp_path / "a_anonymized.png").write_bytes(b"mine")
+    read = []
+    monkeypatch.setattr(batch, "read_image", lambda path: read.append(path) or read_image(path))
+    assert run(plan([str(tmp_path / "a.png")], None, 1), existing=existing) == [("a.png", status)]
+    assert (tmp_path / "a_anonymized.png").read_bytes() == b"mine" and bool(read) == (existing == "replace")
+
+
+def test_missing_candidates_are_made_and_the_others_stay(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    jobs = plan([str(tmp_path / "a.png")], None, 3)
+    jobs[0].outputs[1].write_bytes(b"mine")
+    assert [status for _, status in run(jobs, existing="skip")] == ["skipped", "fallback", "fallback"]
+    assert jobs[0].outputs[1].read_bytes() == b"mine"
+    assert colour(jobs[0].outputs[0])[0] == 0 and colour(jobs[0].outputs[2])[0] == 2
+
+
+def test_a_run_goes_on_from_its_manifest(tmp_path):
+    for name in "ab":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    (tmp_path / "c.png").write_bytes(b"damaged")
+    jobs, path = plan([str(tmp_path)], None, 1), tmp_path / "done.jsonl"
+
+    def go_on(seed=1, **choices):
+        return [status for _, status in run(jobs, Manifest(path, seed), seed=seed, **choices)]
+
+    assert go_on() == ["fallback", "fallback", "error"]
+    assert go_on() == ["skipped", "skipped", "error"]  # without --existing skip
+    assert go_on(level=3) == ["error", "error", "error"]  # what is there was made otherwise
+    assert go_on(level=3, existing="replace") == ["fallback", "fallback", "error"]
+    Image.new("RGB", (9, 9)).save(tmp_path / "b.png")
+    Image.new("RGB", (8, 8)).save(tmp_path / "c.png")
+    assert go_on(level=3, existing="replace") == ["skipped", "fallback", "fallback"]
+    assert go_on(2, level=3, existing="replace") == ["fallback"] * 3 and colour(jobs[0].outputs[0])[1] == 2
+
+
+def test_an_interrupted_run_has_all_finished_files_in_its_manifest(tmp_path, monkeypatch):
+    """Also the one that was written while the next one was interrupted."""
+    for name in "abc":
+        Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
+    jobs, path, numbers = plan([str(tmp_path)], None, 1), tmp_path / "done.jsonl", itertools.count()
+
+    class Interrupted(Numbered):
+        def __call__(self, *given, **options):
+            if next(numbers) == 2:
+                raise KeyboardInterrupt
+            return super().__call__(*given, **options)
+
+    with pytest.raises(KeyboardInterrupt):
+        run(jobs, Manifest(path, 0), pipe=Interrupted())
+    assert [status for _, status in run(jobs, Manifest(path, 0))] == ["skipped", "skipped", "fallback"]
+
+
+names = st.sets(st.text("abcdé/ ", min_size=1).map(lambda name: name.strip("/") + ".png"), min_size=1)
+
+
+@given(names, names, st.integers(1, 9))
+def test_shards_are_disjoint_and_complete_and_new_files_move_no_other(some, others, count):
+    def shards(folder: str, names: set[str]) -> dict[str, int]:
+        jobs = [Job(Path(folder, name), (Path("out", name),), Path(name)) for name in names]
+        return {str(job.relative): number for number in range(1, count + 1) for job in shard(jobs, number, count)}
+
+    few, many = shards("here", some), shards("there", {*others, *some})
+    assert few.keys() == {str(Path(name)) for name in some} and few.items() <= many.items()
+    assert sum(
+        len(shard([Job(Path(name), (), Path(name))], number, count)) for name in some for number in range(1, count + 1)
+    ) == len(some)
+
+
+def test_shards_are_of_one_size_about():
+    jobs = [Job(Path(f"{number}.png"), (), Path(f"{number}.png")) for number in range(2000)]
+    assert all(400 < len(shard(jobs, number, 4)) < 600 for number in range(1, 5))
+
+
+def test_a_manifest_takes_lists_without_a_version(tmp_path):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    (job,) = plan([str(tmp_path)], None, 1)
+    task = batch.Task(job, How(VideoOptions(), FileOptions()), PictureList((ListedFace(1, (0.0, 0.0, 4.0, 4.0)),)))
+    task.decide(Manifest(tmp_path / "m.jsonl", 0))
+    assert task.missing and task.digest and not task.records

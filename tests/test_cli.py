@@ -67,6 +67,9 @@ def test_a_photo_becomes_a_photo_with_another_face(anonymize, photo):
     assert result.size == (512, 512) and result.crop((x0, y0, x1, y1)) != read_image(photo).image.crop((x0, y0, x1, y1))
     assert SECRET not in Path(record["output"]).read_bytes()
     assert photo.read_bytes() == before
+    corner = (0, 400, 160, 512)  # of the picture, far from the face
+    assert result.crop(corner) == read_image(photo).image.crop(corner)
+    assert Image.open(record["output"]).quantization == Image.open(photo).quantization
 
 
 def test_a_seed_gives_the_same_bytes_whatever_the_order(anonymize, astronaut, tmp_path):
@@ -154,7 +157,7 @@ def test_options_of_videos(anonymize, clip, tmp_path):
     code, [record], _ = anonymize(
         clip, "-o", output, "--start", 0.2, "--end", 0.5, "--audio", "keep", "--crf", 30, "--preset", "fast", "--steps", 2
     )
-    assert code == 0 and record["frames"] == 3
+    assert code == 0 and record["frames"] == 3, record
     with av.open(str(output)) as file:
         assert len(file.streams.audio) == 1
 
@@ -199,6 +202,7 @@ def test_what_happens_without_a_face_is_the_users_choice(anonymize, empty_scene,
     assert output.exists() == (choice == "copy") == (record["output"] is not None)
     if choice == "copy":
         assert SECRET in empty_scene.read_bytes() and SECRET not in output.read_bytes()
+        assert read_image(output).image == read_image(empty_scene).image
 
 
 def test_an_error_counts_more_than_a_missing_face(anonymize, empty_scene):
@@ -210,8 +214,57 @@ def test_existing_outputs_are_kept_unless_told(anonymize, photo):
     output = photo.with_name("photo_anonymized.jpg")
     output.write_bytes(b"mine")
     code, [record], _ = anonymize(photo)
-    assert code == 1 and "--overwrite" in record["error"] and output.read_bytes() == b"mine"
-    assert anonymize(photo, "--overwrite")[0] == 0 and output.read_bytes() != b"mine"
+    assert code == 1 and "--existing replace" in record["error"] and output.read_bytes() == b"mine"
+    assert anonymize(photo, "--existing", "replace")[0] == 0 and output.read_bytes() != b"mine"
+
+
+def test_existing_outputs_are_skipped_if_told_and_change_no_exit_code(anonymize, photo, tmp_path):
+    output = photo.with_name("photo_anonymized.jpg")
+    output.write_bytes(b"mine")
+    (tmp_path / "clip.mp4").touch()
+    (tmp_path / "clip_anonymized.mp4").write_bytes(b"mine")
+    code, records, _ = anonymize(tmp_path, "--existing", "skip")
+    assert code == 0 and [record["status"] for record in records] == ["skipped", "skipped"]
+    assert records[1]["output"] == str(output) and output.read_bytes() == b"mine"
+    assert "(skipped)" in invoke("anonymize", photo, "--existing", "skip").stdout
+
+
+def test_a_video_candidate_that_is_missing_gets_the_people_it_would_have_had(anonymize, clip):
+    outputs = [clip.with_name(f"clip_anonymized_{number}.mp4") for number in (1, 2)]
+    assert anonymize(clip, "--candidates", 2, "--seed", 3)[0] == 0
+    first, second = (list(VideoReader(path)) for path in outputs)
+    outputs[1].unlink()
+    code, records, _ = anonymize(clip, "--candidates", 2, "--seed", 3, "--existing", "skip")
+    assert code == 0 and [record["status"] == "skipped" for record in records] == [True, False]
+    again = list(VideoReader(outputs[1]))
+    assert all((a.picture == b.picture).all() for a, b in zip(second, again, strict=True))
+    assert not all((a.picture == b.picture).all() for a, b in zip(first, second, strict=True))
+
+
+def test_shards_do_everything_once_and_a_manifest_says_what_is_done(anonymize, photo, tmp_path):
+    inputs = tmp_path / "in"
+    inputs.mkdir()
+    for name in "abc":
+        (inputs / f"{name}.jpg").write_bytes(photo.read_bytes())
+    options = ["-o", tmp_path / "out", "--seed", 0, "--manifest", tmp_path / "done.jsonl"]
+    parts = [anonymize(inputs, *options, "--shard", f"{number}/2") for number in (1, 2)]
+    assert [code for code, *_ in parts] == [0, 0]
+    assert sorted(Path(record["input"]).name for _, records, _ in parts for record in records) == ["a.jpg", "b.jpg", "c.jpg"]
+    assert {record["status"] for record in anonymize(inputs, *options)[1]} == {"skipped"}
+    (inputs / "d.jpg").symlink_to(photo)  # what is written by both would be refused in either part
+    (inputs / "d_anonymized.jpg").touch()
+    assert invoke("anonymize", inputs, inputs / "d_anonymized.jpg", "--shard", "1/2").exit_code == 2
+
+
+@pytest.mark.parametrize("part", ["0/2", "3/2", "1", "a/b", "1/0", "-1/2"])
+def test_a_part_that_is_none_is_wrong_usage(photo, part):
+    assert invoke("anonymize", photo, "--shard", part).exit_code == 2
+
+
+def test_a_file_that_is_no_manifest_is_not_written_to(anonymize, photo):
+    before = photo.read_bytes()
+    code, records, result = anonymize(photo, "--manifest", photo)
+    assert code == 1 and not records and "--manifest" in result.stderr and photo.read_bytes() == before
 
 
 def test_an_interrupt_keeps_finished_files_and_no_others(anonymize, astronaut, tmp_path, monkeypatch):
@@ -342,3 +395,38 @@ def test_identities_are_json_lines_or_a_file(tmp_path):
     stored = load_file(tmp_path / "identities.safetensors")
     assert [line["identity"] for line in lines] == stored["identity"].tolist()
     assert [line["shape"] for line in lines] == stored["shape"].tolist()
+
+
+def test_who_agreed_is_named_and_stays(anonymize, astronaut, tmp_path):
+    """Ben in a mirror, and the astronaut, who did not agree."""
+    (tmp_path / "people/ben").mkdir(parents=True)
+    ben = Image.open(astronaut.with_name("ben.jpg"))
+    ben.save(tmp_path / "people/ben/photo.png")
+    photo = Image.new("RGB", (416, 208))
+    photo.paste(ben.transpose(Image.Transpose.FLIP_LEFT_RIGHT))
+    photo.paste(Image.open(astronaut).convert("RGB").crop((120, 0, 328, 208)), (208, 0))
+    photo.save(tmp_path / "both.png")
+    people = tmp_path / "people"
+    code, [both, alone], _ = anonymize(tmp_path / "both.png", people, "-o", tmp_path / "out", "--keep", people)
+    faces = sorted(both["faces"], key=lambda face: face["box"][0])
+    assert code == 0 and [face["person"] for face in faces] == ["ben", None] and both["status"] in ("ok", "fallback")
+    assert faces[0]["method"] == "kept" and 0 < faces[0]["margin"] < 0.2 and faces[1]["method"] != "kept"
+    assert faces[0]["reason"] is faces[0]["level"] is faces[1]["margin"] is None
+    assert alone["status"] == "ok" and len(alone["faces"]) == 1  # everybody stays: that is not a picture without a face
+
+
+@pytest.mark.parametrize("given", [("--keep", ".", "--only", "."), ("--keep", "nowhere"), ("--only", "nowhere")])
+def test_who_stays_must_make_sense(photo, tmp_path, monkeypatch, given):
+    monkeypatch.chdir(tmp_path)
+    assert invoke("anonymize", photo, *given).exit_code == 2 and [path.name for path in tmp_path.iterdir()] == ["photo.jpg"]
+
+
+def test_nobody_stays_before_the_camera(tmp_path):
+    result = invoke("anonymize", "cam", "--keep", tmp_path)
+    assert result.exit_code == 2 and "camera" in result.stderr
+
+
+def test_people_who_cannot_be_read_are_an_error_in_one_line(photo, tmp_path):
+    (tmp_path / "people").mkdir()
+    result = invoke("anonymize", photo, "--keep", tmp_path / "people")
+    assert result.exit_code == 1 and result.stderr.startswith("error: `") and "is empty" in result.stderr

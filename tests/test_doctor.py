@@ -1,5 +1,6 @@
 """`diffdeid doctor`, on the weights that ship and on spoilt ones."""
 
+import hashlib
 import shutil
 from pathlib import Path
 
@@ -38,3 +39,10 @@ def test_files_that_are_not_as_released_are_named(tmp_path, spoil):
     spoil(tmp_path / "face_analyser/attention_mesh.onnx")
     good, finding = doctor.check_sums(tmp_path)
     assert not good and finding.endswith("not as released: face_analyser/attention_mesh.onnx")
+
+
+def test_packages_are_healthy_without_the_reconstructor(tmp_path):
+    (tmp_path / "SHA256SUMS").write_text(f"{hashlib.sha256(b'x').hexdigest()}  reconstructor/weights\n")
+    assert doctor.check_sums(tmp_path)[0]
+    (tmp_path / "reconstructor").mkdir()
+    assert not doctor.check_sums(tmp_path)[0]

@@ -39,10 +39,11 @@ def test_two_folders_as_json(folders):
 
 
 def test_a_report_has_a_page_a_table_and_numbers(folders, tmp_path):
-    result = run(*folders, "--report", tmp_path / "report")
+    result = run(*folders, "--report", tmp_path / "report", "--export", "hifd")
     assert result.exit_code == 0, result.output
     assert "PRIVACY" in result.stdout and "face found" in result.stdout
     assert {"report.html", "pictures.csv", "metrics.json"} <= {path.name for path in (tmp_path / "report").iterdir()}
+    assert (tmp_path / "report/hifd/methods.yaml").exists()
 
 
 def test_a_method_is_run_first(folders, tmp_path):
@@ -59,10 +60,15 @@ def test_a_method_is_run_first(folders, tmp_path):
         (["--method", "solid"], "--data"),
         (["REAL"], "REAL and ANON"),
         (["REAL", "ANON", "--attacks"], "REAL and ANON"),
+        (["REAL", "ANON", "--export", "hifd"], "--report"),
+        (["PHOTO", "PHOTO", "--export", "hifd", "--report", "REPORT"], "is for pictures"),
+        (["--export", "hifd", "--report", "REPORT"], "REAL and ANON"),
     ],
 )
-def test_incomplete_requests_are_usage_errors(folders, arguments, words):
-    result = run(*[dict(REAL=folders[0], ANON=folders[1]).get(argument, argument) for argument in arguments])
+def test_incomplete_requests_are_usage_errors(folders, tmp_path, arguments, words):
+    named = {"REAL": folders[0], "ANON": folders[1], "PHOTO": folders[0] / "eileen.png", "REPORT": tmp_path / "report"}
+    result = run(*[named.get(argument, argument) for argument in arguments])
+    assert not (tmp_path / "report").exists()
     assert result.exit_code == 2
     assert words in " ".join(result.output.replace("│", " ").split())
 

@@ -3,11 +3,12 @@ import pytest
 import diffdeid
 
 NAMES = {
-    "AssetNotFoundError", "ConfigurationError", "DeidentifyOptions", "DiffDeIDError", "DiffDeIDPipeline",
+    "AssetNotFoundError", "ConfigurationError", "Consent", "DeidentifyOptions", "DiffDeIDError", "DiffDeIDPipeline",
     "DiffDeIDPipelineOutput", "FileOptions", "VideoOptions",
     "DiffDeIDVideoPipeline", "DiffDeIDVideoPipelineOutput", "Face", "FaceCrop", "FaceReport", "ImageError", "LDSPipeline",
     "LDSPipelineOutput", "MorphableCoefficients", "NewIdentity", "NoFaceFoundError", "NoIdentityFoundError", "PersonReport",
-    "Picture", "VideoError", "VideoReader", "VideoWriter", "__version__", "read_image", "write_image",
+    "Picture", "PictureReview", "VerificationError", "VideoError", "VideoReader", "VideoWriter", "WEIGHTS", "__version__",
+    "read_face_list", "read_image", "write_image",
 }  # fmt: skip
 
 

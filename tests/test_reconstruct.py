@@ -121,15 +121,15 @@ def test_existing_outputs_are_kept_unless_told(reconstruct, astronaut, tmp_path,
     (tmp_path / existing).write_bytes(b"mine")
     options = [astronaut, "-o", tmp_path / "out.png", "--mesh", tmp_path / "head.obj"]
     result = reconstruct(*options)
-    assert result.exit_code == 1 and "--overwrite" in result.stderr
+    assert result.exit_code == 1 and "--existing replace" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == [existing] and (tmp_path / existing).read_bytes() == b"mine"
-    assert reconstruct(*options, "--overwrite").exit_code == 0 and (tmp_path / existing).read_bytes() != b"mine"
+    assert reconstruct(*options, "--existing", "replace").exit_code == 0 and (tmp_path / existing).read_bytes() != b"mine"
 
 
 def test_the_input_is_never_overwritten(reconstruct, astronaut, tmp_path):
     photo = tmp_path / "photo.png"
     photo.write_bytes(astronaut.read_bytes())
-    result = reconstruct(photo, "-o", photo, "--overwrite")
+    result = reconstruct(photo, "-o", photo, "--existing", "replace")
     assert result.exit_code == 1 and "input" in result.stderr and photo.read_bytes() == astronaut.read_bytes()
 
 

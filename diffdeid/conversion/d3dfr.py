@@ -113,7 +113,7 @@ def _architecture(state: dict[str, Tensor]) -> dict[str, int | tuple[int, ...]]:
 
 
 def _backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's names -> those of `transformers`."""
+    """torchvision's names -> ours."""
     renamed = {}
     for key, value in state.items():
         if not key.startswith("backbone."):

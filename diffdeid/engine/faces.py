@@ -14,7 +14,7 @@ from diffdeid.geometry.pixels import to_tensor
 from diffdeid.models.texture_encoder import TextureEncoderOutput
 from diffdeid.options import DeidentifyOptions
 from diffdeid.stages.components import Components
-from diffdeid.stages.denoise import NO_CALLBACKS, Callbacks
+from diffdeid.stages.denoise import CallbackError
 from diffdeid.stages.identity import face_generators
 from diffdeid.structures import (
     Attempt,
@@ -35,10 +35,6 @@ MARGIN, MARGIN_SEEN = 0.15, 0.2  # how far beyond the limit z' and the reference
 CASTS = 4  # … and how many people are tried at each attempt until one is
 
 logger = logging.getLogger(__name__)
-
-
-class CallbackError(BaseException):
-    """Carries an error of a user's callback past everything that covers faces because of errors."""
 
 
 @dataclass(frozen=True)
@@ -74,11 +70,8 @@ class Engine(Components):
         return 1 << fitting.bit_length() - 1  # of few sizes, for results differ by roundings from one to the next
 
     @torch.no_grad()
-    def deidentify(
-        self, jobs: Sequence[FaceJob], options: DeidentifyOptions, callbacks: Callbacks = NO_CALLBACKS
-    ) -> Iterator[list[Outcome]]:
+    def deidentify(self, jobs: Sequence[FaceJob], options: DeidentifyOptions) -> Iterator[list[Outcome]]:
         """De-identify faces of any pictures: for each of them an outcome for each of its seeds."""
-        callbacks = replace(callbacks, on_step=_carried(callbacks.on_step))
 
         def run(part: Sequence[FaceJob]) -> list[list[Outcome]]:
             batch = self.reconstruct(part, options)
@@ -86,7 +79,7 @@ class Engine(Components):
             outcomes: list[list[Outcome]] = [[] for _ in part]
             for some in split(rows, self.batch_size):
                 faces, seeds = batch.pick([row for row, _ in some]), [seed for _, seed in some]
-                made = self._attempts(faces, seeds, [part[row].identity for row, _ in some], options, callbacks)
+                made = self._attempts(faces, seeds, [part[row].identity for row, _ in some], options)
                 for (row, _), outcome in zip(some, made, strict=True):
                     outcomes[row].append(outcome)
             return outcomes
@@ -103,7 +96,6 @@ class Engine(Components):
         seeds: Sequence[int],
         chosen: Sequence[NewIdentity | None],
         options: DeidentifyOptions,
-        callbacks: Callbacks,
     ) -> list[Outcome]:
         """New people, painted and checked, again and again for those that fail."""
         generators = [face_generators(seed) for seed in seeds]
@@ -126,7 +118,7 @@ class Engine(Components):
                 break
             rows = list(drawn)
             against, noises = batch.embedding[rows].split(1), [generators[row][1] for row in rows]
-            made = self.attempt(batch.pick(rows), list(drawn.values()), texture.pick(rows), noises, against, options, callbacks)
+            made = self.attempt(batch.pick(rows), list(drawn.values()), texture.pick(rows), noises, against, options)
             for row, attempt in zip(rows, made, strict=True):
                 outcomes[row] = judged(attempt, batch.crops[row], drawn[row], number)
         return outcomes
@@ -148,11 +140,10 @@ class Engine(Components):
         noises: Sequence[torch.Generator],
         against: Sequence[Tensor],
         options: DeidentifyOptions,
-        callbacks: Callbacks = NO_CALLBACKS,
     ) -> list[Attempt]:
         """Paint people in the place of the faces of a batch, from noise of one generator each, and finish them."""
         together, latents = NewIdentity.cat(people, batch.embedding), self.prepare_latents(noises)
-        return self.finish(self.paint(batch, together, texture, latents, options, callbacks), against)
+        return self.finish(self.paint(batch, together, texture, latents, options), against)
 
     def cast(
         self, view: FaceBatch, seen: Tensor, others: Tensor | None, options: DeidentifyOptions, seed: int
@@ -229,15 +220,3 @@ def guarded(
             return [done for item in items for done in guarded(run, [item], cover)]
         logger.warning("A face is covered: %s: %s", type(error).__name__, error, exc_info=logger.isEnabledFor(logging.DEBUG))
         return [cover(items[0], f"something went wrong with it ({type(error).__name__}: {error})")]
-
-
-def _carried(on_step: Callable | None) -> Callable | None:
-    """A callback whose errors are not those of a face."""
-
-    def call(*given: object) -> Tensor:
-        try:
-            return on_step(*given)
-        except Exception as error:
-            raise CallbackError from error
-
-    return on_step and call

@@ -11,9 +11,14 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from diffdeid.engine.consent import Kept
 from diffdeid.engine.faces import Engine, StandIn, guarded
 from diffdeid.engine.frames import Appearance
+from diffdeid.engine.pictures import seed_of
+from diffdeid.engine.watch import Watch
 from diffdeid.errors import DiffDeIDError
+from diffdeid.geometry.landmarks import frontality
+from diffdeid.geometry.pixels import on_host
 from diffdeid.options import VideoOptions
 from diffdeid.stages.detect import why_covered
 from diffdeid.structures import Covered, Face, FaceBatch, FaceJob
@@ -24,6 +29,7 @@ from diffdeid.temporal.track import Sighting, State, Track, likeness
 EARLY = 2.0  # seconds of a track, not counting those in which a head looks aside, in which its best view is looked for
 ASIDE = 0.01  # least `frontality` of a view that shows more than a head that looks aside
 BETTER = 1.1  # by which factor a view must be better to take the place of the best one
+DOUBTFUL = "not seen clearly enough, or for too long, to stay"
 REMEMBERED, REMEMBERED_TRACKS = 32, 4  # people of a stream who are known again and kept apart, and tracks of each
 
 logger = logging.getLogger(__name__)
@@ -38,12 +44,16 @@ class Person:
         tracks: where they are.
         embedding: `(1, 128)` mean of their z_id.
         stand_in: who takes their place, or why nobody can.
+        candidate: which of those who can be drawn for them, from 0.
+        kept: why they stay as they are instead, `None` when they do not.
     """
 
     number: int
     tracks: list[Track]
     embedding: Tensor | None = None
     stand_in: StandIn | Covered = Covered("no frame shows the face well enough")
+    candidate: int = 0
+    kept: Kept | None = None
 
 
 @dataclass(frozen=True)
@@ -54,13 +64,25 @@ class Presence:
         person: who it is.
         state: how the face was seen.
         face: with smoothed landmarks.
-        entry: its appearance, or why it is covered.
+        entry: its appearance, why it is covered, or why it stays.
     """
 
     person: Person
     state: State
     face: Face
-    entry: Appearance | Covered
+    entry: Appearance | Covered | Kept
+
+    def summary(self) -> bytes:
+        """All that what is shown of the face depends on, but for the picture and for whom the same seed gives everybody."""
+        who, face, role = self.person, self.face, self.entry
+        reason = role.reason if isinstance(role, Covered) else None
+        said = [repr((who.number, who.candidate, self.state, face.doubt, reason, isinstance(role, Kept))).encode()]
+        said += [part.tobytes() for part in (face.box, face.landmarks, face.iris) if part is not None]
+        if isinstance(role, Appearance):
+            cast = role.stand_in
+            seen = [role.embedding, cast.identity.embedding, cast.identity.shape, cast.coefficients.pack()]
+            said += [on_host(part.float()).tobytes() for part in seen]
+        return b"".join(said)
 
 
 class People:
@@ -71,10 +93,11 @@ class People:
         options: of the video.
         seed: of all randomness.
         rate: frames a second.
+        watch: tells who stays; nobody does without one.
     """
 
-    def __init__(self, engine: Engine, options: VideoOptions, seed: int, rate: float):
-        self.engine, self.options, self.seed, self.rate = engine, options, seed, rate
+    def __init__(self, engine: Engine, options: VideoOptions, seed: int, rate: float, watch: Watch | None = None):
+        self.engine, self.options, self.seed, self.rate, self.watch = engine, options, seed, rate, watch
         self.everybody: list[Person] = []
         self._filters: dict[Track, TemporalFilter] = {}  # of the tracks of the last frame
         self._owners: dict[Track, Person] = {}
@@ -108,28 +131,57 @@ class People:
         if track in self._views:
             self._spool.release(self._views.pop(track))
 
-    def owner(self, track: Track) -> Person:
-        """Whose track it is: somebody known who looks alike and is not in the same frames, else somebody new."""
+    def assign(self, track: Track, number: int) -> Person:
+        """Say whose track it is, before anybody is asked; gives that person."""
+        person = next((one for one in self.everybody if one.number == number), None)
+        if person is None:
+            person = Person(number, [])
+            self.everybody.append(person)
+            self._count = max(self._count, number)
+        person.tracks.append(track)
+        self._owners[track] = person
+        return person
+
+    def belongs(self, track: Track) -> Person:
+        """Whose track it is: somebody known who looks alike and is not in the same frames, else somebody new.
+
+        Nobody who stays is the same as somebody who does not.
+        """
         if track not in self._owners:
-            alike = {
-                person: likeness(track.embeddings, [one for other in person.tracks for one in other.embeddings])
-                for person in self.everybody
-                if not any(track.meets(other) for other in person.tracks)
-            }
-            person = max(alike, key=alike.get, default=None)
-            if person is None or alike[person] < 1 - self.engine.identity_limit:
+            kept = None if self.watch is None else self.watch.kept(track)
+            person = self._known(track, kept)
+            if person is None:
                 self._count += 1
-                person = Person(self._count, [])
+                person = Person(self._count, [], kept=kept)
                 self.everybody.append(person)
+            elif kept is not None:
+                person.kept = min(kept, person.kept, key=lambda one: one.margin)
             person.tracks.append(track)
             self._owners[track] = person
-        person = self._owners[track]
+        return self._owners[track]
+
+    def owner(self, track: Track) -> Person:
+        """Whose track it is; somebody stands in for that person from the first track on that shows them well."""
+        person = self.belongs(track)
         if track in self._views:
             view = self._spool.load(self._views[track])
             self._drop_view(track)
-            if isinstance(person.stand_in, Covered):
-                self._cast(person, view)
+            if isinstance(person.stand_in, Covered) and (person.kept is None or self.watch is None):
+                self._cast(person, view)  # of a list, those who stay as well: so others get whom they would have got
         return person
+
+    def _known(self, track: Track, kept: Kept | None) -> Person | None:
+        """Whose track it is among those known: where somebody stays by name, theirs of this name."""
+        like = [person for person in self.everybody if (person.kept is None) == (kept is None)]
+        if kept is not None and kept.person is not None:
+            return next((person for person in like if person.kept.person == kept.person), None)
+        alike = {
+            person: likeness(track.embeddings, [one for other in person.tracks for one in other.embeddings])
+            for person in like
+            if not any(track.meets(other) for other in person.tracks)
+        }
+        person = max(alike, key=alike.get, default=None)
+        return None if person is None or alike[person] < 1 - self.engine.identity_limit else person
 
     def _cast(self, person: Person, view: FaceBatch) -> None:
         """Find who stands in for a person, and does not look like anybody else of the video or their stand-ins."""
@@ -138,10 +190,13 @@ class People:
         person.embedding = F.normalize(seen.mean(0, keepdim=True), dim=1)
         others = [one for one in self.everybody if isinstance(one.stand_in, StandIn) and one is not person]
         taken = [part for other in others for part in (other.embedding, other.stand_in.identity.embedding)]
+        staying = [one for other in self.everybody if other.kept for track in other.tracks for one in track.embeddings]
+        taken += [torch.from_numpy(np.stack(staying)).to(view.embedding)] if staying and self.watch is not None else []
         known = torch.cat([person.embedding, seen]), torch.cat(taken) if taken else None
+        seed = seed_of(self.seed, person.number, person.candidate)
 
         def find(views: Sequence[FaceBatch]) -> list[StandIn | Covered]:
-            return [self.engine.cast(one, *known, self.options, self.seed + person.number) for one in views]
+            return [self.engine.cast(one, *known, self.options, seed) for one in views]
 
         (person.stand_in,) = guarded(find, [view])
 
@@ -154,6 +209,10 @@ class People:
         found, filters = [], {}  # filters see covers too: a face does not flash up between them
         for track in tracks:
             person, sighting = self.owner(track), track.smoothed(frame)
+            if person.kept is not None:
+                entry = person.kept if self.stays(track, frame) else Covered(DOUBTFUL)
+                found.append(Presence(person, sighting.state, sighting.face, entry))
+                continue
             reason = self._why_covered(person, sighting, frame)
             if reason is None or track in self._filters:
                 filters[track] = self._filters.get(track) or TemporalFilter(self.rate)
@@ -165,6 +224,10 @@ class People:
             found.append(Presence(person, sighting.state, sighting.face, entry))
         self._filters = filters
         return found
+
+    def stays(self, track: Track, frame: int) -> bool:
+        """Whether the face of a track is left as it is in a frame. Where nobody watches, somebody has said so."""
+        return self.owner(track).kept is not None and (self.watch is None or self.watch.trusts(track, frame))
 
     def refuse_gaps(self, tracks: Sequence[Track]) -> None:
         """Raise `DiffDeIDError` where a face was lost in any frame so far and `on_miss` is "error"."""
@@ -212,12 +275,3 @@ def view_quality(landmarks: np.ndarray) -> float:
     """How well a view of `(468, 3)` landmarks in the picture shows who somebody is: large, and seen from the front."""
     width, height = (np.hypot(*(landmarks[one] - landmarks[other])[:2]) for one, other in ((454, 234), (152, 10)))
     return float(min(max(width, height), 200) * frontality(landmarks))
-
-
-def frontality(landmarks: np.ndarray) -> float:
-    """How frontally a face with `(468, 3)` landmarks is seen, 1 at best; .06 where the tip of the nose lies before a cheek."""
-    nose, *cheeks = landmarks[[1, 234, 454], :2]
-    across = cheeks[1] - cheeks[0]
-    place = (nose - cheeks[0]) @ across / max(across @ across, 1e-6)  # of the nose on the way from cheek to cheek
-    sides = sorted([place, 1 - place])
-    return float(((1 + sides[0] / sides[1]) / 2) ** 4)

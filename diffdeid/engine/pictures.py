@@ -12,7 +12,6 @@ from torch import Tensor
 from diffdeid.engine.faces import Engine
 from diffdeid.options import DeidentifyOptions
 from diffdeid.stages.compose import compose
-from diffdeid.stages.denoise import NO_CALLBACKS, Callbacks
 from diffdeid.stages.detect import why_covered
 from diffdeid.structures import Covered, Face, FaceJob, NewIdentity, Outcome
 
@@ -68,14 +67,16 @@ def draw_seeds(generator: torch.Generator | None, count: int) -> list[int]:
     return torch.randint(2**62, (count,), generator=generator, device=generator.device).tolist()
 
 
+def seed_of(seed: int, number: int, candidate: int = 0) -> int:
+    """The seed of a face of a picture, or of a person of a video, by that of the result. No other face depends on `candidate`."""
+    return seed + number + (candidate << 21)  # numbers are smaller, see `face_lists.MOST`
+
+
 @torch.no_grad()
 def deidentify_pictures(
-    engine: Engine, jobs: Sequence[PictureJob], options: DeidentifyOptions, callbacks: Callbacks = NO_CALLBACKS
+    engine: Engine, jobs: Sequence[PictureJob], options: DeidentifyOptions
 ) -> Iterator[list[tuple[np.ndarray, dict[int, Outcome]]]]:
     """De-identify pictures; their faces share batches.
-
-    Args:
-        callbacks: what is called meanwhile.
 
     Returns:
         For each picture, and each of its seeds, the result and what became of its faces.
@@ -86,14 +87,14 @@ def deidentify_pictures(
     ]
     faces = [
         FaceJob(
-            job.picture, job.faces[number], job.faces, [seed + number for seed in job.seeds],
+            job.picture, job.faces[number], job.faces, [seed_of(seed, number) for seed in job.seeds],
             job.coefficients.get(number), job.identities.get(number),
         )
         for job, its_problems in zip(jobs, problems, strict=True)
         for number, problem in its_problems.items()
         if problem is None
     ]  # fmt: skip
-    made = engine.deidentify(faces, options, callbacks)
+    made = engine.deidentify(faces, options)
     for job, its_problems in zip(jobs, problems, strict=True):
         outcomes = {
             number: next(made) if problem is None else [Covered(problem)] * len(job.seeds)

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass, field, replace
+from itertools import groupby
 from typing import Any, Literal
 
 import numpy as np
 
+from diffdeid.engine.consent import Kept
 from diffdeid.engine.faces import StandIn
 from diffdeid.structures import Covered, Face, Outcome, Replaced
 
@@ -18,12 +21,15 @@ class FaceReport:
     Attributes:
         box: x0, y0, x1, y1 in picture pixels.
         landmarks: `(468, 3)` in picture pixels, `None` where they could not be placed.
-        method: "diffusion", or the cover that hides the face: "fill", "solid", "mosaic", "blur".
+        method: "diffusion", or the cover that hides the face: "fill", "solid", "mosaic", "blur"; "kept" where it stays on
+            purpose.
         level: the level whose bound the new identity keeps, at most the one asked for (which it is where an identity was given);
             `None` for a cover.
         identity_distance: 1 - cosine between source and result by the recogniser, `None` for a cover.
         attempts: identities tried.
         reason: why the face was covered instead of de-identified, else `None`.
+        person: whose face stays, by the name of a `Consent`; `None` for all others, and where everybody but some people stays.
+        margin: by how much a face that stays is on the right side of the limit, 1 - cosine, else `None`.
     """
 
     box: tuple[float, float, float, float]
@@ -33,14 +39,25 @@ class FaceReport:
     identity_distance: float | None
     attempts: int
     reason: str | None = None
+    person: str | None = None
+    margin: float | None = None
 
     @classmethod
-    def of(cls, face: Face, outcome: Outcome, fallback: str) -> FaceReport:
+    def of(cls, face: Face, outcome: Outcome | Kept, fallback: str) -> FaceReport:
         """What the outcome says, for a face that is covered by `fallback` if it had to be."""
         where = tuple(face.box.tolist()), face.landmarks
+        if isinstance(outcome, Kept):
+            return cls(*where, "kept", None, None, 0, None, outcome.person, outcome.margin)
         if isinstance(outcome, Replaced):
             return cls(*where, "diffusion", outcome.identity.level, outcome.identity_distance, outcome.attempts)
         return cls(*where, fallback, None, None, outcome.attempts, outcome.reason)
+
+
+def ranges(frames: Sequence[int]) -> list[tuple[int, int]]:
+    """Frames in their order as ranges, first and last one included."""
+    groups = groupby(enumerate(frames), lambda pair: pair[1] - pair[0])
+    spans = [[frame for _, frame in group] for _, group in groups]
+    return [(span[0], span[-1]) for span in spans]
 
 
 @dataclass
@@ -49,7 +66,8 @@ class PersonReport:
 
     Attributes:
         number: in order of appearance, from 1.
-        method: "diffusion", or, for somebody who is covered throughout, the cover: "fill", "solid", "mosaic", "blur".
+        method: "diffusion"; for somebody who is covered throughout, the cover: "fill", "solid", "mosaic", "blur"; "kept" for
+            somebody who stays on purpose.
         level: the level whose bound the new identity keeps, at most the one asked for; `None` for a cover.
         identity_distance: the smallest 1 - cosine between source and result of all frames, `None` for a cover.
         attempts: identities tried.
@@ -57,6 +75,9 @@ class PersonReport:
         found: frames in which the face was found and rendered.
         interpolated: frames in which it was lost, and rendered between frames in which it was found.
         covered: frames in which it, or the place where it may be, was covered.
+        kept: frames in which it stays as it is.
+        person: who stays, by the name of a `Consent`; `None` for all others, and where everybody but some people stays.
+        margin: by how much somebody who stays is on the right side of the limit, 1 - cosine, else `None`.
     """
 
     number: int
@@ -68,12 +89,24 @@ class PersonReport:
     found: list[tuple[int, int]] = field(default_factory=list)
     interpolated: list[tuple[int, int]] = field(default_factory=list)
     covered: list[tuple[int, int]] = field(default_factory=list)
+    kept: list[tuple[int, int]] = field(default_factory=list)
+    person: str | None = None
+    margin: float | None = None
 
     @classmethod
     def stored(cls, values: dict[str, Any]) -> PersonReport:
         """A report that was kept as JSON, which knows no tuples."""
-        ranges = {name: [tuple(one) for one in values[name]] for name in ("found", "interpolated", "covered")}
+        ranges = {name: [tuple(one) for one in values[name]] for name in ("found", "interpolated", "covered", "kept")}
         return cls(**values | ranges)
+
+    def joined(self, later: PersonReport) -> PersonReport:
+        """A report of what happened up to the end of a later one."""
+        spans = {}
+        for name in ("found", "interpolated", "covered", "kept"):
+            frames = [frame for first, last in (*getattr(self, name), *getattr(later, name)) for frame in range(first, last + 1)]
+            spans[name] = ranges(frames)
+        distances = [one.identity_distance for one in (self, later) if one.identity_distance is not None]
+        return replace(later, identity_distance=min(distances, default=None), reason=later.reason or self.reason, **spans)
 
     def cast(self, stand_in: StandIn | Covered) -> None:
         """Enter who stands in for the person, or why nobody does, which leaves `method` at the cover."""
@@ -83,14 +116,19 @@ class PersonReport:
         elif self.method != "diffusion":
             self.method, self.level, self.reason = "diffusion", stand_in.identity.level, None
 
-    def add(self, frame: int, state: Literal["found", "interpolated", "lost"], outcome: Outcome) -> None:
+    def keep(self, kept: Kept) -> None:
+        """Enter that the person stays."""
+        self.method, self.person, self.margin = "kept", kept.person, kept.margin
+
+    def add(self, frame: int, state: Literal["found", "interpolated", "lost"], outcome: Outcome | Kept) -> None:
         """Enter how a face was seen in a frame and what became of it; frames come in their order."""
-        ranges = self.covered if isinstance(outcome, Covered) else getattr(self, state)
+        what = {Covered: "covered", Kept: "kept"}.get(type(outcome), state)
+        ranges = getattr(self, what)
         if ranges and ranges[-1][1] >= frame - 1:
             ranges[-1] = (ranges[-1][0], frame)
         else:
             ranges.append((frame, frame))
         if isinstance(outcome, Covered):
             self.reason = outcome.reason if self.method == "diffusion" or self.reason is None else self.reason
-        else:
+        elif isinstance(outcome, Replaced):
             self.identity_distance = min(outcome.identity_distance, self.identity_distance or outcome.identity_distance)

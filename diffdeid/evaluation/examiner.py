@@ -82,6 +82,11 @@ class Examiner:
     """
 
     def __init__(self, model: str | Path, evaluators: str | Path, recognisers: Sequence[Path] = ()):
+        if not Path(evaluators).is_dir():
+            raise AssetNotFoundError(
+                f"The evaluation needs networks that judge, and there is no folder `{evaluators}`: packages come without them. "
+                "Pass the folder `weights/evaluators` of a clone, on the command line as `--evaluators`."
+            )
         self.analyser = FaceAnalyserModel.from_pretrained(model, subfolder="face_analyser")
         self.filter = FaceRecognitionModel.from_pretrained(model, subfolder="face_recognition").float().eval()
         self.head = MorphableModel.from_pretrained(model, subfolder="morphable_model").float()

@@ -1,6 +1,7 @@
 """What `diffdeid evaluate` shows: a table for the terminal, files for other programs, and a page for people.
 
-The page shows source faces: it is for those who may see them. It needs `pip install "diffdeid[evaluate]"`, the rest does not.
+The page begins with the few numbers that matter, goes on with plots and faces, and ends with all numbers. It shows source faces:
+it is for those who may see them. It needs `pip install "diffdeid[evaluate]"`, the rest does not.
 """
 
 from __future__ import annotations
@@ -20,6 +21,7 @@ import numpy as np
 from PIL import Image
 
 from diffdeid.errors import ConfigurationError
+from diffdeid.evaluation.answers import ALARM, UNKNOWN, answers, format_numbers
 from diffdeid.evaluation.examiner import FILTER
 from diffdeid.evaluation.structures import Block, Evaluation, ExaminedPair, Metric, Scores, in_percent
 from diffdeid.io.files import write_whole
@@ -27,7 +29,7 @@ from diffdeid.io.files import write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-UNKNOWN, ALARM, MARK = "–", "!", "†"
+MARK = "†"
 NOTES = {
     "[a, b]": "95 % bootstrap interval",
     "chance": "what a method gets that gives nothing away",
@@ -36,7 +38,6 @@ NOTES = {
     ALARM: "identity leaks, or a face was missed",
     MARK: "used by the method itself to accept results; not independent evidence",
 }
-# Begin the names of shares.
 NEAREST = 8  # pictures in the row of the worst
 GRIDS = ((160, 24), (128, 24), (96, 24), (72, 16), (56, 8))  # side of a crop and people a method, until they fit
 GRID_BYTES = 4_000_000  # as base64, so that a phone still opens the page, figures and all
@@ -78,6 +79,20 @@ def to_json(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
             metrics.append(asdict(metric) | numbers | {"independent": f"[{FILTER}]" not in metric.name})
         methods.append({"method": evaluation.method, "pictures": len(evaluation.pairs), "metrics": metrics})
     return methods
+
+
+def from_json(methods: Sequence[dict[str, Any]]) -> list[Evaluation]:
+    """The inverse of `to_json`, but for the pictures."""
+
+    def number(value: float | str | None) -> float:
+        return math.nan if value is None else float(value)
+
+    def metric(row: dict[str, Any]) -> Metric:
+        interval = row["interval"] and (number(row["interval"][0]), number(row["interval"][1]))
+        known = {name: row[name] for name in ("block", "name", "unit", "chance", "alarm", "floor")}
+        return Metric(value=number(row["value"]), interval=interval, **known)
+
+    return [Evaluation(method["method"], [metric(row) for row in method["metrics"]]) for method in methods]
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
@@ -146,6 +161,7 @@ def _page(title: str, evaluations: list[Evaluation], figures: Iterable[tuple[str
     return environment.get_template("report.html.jinja").render(
         title=title,
         methods=[evaluation.method for evaluation in evaluations],
+        answers=answers(evaluations),
         rows=[row for row in rows if row.block != "cost"],
         costs=[row for row in rows if row.block == "cost"],
         notes=NOTES,
@@ -167,7 +183,7 @@ def _rows(evaluations: list[Evaluation]) -> list[Row]:
         metrics = [metrics.get((block, name), Metric(block, name, math.nan)) for metrics in found]
         cells = []
         for metric in metrics:
-            value, *bounds = _format([metric.value, *(metric.interval or ())], metric.unit)
+            value, *bounds = format_numbers([metric.value, *(metric.interval or ())], metric.unit)
             interval = f"[{', '.join(bounds)}]" if set(bounds) - {UNKNOWN} else ""
             cells.append((ALARM if metric.alarm else "", value, interval))
         chance, floor = (_range([getattr(metric, side) for metric in metrics], keys[block, name]) for side in ("chance", "floor"))
@@ -179,22 +195,8 @@ def _rows(evaluations: list[Evaluation]) -> list[Row]:
 def _range(values: Sequence[float | None], unit: str) -> str:
     """The smallest and the largest of those that are known, or the one that they all are; empty for none."""
     known = [value for value in values if value is not None]
-    least, most = _format([min(known), max(known)], unit) if known else ("", "")
+    least, most = format_numbers([min(known), max(known)], unit) if known else ("", "")
     return least if least == most else f"{least} … {most}"
-
-
-def _format(values: Sequence[float], unit: str = "") -> list[str]:
-    """With as many decimals as show three digits of the largest, but no more than are of use; counts with none."""
-    sizes = [abs(value) for value in values if math.isfinite(value)]
-    largest = max(sizes, default=0)
-    decimals = max(0, 2 - math.floor(math.log10(largest))) if largest else 1
-    if unit == "%":
-        decimals = min(decimals, 1 if largest == 0 or largest >= 0.1 else 2)
-    elif all(size == int(size) for size in sizes):
-        decimals = 0
-    else:
-        decimals = min(decimals, 3 if largest >= 0.01 else 4)
-    return [UNKNOWN if math.isnan(value) else f"{value:.{decimals}f}".replace("inf", "∞") for value in values]
 
 
 def _json_number(value: float | None) -> float | str | None:
@@ -248,7 +250,7 @@ def _card(pair: ExaminedPair, side: int) -> dict[str, Any]:
     both = [np.asarray(Image.fromarray(crop).resize((side, side), Image.Resampling.LANCZOS)) for crop in pair.crops]
     encoded = io.BytesIO()
     Image.fromarray(np.concatenate(both, axis=1)).save(encoded, "JPEG", quality=80)
-    numbers = {_marked(name): _format([value])[0] for name, value in pair.numbers.items()}
+    numbers = {_marked(name): format_numbers([value])[0] for name, value in pair.numbers.items()}
     return {"name": pair.name, "found": pair.result.found, "uri": _data_uri(encoded, "jpeg"), "side": side, "numbers": numbers}
 
 

@@ -10,10 +10,12 @@ from contextlib import ExitStack
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
+from typing import Literal
 
 from torch import nn
 
 from diffdeid.errors import ConfigurationError
+from diffdeid.evaluation import hifd
 from diffdeid.evaluation.adversary import Adversary
 from diffdeid.evaluation.clips import evaluate_clip
 from diffdeid.evaluation.compare import compare
@@ -127,10 +129,12 @@ def evaluate_methods(
     return evaluations
 
 
-def publish(evaluations: list[Evaluation], report: Path | None, as_json: bool) -> str:
-    """Write the report, if one is asked for, and give what to print."""
+def publish(evaluations: list[Evaluation], report: Path | None, as_json: bool, export: Literal["hifd"] | None = None) -> str:
+    """Write the report, if one is asked for, and predictions for another package into it; give what to print."""
     if report is not None:
         write_report(report, "De-identification, measured", evaluations)
+        if export == "hifd":
+            hifd.export(report / "hifd", evaluations)
     return json.dumps(to_json(evaluations), allow_nan=False) if as_json else table(evaluations)
 
 

@@ -13,6 +13,11 @@ def intersection_over_union(box: np.ndarray, other: np.ndarray) -> float:
     return float(shared / (_area(box) + _area(other) - shared))
 
 
+def part_inside(box: np.ndarray, other: np.ndarray) -> float:
+    """How much of a box lies in another one, 0…1."""
+    return float(_shared_area(box, other) / max(_area(box), 1e-6))
+
+
 def bounding_box(points: np.ndarray) -> np.ndarray:
     """The box of `(N, 2+)` points, float32."""
     return np.concatenate([points[:, :2].min(axis=0), points[:, :2].max(axis=0)]).astype(np.float32)

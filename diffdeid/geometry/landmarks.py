@@ -19,3 +19,12 @@ def lip_gap(landmarks: np.ndarray) -> float:
     """The distance between the middles of the lips, in the units of the landmarks `(468, 2+)`."""
     upper, lower = landmarks[[UPPER_LIP_INNER[4], LOWER_LIP_INNER[4]], :2]
     return float(np.linalg.norm(upper - lower))
+
+
+def frontality(landmarks: np.ndarray) -> float:
+    """How frontally a face with `(468, 3)` landmarks is seen, 1 at best; .06 where the tip of the nose lies before a cheek."""
+    nose, *cheeks = landmarks[[1, 234, 454], :2]
+    across = cheeks[1] - cheeks[0]
+    place = (nose - cheeks[0]) @ across / max(across @ across, 1e-6)  # of the nose on the way from cheek to cheek
+    sides = sorted([place, 1 - place])
+    return float(((1 + sides[0] / sides[1]) / 2) ** 4)

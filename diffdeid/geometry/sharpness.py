@@ -35,6 +35,18 @@ def soften(faces: Tensor, sources: Tensor, depths: Tensor) -> Tensor:
     return softened
 
 
+def relative_detail(pictures: Tensor, depths: Tensor) -> Tensor:
+    """The detail of faces in pictures `(B, 3, S, S)`, `(B,)`, in parts of the contrast of the face: .08 and more of sharp ones.
+
+    `depths` is as for `soften`.
+    """
+    inside = (depths > INSIDE * depths.shape[-1]).float()
+    light, count = pictures.mean(dim=1, keepdim=True), inside.sum(dim=(1, 2, 3), keepdim=True)
+    mean = (light * inside).sum(dim=(1, 2, 3), keepdim=True) / count
+    contrast = ((light - mean).square() * inside).sum(dim=(1, 2, 3), keepdim=True) / count
+    return _detail(pictures, inside) / contrast.sqrt().flatten()
+
+
 def _as_detailed(faces: Tensor, inside: Tensor, wanted: Tensor, size: int) -> Tensor:
     """Faces blurred until they have the detail that is wanted, `(B,)`, between two of `BLURS`."""
     versions = torch.stack([_blurred(faces, blur * size / 256) for blur in BLURS])

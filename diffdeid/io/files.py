@@ -5,22 +5,42 @@ from __future__ import annotations
 import hashlib
 import os
 import secrets
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import BinaryIO
 
-from diffdeid.errors import VideoError
+from diffdeid.errors import VerificationError, VideoError
+
+Check = Callable[[Path], None]  # of a file that is finished but has no name yet; raises `VerificationError`
 
 
-def write_whole(path: Path, content: bytes | memoryview, overwrite: bool = True) -> None:
-    """Write a file that appears complete or not at all; raise `FileExistsError` where one is there and must stay."""
+def write_whole(path: Path, content: bytes | memoryview, overwrite: bool = True, check: Check | None = None) -> None:
+    """Write a file that appears complete, and has passed its `check`, or not at all.
+
+    Raises:
+        FileExistsError: one is there and must stay.
+        VerificationError: it did not pass; one that was there stays.
+    """
     temporary = temporary_name(path, ".tmp")
     try:
         with temporary.open("xb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())
+        pass_check(check, temporary, path)
         put(temporary, path, overwrite)
     finally:
         temporary.unlink(missing_ok=True)
+
+
+def pass_check(check: Check | None, temporary: Path, path: Path) -> None:
+    """Check a file that is to be named `path`; the error names it."""
+    try:
+        if check is not None:
+            check(temporary)
+    except VerificationError as error:
+        raise VerificationError(f"`{path}` was not written, for it did not pass the check: {error}.") from error
 
 
 def temporary_name(path: Path, suffix: str) -> Path:
@@ -30,7 +50,7 @@ def temporary_name(path: Path, suffix: str) -> Path:
 
 def taken(path: Path) -> str:
     """What is said of a file that is there and was not to be replaced."""
-    return f"`{path}` exists. Pass `--overwrite` (`overwrite=True`) to replace it."
+    return f"`{path}` exists. Pass `--existing replace` to replace it (in Python, `overwrite=True`)."
 
 
 def put(temporary: Path, path: Path, overwrite: bool) -> None:
@@ -50,6 +70,15 @@ def put(temporary: Path, path: Path, overwrite: bool) -> None:
                 raise
             return
     os.replace(temporary, path)
+
+
+def fingerprint(file: Path | BinaryIO) -> str:
+    """A hash of the content of a file."""
+    if isinstance(file, Path):
+        with file.open("rb") as opened:
+            return fingerprint(opened)
+    file.seek(0)
+    return hashlib.file_digest(file, partial(hashlib.blake2b, digest_size=16)).hexdigest()
 
 
 class HeldFile:
@@ -87,8 +116,7 @@ class HeldFile:
             raise self._changed()
 
     def _hash(self) -> str:
-        self._file.seek(0)
-        return hashlib.file_digest(self._file, "blake2b").hexdigest()
+        return fingerprint(self._file)
 
     def _changed(self) -> VideoError:
         return VideoError(f"`{self.path}` changed while it was read, so faces may have been missed. No output was made.")

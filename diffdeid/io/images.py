@@ -20,7 +20,8 @@ import torch
 from PIL import Image, ImageCms, UnidentifiedImageError
 
 from diffdeid.errors import ImageError
-from diffdeid.io.files import taken, write_whole
+from diffdeid.io.files import Check, fingerprint, taken, write_whole
+from diffdeid.io.jpeg import ORIENTATION, UPRIGHT, encode_like
 
 # Formats worth writing, and how: (Pillow's name, options, can hold alpha).
 _JPEG = ("JPEG", {"quality": 95, "subsampling": "4:4:4"}, False)
@@ -30,7 +31,7 @@ _ENCODERS = {
     ".jpg": _JPEG,
     ".jpeg": _JPEG,
     ".png": ("PNG", {}, True),
-    ".webp": ("WEBP", {"quality": 95}, True),
+    ".webp": ("WEBP", {"quality": 95, "exact": True}, True),  # exact: colours under transparent pixels are those we checked
     ".tif": _TIFF,
     ".tiff": _TIFF,
     ".bmp": ("BMP", {}, False),
@@ -42,17 +43,6 @@ warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # la
 _READABLE = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"]  # few parsers, few ways to attack one
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _STILLS_WITH_EXTRAS = ["MPO", "HEIF"]  # photos that carry depth or gain maps as further frames: the first frame is the photo
-
-_ORIENTATION = 0x0112
-_UPRIGHT = {
-    2: Image.Transpose.FLIP_LEFT_RIGHT,
-    3: Image.Transpose.ROTATE_180,
-    4: Image.Transpose.FLIP_TOP_BOTTOM,
-    5: Image.Transpose.TRANSPOSE,
-    6: Image.Transpose.ROTATE_270,
-    7: Image.Transpose.TRANSVERSE,
-    8: Image.Transpose.ROTATE_90,
-}
 
 
 @dataclass(frozen=True)
@@ -91,17 +81,40 @@ def read_image(path: str | Path) -> Picture:
         return _read(path, file, formats)
 
 
+def read_with_fingerprint(path: Path) -> tuple[Picture, str]:
+    """A picture file and the fingerprint of its content; raise `ImageError` where that changes meanwhile."""
+    try:
+        before = fingerprint(path)
+    except OSError as error:
+        raise ImageError(f"Cannot read `{path}`: {error.strerror}.") from error
+    picture = read_image(path)
+    if fingerprint(path) != before:
+        raise ImageError(f"`{path}` changed while it was read. Leave it alone meanwhile.")
+    return picture, before
+
+
 def write_image(
     path: str | Path,
     image: Image.Image,
     alpha: Image.Image | None = None,
     icc_profile: bytes | None = None,
     overwrite: bool = False,
+    check: Check | None = None,
+    source: str | Path | None = None,
 ) -> None:
     """Write the pixels of `image`, and nothing else but `alpha` and `icc_profile`, in the format that the suffix names.
 
     The file appears complete or not at all, and an existing one is replaced only with `overwrite`. JPEG and HEIC are written
     without chroma subsampling; BMP drops the colour profile, which it cannot hold.
+
+    Args:
+        image: of any mode. It is written in 8-bit RGB.
+        check: called with the finished file before it gets its name; an error in it leaves no file.
+        source: the file that `image` was made from. Where both are JPEGs, the new one has the quality and the sampling of the
+            source, is grey if that is, and has its blocks wherever no pixel changed, see `io.jpeg`.
+
+    Raises:
+        ImageError: the file exists, or cannot be written as asked; or the source cannot be read.
     """
     path = Path(path)
     check_writable(path, alpha is not None, overwrite)
@@ -111,10 +124,13 @@ def write_image(
     pixels = Image.fromarray(np.asarray(image.convert("RGB")))  # a new image has no `info` that an encoder could write
     if alpha is not None:
         pixels.putalpha(alpha)
-    encoded = io.BytesIO()
     try:
-        pixels.save(encoded, format=file_format, icc_profile=icc_profile, **options)
-        write_whole(path, encoded.getbuffer(), overwrite)
+        content = None if source is None or file_format != "JPEG" else encode_like(Path(source), pixels, icc_profile)
+        if content is None:
+            encoded = io.BytesIO()
+            pixels.save(encoded, format=file_format, icc_profile=icc_profile, **options)
+            content = encoded.getbuffer()
+        write_whole(path, content, overwrite, check)
     except FileExistsError as error:  # somebody wrote it meanwhile
         raise ImageError(taken(path)) from error
     except (OSError, ValueError) as error:
@@ -180,7 +196,7 @@ def _read(path: Path, file: BinaryIO, formats: list[str]) -> Picture:
 def _decode(image: Image.Image) -> tuple[Image.Image, Image.Image | None, bytes | None]:
     """Upright RGB, alpha and colour profile of a loaded picture of any mode."""
     icc_profile = image.info.get("icc_profile")
-    transpose = _UPRIGHT.get(image.getexif().get(_ORIENTATION))
+    transpose = UPRIGHT.get(image.getexif().get(ORIENTATION))
     if transpose is not None:
         image = image.transpose(transpose)
     if image.mode.startswith("I;16"):

@@ -112,7 +112,7 @@ class VideoReader:
                 time = number / self.rate if frame.pts is None else frame.pts * frame.time_base
                 if self.end is not None and time - offset >= self.end:
                     return
-                if time - offset >= (self.start or 0):
+                if not self.start or time - offset >= self.start:  # some say that they begin later than their first frame
                     yield time, frame
         except (av.FFmpegError, OSError) as error:
             raise VideoError(

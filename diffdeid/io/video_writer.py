@@ -7,9 +7,9 @@ comes along only when asked for. Times of frames are kept, so that a varying fra
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator
 from contextlib import suppress
 from fractions import Fraction
+from math import lcm
 from pathlib import Path
 
 import av
@@ -17,11 +17,14 @@ import numpy as np
 from av.video.reformatter import Colorspace
 
 from diffdeid.errors import VideoError
-from diffdeid.io.files import put, taken, temporary_name
+from diffdeid.io.files import Check, pass_check, put, taken, temporary_name
+from diffdeid.io.sound import SoundCopy
 from diffdeid.io.video_reader import Frame
 from diffdeid.options import FileOptions
 
 _CODECS = {".m4v": "libx264", ".mkv": "libx264", ".mov": "libx264", ".mp4": "libx264", ".webm": "libvpx-vp9"}  # what we write
+_TAKES_ODD_SIDES = {"libvpx-vp9"}
+_TICKS, _MOST_TICKS = 90_000, 10_000_000  # to write down times, a second
 _BT709 = 1  # the number of its matrix, primaries and transfer function in H.273
 
 
@@ -33,11 +36,13 @@ class VideoWriter:
         rate: frames a second, on average.
         sample_aspect_ratio: width of a pixel by its height.
         sound: file whose sound is to be copied, `None` for no sound.
+        distort: disguise voices, see `io.sound`.
         origin: seconds in `sound` at which the first frame is shown.
         codec: FFmpeg's name of an encoder; `None` for H.264, in WebM VP9.
         crf: constant rate factor: quality, lower is better and larger.
         preset: FFmpeg's name of a trade of time for size; `None` for the encoder's own.
         overwrite: replace an existing file.
+        check: called with the finished file before it gets its name; an error in it leaves no file.
 
     Attributes:
         notes: what had to be changed in the pictures, in words.
@@ -53,17 +58,20 @@ class VideoWriter:
         sample_aspect_ratio: Fraction = Fraction(1),
         sound: Path | None = None,
         origin: Fraction = Fraction(0),
+        distort: bool = False,
         codec: str | None = None,
         crf: int = FileOptions.crf,
         preset: str | None = None,
         overwrite: bool = False,
+        check: Check | None = None,
     ):
         self.path = Path(path)
         check_video_writable(self.path, overwrite)
         self.codec = codec or _CODECS[self.path.suffix.lower()]
-        self.rate, self.sample_aspect_ratio, self.sound, self.origin = Fraction(rate), sample_aspect_ratio, sound, origin
+        self.rate, self.sample_aspect_ratio = Fraction(rate), sample_aspect_ratio
+        self.sound, self.origin, self.distort = sound, origin, distort
         self.options = {"crf": str(crf)} | ({} if preset is None else {"preset": preset})
-        self.overwrite, self._temporary = overwrite, temporary_name(self.path, self.path.suffix)
+        self.check, self.overwrite, self._temporary = check, overwrite, temporary_name(self.path, self.path.suffix)
         self._stream = self._encoder = self._sound = None
         self._last, self._last_dts = Fraction(0), -(2**62)
         self.notes: list[str] = []
@@ -83,7 +91,7 @@ class VideoWriter:
         try:
             if self._stream is None:
                 self._start(frame.picture)
-            picture = av.VideoFrame.from_ndarray(_even(frame.picture), format="rgb24")
+            picture = av.VideoFrame.from_ndarray(self._sized(frame.picture), format="rgb24")
             picture = picture.reformat(format=self._stream.pix_fmt, dst_colorspace=Colorspace.ITU709)
             picture.time_base = self._stream.codec_context.time_base
             picture.pts = round(frame.time / picture.time_base)
@@ -114,7 +122,7 @@ class VideoWriter:
             raise VideoError(f"Cannot join `{part}` to `{self.path}`: {error}.") from error
 
     def _start(self, picture: np.ndarray) -> None:
-        height, width = _even(picture).shape[:2]
+        height, width = self._sized(picture).shape[:2]
         if (height, width) != picture.shape[:2]:
             self.notes.append(f"odd sides were made even: {width}×{height}")
         try:
@@ -123,16 +131,22 @@ class VideoWriter:
             raise VideoError(f"`{self.codec}` is no video encoder for `{self.path.suffix}` files here: {error}.") from error
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.sample_aspect_ratio = self.sample_aspect_ratio
-        stream.codec_context.time_base = Fraction(1, 90_000)
+        ticks = lcm(_TICKS, self.rate.numerator)  # a second; frames of a constant rate lie on them
+        stream.codec_context.time_base = Fraction(1, ticks if ticks <= _MOST_TICKS else _TICKS)
         stream.codec_context.flags |= av.codec.context.Flags.bitexact
         for name in ("colorspace", "color_primaries", "color_trc", "color_range"):
             setattr(stream.codec_context, name, _BT709)  # the number 1 also means limited range
         self._stream = self._encoder = stream
         self._open_sound()
 
+    def _sized(self, picture: np.ndarray) -> np.ndarray:
+        """The picture; its last row and column are repeated where sides are odd and the encoder stores colours for pairs."""
+        height, width = (0, 0) if self.codec in _TAKES_ODD_SIDES else picture.shape[:2]
+        return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
+
     def _open_sound(self) -> None:
         if self.sound is not None:
-            self._sound = _SoundCopy(self.sound, self._container, self.origin)
+            self._sound = SoundCopy(self.sound, self._container, self.origin, self.distort)
 
     def __exit__(self, kind: type | None, *_: object) -> None:
         try:
@@ -153,63 +167,11 @@ class VideoWriter:
             self._sound.copy(self._last + 1 / self.rate)
             self._sound.close()
         self._container.close()
+        pass_check(self.check, self._temporary, self.path)
         try:
             put(self._temporary, self.path, self.overwrite)
         except FileExistsError as error:  # somebody wrote it meanwhile
             raise VideoError(taken(self.path)) from error
-
-
-class _SoundCopy:
-    """Carries the sound tracks of a file over, packet by packet, as far as the pictures have come.
-
-    Tracks that the container cannot hold are encoded anew.
-    """
-
-    def __init__(self, path: Path, target: av.container.OutputContainer, origin: Fraction):
-        self.source, self.target, self.origin = av.open(str(path)), target, origin
-        self.streams: dict[int, tuple[av.audio.stream.AudioStream, av.AudioResampler | None]] = {}
-        for stream in self.source.streams.audio:
-            if stream.codec_context.name in target.supported_codecs:
-                self.streams[stream.index] = target.add_stream_from_template(stream), None
-            else:
-                encoded = target.add_stream(target.default_audio_codec, rate=stream.rate)
-                encoded.layout = stream.layout
-                resampler = av.AudioResampler(encoded.format, encoded.layout, encoded.rate)
-                self.streams[stream.index] = encoded, resampler
-        self.packets = self._shifted()
-        self.waiting = next(self.packets, None)
-
-    def copy(self, until: Fraction) -> None:
-        """Write what is heard before a time, seconds since the first frame."""
-        while self.waiting is not None and self.waiting[0] < until:
-            self.target.mux(self.waiting[1])
-            self.waiting = next(self.packets, None)
-
-    def _shifted(self) -> Iterator[tuple[Fraction, av.Packet]]:
-        """All packets with their times since the first frame."""
-        if not self.streams:
-            return
-        for packet in self.source.demux([self.source.streams[index] for index in self.streams]):
-            stream, resampler = self.streams[packet.stream.index]
-            for copied in [packet] if resampler is None else _encoded(packet, stream, resampler):
-                if copied.pts is None:  # the end of a track
-                    continue
-                time = copied.pts * copied.time_base - self.origin
-                if time >= 0:
-                    shift = round(self.origin / copied.time_base)
-                    copied.dts = (copied.pts if copied.dts is None else copied.dts) - shift
-                    copied.pts, copied.stream = copied.pts - shift, stream
-                    yield time, copied
-
-    def close(self) -> None:
-        self.source.close()
-
-
-def _encoded(packet: av.Packet, stream: av.audio.stream.AudioStream, resampler: av.AudioResampler) -> list[av.Packet]:
-    """What `stream` makes of the sound in a packet; the last packet of a track is empty and brings what was held back."""
-    frames = [part for frame in packet.decode() for part in resampler.resample(frame)]
-    packets = [encoded for frame in frames for encoded in stream.encode(frame)]
-    return packets if packet.dts is not None else packets + stream.encode(None)
 
 
 def check_video_writable(path: Path, overwrite: bool, source: Path | None = None) -> None:
@@ -231,9 +193,3 @@ def rehearse(path: Path, codec: str | None, crf: int, preset: str | None) -> Non
                 writer.write(Frame(np.zeros((64, 64, 3), np.uint8), Fraction(0)))
         except VideoError as error:
             raise VideoError(str(error).replace(str(trial), str(path))) from error
-
-
-def _even(picture: np.ndarray) -> np.ndarray:
-    """The picture with its last row and column repeated where sides are odd, for colours are stored for pairs of pixels."""
-    height, width = picture.shape[:2]
-    return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")

@@ -36,6 +36,17 @@ def coefficient_distances(source: np.ndarray, result: np.ndarray) -> dict[str, f
     }
 
 
+def gaze_direction(coefficients: np.ndarray) -> np.ndarray:
+    """Where both eyes of ρ `(261,)` look on average: a unit vector `(3,)` in camera space (right, up, towards the viewer).
+
+    The eyes turn in the head as `gaze` of `coefficient_distances` measures it, and the head turns by its pose.
+    """
+    face = MorphableCoefficients.unpack(torch.from_numpy(coefficients)[None].double())
+    yaw, pitch = torch.deg2rad(face.gaze.unflatten(1, (2, 2)).mean(1)[0] * DEGREES_PER_EYE_WIDTH)  # right and down positive
+    ahead = torch.stack([yaw.sin() * pitch.cos(), -pitch.sin(), yaw.cos() * pitch.cos()])
+    return (rotation_matrix(face.pose[0, :3]) @ ahead).numpy()
+
+
 def landmark_error(source: np.ndarray, result: np.ndarray) -> float:
     """Mean distance of `(468, 2+)` landmarks in parts of the distance between the outer eye corners (NME)."""
     first, last = source[list(OUTER_CORNERS), :2]

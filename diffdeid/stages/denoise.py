@@ -21,7 +21,8 @@ class Callbacks:
 
     Attributes:
         progress: wraps the time steps, for bars.
-        on_step: sees and may change the latents after every step: its number, the time step, latents -> latents.
+        on_step: sees and may change the latents after every step: its number, the time step, latents -> latents. What it raises
+            ends the work: faces are covered because of errors of their own, not because of its.
         guidance_scale: asked before every step, in place of the option of that name.
     """
 
@@ -31,6 +32,10 @@ class Callbacks:
 
 
 NO_CALLBACKS = Callbacks()
+
+
+class CallbackError(BaseException):
+    """Carries an error of a callback past everything that covers faces because of errors."""
 
 
 def prepare_latents(
@@ -78,5 +83,8 @@ def denoise(
         # 2. x_t -> x_t-1
         latents = scheduler.step(prediction, t, latents).prev_sample
         if callbacks.on_step is not None:
-            latents = callbacks.on_step(step, t, latents)
+            try:
+                latents = callbacks.on_step(step, t, latents)
+            except Exception as error:
+                raise CallbackError from error
     return latents

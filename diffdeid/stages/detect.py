@@ -25,7 +25,8 @@ def detect_faces(
     """
     faces = None if faces is None else [_believed(face) for face in faces]
     if analyser is not None:
-        return analyser(picture, faces, threshold, any_pose=True)
+        found = analyser(picture, faces, threshold, any_pose=True)
+        return found if faces is None else [_believed(face) for face in found]  # a mesh may have wandered off to a neighbour
     if faces is None:
         raise ConfigurationError("This pipeline has no `face_analyser` to find faces with. Pass `faces`.")
     return faces

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Literal
 
@@ -45,10 +45,11 @@ class Track:
         embeddings: unit vectors `(d,)` of the source face, spread over the track.
         last: the face where it was seen last, `last_frame` when.
         assured_frame: the last one in which somebody else than the head mesh saw it: the detector or the attention mesh.
+        score: of the detector, where the track began.
     """
 
-    def __init__(self, number: int, spool: Spool, rate: float = 25):
-        self.number = number
+    def __init__(self, number: int, spool: Spool, rate: float = 25, score: float = 1.0):
+        self.number, self.score = number, score
         self.embeddings: list[np.ndarray] = []
         self._spool = spool
         self._sightings: dict[int, tuple[int, State]] = {}
@@ -69,14 +70,15 @@ class Track:
 
     def meets(self, other: Track) -> bool:
         """Whether both were found in one frame, so that they are two people."""
-        return any(self._found_in(frame) and other._found_in(frame) for frame in self._sightings.keys() & other._sightings.keys())
+        return any(self.found_in(frame) and other.found_in(frame) for frame in self._sightings.keys() & other._sightings.keys())
 
-    def _found_in(self, frame: int) -> bool:
-        return self._sightings[frame][1] == "found"
+    def found_in(self, frame: int) -> bool:
+        """Whether the face was seen in a frame."""
+        return frame in self and self._sightings[frame][1] == "found"
 
-    def frames(self, state: State) -> list[int]:
-        """In which the face is in a state."""
-        return [frame for frame, (_, its_state) in self._sightings.items() if its_state == state]
+    def frames(self, state: State | None = None) -> list[int]:
+        """In which the face is, or is in a state, in their order."""
+        return sorted(frame for frame, (_, its_state) in self._sightings.items() if state in (None, its_state))
 
     def put(self, frame: int, face: Face, state: State) -> None:
         """Record where the face is in a frame, in place of what was recorded before."""
@@ -89,7 +91,11 @@ class Track:
 
     def forget(self, before: int) -> None:
         """Drop all frames before one."""
-        for frame in [frame for frame in self._sightings if frame < before]:
+        self.drop([frame for frame in self._sightings if frame < before])
+
+    def drop(self, frames: Iterable[int]) -> None:
+        """Drop some frames in which the face is."""
+        for frame in frames:
             self._spool.release(self._sightings.pop(frame)[0])
 
     def wants_embedding(self) -> bool:

@@ -10,14 +10,14 @@ again, its place is held for a moment.
 from __future__ import annotations
 
 from collections import defaultdict, deque
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import replace
 from itertools import combinations
 
 import cv2
 import numpy as np
 
-from diffdeid.geometry.boxes import intersection_over_union
+from diffdeid.geometry.boxes import intersection_over_union, part_inside
 from diffdeid.geometry.faces import is_known, merge, whole_box
 from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.structures import Face
@@ -56,6 +56,7 @@ class FaceTracker:
         tracks: all, in order of appearance.
         num_frames: how many were fed.
         cuts: frames that begin another scene.
+        seen: what looked like a face to the detector in the last frame, before it was told whose it is.
     """
 
     def __init__(
@@ -72,6 +73,7 @@ class FaceTracker:
         self.tracks: list[Track] = []
         self.num_frames, self._begun = 0, 0
         self.cuts: list[int] = []
+        self.seen: list[Face] = []
         self._active: list[Track] = []
         self._coasting: dict[Track, np.ndarray] = {}  # where faces are guessed that are lost
         self._present: dict[int, list[Track]] = defaultdict(list)
@@ -83,6 +85,28 @@ class FaceTracker:
     def at(self, frame: int) -> list[Track]:
         """The tracks that have a sighting in a frame."""
         return self._present.get(frame, [])
+
+    def drawn(self, number: int) -> Track:
+        """An empty track for a face that somebody draws by hand. Until it is added, nothing here knows of it."""
+        return Track(number, self._spool, self.rate)
+
+    def enter(self, track: Track, picture: np.ndarray, face: Face) -> None:
+        """Put a face of the frame that was fed last into such a track."""
+        track.put(self.num_frames - 1, face, "found")
+        if track.wants_embedding() and (embedding := self._embedded(picture, face)[1]) is not None:
+            track.add_embedding(embedding)
+
+    def add(self, track: Track) -> None:
+        """Take such a track up among the others, when all frames were fed."""
+        self.tracks.append(track)
+        for frame in track.frames():
+            self._present[frame].append(track)
+
+    def drop(self, track: Track, frames: Collection[int]) -> None:
+        """Strike frames of a track out in which there is no face, when all were fed."""
+        track.drop(frames)
+        for frame in frames:
+            self._present[frame].remove(track)
 
     def forget(self, before: int) -> list[Track]:
         """Drop what is known of the frames before one, for videos without an end; gives the tracks that are dropped with them."""
@@ -112,6 +136,8 @@ class FaceTracker:
         if cut or frame % self.thorough == 0 or any(frame - track.last_frame <= self.hold for track in missed):
             thorough = self.analyser.detect(picture, self.threshold)
             detections = thorough + [weak for weak in detections if not is_known(weak, thorough)]
+
+        self.seen = [face for face in detections if face.score >= self.threshold]
 
         # 3. known faces take the boxes of the detector, which reach farther than landmarks
         for track, face in followed.items():
@@ -160,7 +186,7 @@ class FaceTracker:
         if face.landmarks is not None:
             return face.doubt == 0
         return face.presence >= self.analyser.config.presence_threshold and all(
-            _part_inside(face.box, whole_box(other)) < INSIDE for other in known
+            part_inside(face.box, whole_box(other)) < INSIDE for other in known
         )
 
     def _is_cut(self, picture: np.ndarray) -> bool:
@@ -275,7 +301,7 @@ class FaceTracker:
 
     def _begin(self, frame: int, picture: np.ndarray, face: Face, embedding: np.ndarray | None) -> None:
         """A new track, followed backwards to where it began."""
-        track = Track(self._begun, self._spool, self.rate)
+        track = Track(self._begun, self._spool, self.rate, float(face.score))
         self._begun += 1
         self.tracks.append(track)
         self._active.append(track)
@@ -339,12 +365,6 @@ def _uncontradicted(face: Face, head: Face, before: np.ndarray | None = None) ->
 def _unplaced(face: Face) -> Face:
     """A face without its landmarks."""
     return Face(face.box, face.score, face.keypoints, presence=face.presence)
-
-
-def _part_inside(box: np.ndarray, other: np.ndarray) -> float:
-    """How much of a box `(4,)` lies in another one, 0…1."""
-    shared = np.minimum(box[2:], other[2:]) - np.maximum(box[:2], other[:2])
-    return float(np.prod(shared.clip(0)) / max(np.prod(box[2:] - box[:2]), 1e-6))
 
 
 def _between(one: Face, other: Face, share: float) -> Face:

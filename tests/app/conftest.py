@@ -1,6 +1,12 @@
 """A server with the page, and a clip to send to it."""
 
+import os
+import socket
+import subprocess
+import sys
 import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -37,6 +43,28 @@ def serve(pipeline, folders):
     yield serve
     for demo in demos:
         demo.close()
+
+
+@pytest.fixture
+def started() -> Callable:
+    """`with started(cwd, temporary) as (process, address)`: `python app.py` in a folder, with files in another one."""
+
+    @contextmanager
+    def started(cwd: Path, temporary: Path) -> Iterator[tuple[subprocess.Popen, str]]:
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        temporary.mkdir()
+        environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "TMPDIR": str(temporary)}
+        environment.pop("PYTHONPATH", None)
+        with subprocess.Popen([sys.executable, "app.py"], cwd=cwd, env=environment, stdout=subprocess.PIPE, text=True) as process:
+            try:
+                assert any("Running on" in line for line in process.stdout)
+                yield process, f"http://127.0.0.1:{port}"
+            finally:
+                process.kill()
+
+    return started
 
 
 @pytest.fixture(scope="package")

@@ -1,9 +1,9 @@
 """The page, through its own server, as a browser or a program uses it; and what it leaves behind."""
 
-import os
 import re
+import runpy
 import shutil
-import socket
+import signal
 import subprocess
 import sys
 import threading
@@ -12,22 +12,22 @@ import zipfile
 from pathlib import Path
 
 import gradio as gr
+import httpx
 import numpy as np
 import pytest
 from gradio_client import Client, handle_file
 from PIL import Image
 
 import app
-from diffdeid import DiffDeIDVideoPipeline, VideoReader, VideoWriter, serving
-from diffdeid.io.video_reader import Frame
+from diffdeid import DiffDeIDVideoPipeline, VideoReader, serving
 
 OPTIONS = {"level": 7, "steps": 1, "keep_mouth": False, "attributes": "context", "seed": 0}
 
 
 @pytest.fixture(scope="module")
 def client(serve, tmp_path_factory) -> Client:
-    """Of a server that deletes files once they are three seconds old."""
-    return Client(serve((1, 3)), verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
+    """Of a server that deletes files once they are eight seconds old."""
+    return Client(serve((1, 8)), verbose=False, download_files=tmp_path_factory.mktemp("downloads"))
 
 
 @pytest.fixture
@@ -52,7 +52,7 @@ def contents(folders) -> list[Path]:
     return [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
 
 
-def wait_for(condition, seconds: float = 20):
+def wait_for(condition, seconds: float = 60):
     deadline = time.monotonic() + seconds
     while not condition():
         assert time.monotonic() < deadline
@@ -88,8 +88,9 @@ def test_options_may_be_left_out(client, astronaut):
     assert Path(file).is_file() and "somebody else" in report
 
 
-def test_a_program_can_choose_among_the_faces(client, two):
+def test_a_program_can_choose_among_the_faces(client, two, folders):
     assert client.predict(photo=handle_file(two), api_name="/faces")[1]["value"] == [1, 2]
+    assert not [path for path in contents(folders) if path.name == "two.png"]
     _, file, report = client.predict(photo=handle_file(two), faces=[2], **OPTIONS, api_name="/anonymize")
     assert report.startswith("**Face 1** was left as it was") and Path(file).name == "two_anonymized.png"
 
@@ -187,14 +188,14 @@ def test_networks_work_in_one_thread(pipeline, astronaut, clip):
     chosen = 7, 1, False, "context", 0
     only(app.anonymize(pipeline, astronaut, None, {}, *chosen))
     only(app.anonymize_video(DiffDeIDVideoPipeline.sharing(pipeline), clip, *chosen))
-    app.show_candidates(pipeline, astronaut, 1, *chosen)
-    app.explain(pipeline, astronaut, *chosen)
+    only(app.show_candidates(pipeline, astronaut, 1, *chosen))
+    only(app.explain(pipeline, astronaut, *chosen))
     hook.remove()
     assert len(threads) == 1 and threads.pop().startswith("networks")
 
 
 def test_only_the_wanted_faces_change_and_the_page_says_so(pipeline, two):
-    drawn, choice, number, chosen = app.show_faces(pipeline, str(two))
+    drawn, choice, number, chosen = only(app.show_faces(pipeline, str(two)))
     assert [label for _, label in drawn["value"][1]] == ["Face 1", "Face 2"] and choice["value"] == [1, 2]
     assert number["maximum"] == 2 and chosen == {}
     (before, after), _, report = only(app.anonymize(pipeline, str(two), [2], {}, **OPTIONS))
@@ -206,7 +207,7 @@ def test_only_the_wanted_faces_change_and_the_page_says_so(pipeline, two):
 
 
 def test_a_candidate_that_was_clicked_is_taken(pipeline, astronaut):
-    gallery, candidates = app.show_candidates(pipeline, str(astronaut), 1, **OPTIONS)
+    gallery, candidates = only(app.show_candidates(pipeline, str(astronaut), 1, **OPTIONS))
     assert len(gallery["value"]) == len(candidates[1]) >= 2
     click = gr.SelectData(None, {"index": 1, "value": None})
     chosen = app.choose({}, candidates, click)
@@ -222,25 +223,56 @@ def test_a_candidate_that_was_clicked_is_taken(pipeline, astronaut):
     assert np.abs(taken - shown).mean() < 0.6 * np.abs(sampled - shown).mean()
 
 
-def test_a_video_that_nobody_waits_for_stops(pipeline, clip, tmp_path):
-    pipe, target = DiffDeIDVideoPipeline.sharing(pipeline), tmp_path / "out.mp4"
-    updates = serving.follow_video(pipe, clip, target, serving.options(**OPTIONS))
-    first = next(updates)
-    assert first.stage == "analyse" and first.done == 1 and first.total >= 6
+def followed(pipe, clip, target, **options):
+    watch, asked = serving.Watch(), serving.options(**OPTIONS | options)
+    pipe = DiffDeIDVideoPipeline.sharing(pipe)
+    return watch.follow(serving.deidentify_video, pipe, clip, target, asked, watch, meanwhile=lambda progress: progress)
+
+
+@pytest.fixture
+def steps(pipeline) -> list:
+    """Grows by one at each step of the denoiser."""
+    steps = []
+    hook = pipeline.unet.register_forward_hook(lambda *_: steps.append(1))
+    yield steps
+    hook.remove()
+
+
+def test_a_video_says_how_far_it_is(pipeline, clip, tmp_path, monkeypatch):
+    monkeypatch.setattr(serving, "PATIENCE", 0.01)
+    updates = [update for update in followed(pipeline, clip, tmp_path / "out.mp4") if update]
+    assert {update.stage for update in updates} == {"analyse", "render", "verify"} and {update.total for update in updates} == {6}
+    assert (tmp_path / "out.mp4").is_file()
+
+
+def test_a_video_that_nobody_waits_for_stops_while_people_are_cast(pipeline, clip, tmp_path, monkeypatch, steps):
+    monkeypatch.setattr(serving, "PATIENCE", 0.01)
+    updates = followed(pipeline, clip, tmp_path / "out.mp4", steps=50)
+    next(update for update in updates if steps)
     updates.close()
-    assert list(tmp_path.iterdir()) == []
+    serving.ON_CPU.submit(len, "").result()  # the thread is free again
+    assert len(steps) < 25 and list(tmp_path.iterdir()) == []
 
 
-def test_a_video_stops_when_the_server_has_closed(pipeline, clip, tmp_path, monkeypatch):
-    monkeypatch.setattr(serving, "CLOSING", threading.Event())
-    updates = serving.follow_video(
-        DiffDeIDVideoPipeline.sharing(pipeline), clip, tmp_path / "out.mp4", serving.options(**OPTIONS)
-    )
-    next(updates)
-    serving.CLOSING.set()
-    with pytest.raises(InterruptedError):
-        list(updates)
-    assert list(tmp_path.iterdir()) == []
+def test_a_photo_that_nobody_waits_for_stops(pipeline, astronaut, monkeypatch, steps):
+    monkeypatch.setattr(serving, "PATIENCE", 0.01)
+    updates = app.anonymize(pipeline, str(astronaut), None, {}, **OPTIONS | {"steps": 50})
+    next(update for update in updates if steps)
+    updates.close()
+    serving.ON_CPU.submit(len, "").result()
+    assert len(steps) < 25
+
+
+@pytest.mark.parametrize("function", ["anonymize", "explain", "show_candidates", "anonymize_video"])
+def test_all_work_stops_when_the_server_closes_and_covers_nobody(pipeline, astronaut, clip, monkeypatch, steps, function):
+    monkeypatch.setattr(serving, "CLOSING", closing := threading.Event())
+    hook = pipeline.unet.register_forward_pre_hook(lambda *_: closing.set())
+    inputs = {"anonymize": (astronaut, None, {}), "explain": (astronaut,), "show_candidates": (astronaut, 1)}
+    pipe = DiffDeIDVideoPipeline.sharing(pipeline) if function == "anonymize_video" else pipeline
+    with pytest.raises(gr.Error, match="closing down"):
+        only(getattr(app, function)(pipe, *inputs.get(function, (clip,)), **OPTIONS | {"steps": 2}))
+    hook.remove()
+    assert len(steps) == 1
 
 
 def test_a_deleted_upload_is_said_to_be_one(pipeline):
@@ -256,23 +288,23 @@ def test_messages_name_files_without_their_folders():
 
 def test_a_video_that_hides_its_length_is_refused_once_it_is_too_long(pipeline, clip, tmp_path, monkeypatch):
     monkeypatch.setattr(serving, "MAX_FRAMES", 3)
-    pipe, target = DiffDeIDVideoPipeline.sharing(pipeline), tmp_path / "out.mp4"
+    monkeypatch.setattr(serving, "check_video", lambda _: None)
     with pytest.raises(serving.VideoError, match="more than 3 frames"):
-        list(serving.follow_video(pipe, clip, target, serving.options(**OPTIONS)))
+        list(followed(pipeline, clip, tmp_path / "out.mp4"))
     assert list(tmp_path.iterdir()) == []
 
 
-def test_stop_ends_the_work(client, clip, tmp_path):
-    path = tmp_path / "long.mp4"
-    with VideoWriter(path, 25) as writer:
-        for number, frame in enumerate(50 * list(VideoReader(clip))):
-            writer.write(Frame(frame.picture, number / writer.rate))
-    job = client.submit(video=handle_file(path), **OPTIONS, api_name="/anonymize_video")
-    working = lambda: [thread for thread in threading.enumerate() if thread.name.startswith("de-identify")]  # noqa: E731
-    wait_for(lambda: working() and job.outputs())
+@pytest.mark.parametrize("endpoint", ["/anonymize", "/anonymize_video", "/anonymize_files"])
+def test_stop_ends_the_work_and_the_next_request_is_answered(client, clip, astronaut, folders, steps, endpoint):
+    sent = {"photo": handle_file(astronaut), "video": handle_file(clip), "files": [handle_file(astronaut)]}
+    name = {"/anonymize": "photo", "/anonymize_video": "video", "/anonymize_files": "files"}[endpoint]
+    job = client.submit(**{name: sent[name]}, **OPTIONS | {"steps": 50}, api_name=endpoint)
+    wait_for(lambda: steps)
     job.cancel()
-    wait_for(lambda: not working())
-    assert "somebody else" not in str(job.outputs())
+    wait_for(lambda: not contents([folders[1]]))
+    serving.ON_CPU.submit(len, "").result()
+    assert len(steps) < 25
+    assert "somebody else" in client.predict(photo=handle_file(astronaut), **OPTIONS, api_name="/anonymize")[2]
 
 
 @pytest.mark.parametrize(("limit", "value", "message"), [("MAX_FRAMES", 5, "longer than 0 seconds"), ("MAX_SIDE", 200, "larger")])
@@ -283,11 +315,56 @@ def test_videos_beyond_the_limits_are_refused(clip, monkeypatch, limit, value, m
         serving.check_video(clip)
 
 
-def test_ten_requests_leave_no_picture(client, folders, astronaut):
-    for _ in range(10):
+def test_requests_leave_no_picture(client, folders, astronaut):
+    for _ in range(3):
         client.predict(photo=handle_file(astronaut), **OPTIONS, api_name="/anonymize")
     assert contents(folders)  # the last results at least
     wait_for(lambda: not contents(folders))
+
+
+def test_programs_may_send_the_same_photo_several_times_at_once(serve, astronaut):
+    client = Client(serve(app.CACHE), verbose=False, download_files=False)
+    asked = [{"photo": handle_file(astronaut)} | OPTIONS | {"seed": seed} for seed in range(3)]
+    jobs = [client.submit(**one, api_name="/anonymize") for one in asked]
+    assert all("somebody else" in job.result()[2] for job in jobs)
+
+
+def test_files_go_when_no_page_shows_them(tmp_path):
+    inside, outside = tmp_path / "inside", tmp_path / "outside.png"
+    inside.mkdir()
+    photo, result, other = files = [inside / name for name in ("photo.png", "result.png", "other.png")]
+    there = lambda: [file for file in (*files, outside) if file.exists()]  # noqa: E731
+    for file in (*files, outside):
+        file.touch()
+    waiting = [str(photo)]
+    uploads = serving.Uploads(inside, lambda: waiting)
+    uploads.show("a page", map(str, (photo, result, outside)))
+    uploads.show("another page", [str(photo)])
+    uploads.show("a page", [str(photo), str(other)])
+    assert there() == [photo, other, outside]
+    uploads.close("a page")
+    assert there() == [photo, outside]
+    waiting.clear()
+    uploads.show("a third page", [str(photo)])
+    uploads.close("another page")
+    assert there() == [photo, outside]
+    uploads.close("a third page")
+    assert there() == [outside]
+
+
+def test_examples_are_served_from_where_they_are(serve, folders):
+    """Nobody copies them, and nobody deletes them."""
+    before = {path: path.read_bytes() for path in app.EXAMPLES.iterdir()}
+    photo, *_ = photos = sorted(path for path in before if path.suffix == ".jpg")
+    assert len(photos) >= 3 and sum(map(len, before.values())) < 310_000
+    server = f"{serve(app.CACHE)}gradio_api"
+    assert all(httpx.get(f"{server}/file={path}").content == before[path] for path in photos)
+    example = {"path": str(photo), "meta": {"_type": "gradio.FileData"}}
+    event = httpx.post(f"{server}/call/anonymize", json={"data": [example, [], {}, *OPTIONS.values()]}).json()["event_id"]
+    answer = httpx.get(f"{server}/call/anonymize/{event}", timeout=300).text
+    assert "event: complete" in answer and "**Face 1** is somebody else" in answer
+    assert not [copy for copy in contents(folders) if copy.name in {path.name for path in photos}]
+    assert {path: path.read_bytes() for path in app.EXAMPLES.iterdir()} == before
 
 
 def test_a_gpu_is_asked_for_where_one_is_lent(pipeline, clip, monkeypatch):
@@ -299,27 +376,47 @@ def test_a_gpu_is_asked_for_where_one_is_lent(pipeline, clip, monkeypatch):
     assert fixed == [60, 60, 300, 60] and of_video(str(clip), 7, 8) == 60 and of_video(None) == 60
 
 
-def test_the_app_answers_what_the_readme_asks_in_processes_of_their_own(astronaut, clip, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    root, uploads, asker = Path(app.__file__).parent, tmp_path / "uploads", tmp_path / "asker"
+def test_the_app_answers_what_the_readme_asks_in_processes_of_their_own(started, astronaut, clip, tmp_path):
+    root, temporary, asker = Path(app.__file__).parent, tmp_path / "temporary", tmp_path / "asker"
     for source, names in ((astronaut, ("photo.jpg", "a.jpg", "b.jpg")), (clip, ("clip.mp4",))):
         for name in names:
             asker.mkdir(exist_ok=True)
             shutil.copy(source, asker / name)
     code = re.search(r"```python\n(from gradio_client .*?)```", (root / "README.md").read_text(), re.DOTALL)[1]
-    code = code.replace(":7860", f":{port}") + "print(file, archive)"
-    environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "GRADIO_TEMP_DIR": str(uploads)}
-    with subprocess.Popen([sys.executable, "app.py"], cwd=root, env=environment, stdout=subprocess.PIPE, text=True) as process:
-        try:
-            assert any("Running on" in line for line in process.stdout)
-            asked = subprocess.run([sys.executable, "-c", code], cwd=asker, capture_output=True, text=True)
-            assert asked.returncode == 0, asked.stderr
-            video, archive = map(Path, asked.stdout.splitlines()[-1].split())
-            assert VideoReader(video).num_frames == 6 and zipfile.ZipFile(archive).namelist() == [
-                "01_a_anonymized.jpg",
-                "02_b_anonymized.jpg",
-            ]
-        finally:
-            process.terminate()
+    with started(root, temporary) as (process, address):
+        code = code.replace("http://127.0.0.1:7860", address) + "print(file, archive)"
+        asked = subprocess.run([sys.executable, "-c", code], cwd=asker, capture_output=True, text=True)
+        assert asked.returncode == 0, asked.stderr
+        video, archive = map(Path, asked.stdout.splitlines()[-1].split())
+        assert VideoReader(video).num_frames == 6
+        assert zipfile.ZipFile(archive).namelist() == ["01_a_anonymized.jpg", "02_b_anonymized.jpg"]
+        assert contents([temporary])
+        ends_at_once(process, address, clip, temporary, signal.SIGINT)
+
+
+def test_a_space_is_built_and_answers(started, astronaut, clip, tmp_path):
+    """In a folder that has no neighbours, in a process that knows no other copy of the package."""
+    release = runpy.run_path(str(Path(app.__file__).parent / "scripts/release.py"))
+    release["build_space"](release["ROOT"] / "weights/diffdeid", space := tmp_path / "space")
+    names = {"LICENSE", "README.md", "app.py", "diffdeid", "examples", "requirements.txt", "weights"}
+    assert {path.name for path in space.iterdir()} == names
+    assert not [path for path in space.rglob("*") if "evaluators" in path.parts or path.is_symlink()]
+    assert f"sdk_version: {gr.__version__.split('.')[0]}." in (space / "README.md").read_text().split("---")[1]
+    where = subprocess.run([sys.executable, "-c", "import diffdeid; print(diffdeid.__file__)"], cwd=space, stdout=subprocess.PIPE)
+    assert Path(where.stdout.decode().strip()) == space / "diffdeid/__init__.py"
+    with started(space, tmp_path / "temporary") as (process, address):
+        client = Client(address, verbose=False, download_files=tmp_path)
+        _, file, report = client.predict(photo=handle_file(astronaut), **OPTIONS, api_name="/anonymize")
+        assert (np.asarray(Image.open(file)) != np.asarray(Image.open(astronaut))).any() and "somebody else" in report
+        ends_at_once(process, address, clip, tmp_path / "temporary", signal.SIGTERM)
+
+
+def ends_at_once(process: subprocess.Popen, address: str, clip: Path, temporary: Path, how: signal.Signals):
+    """End a server while it casts people for a video, of which nothing is left."""
+    client = Client(address, verbose=False, download_files=False)
+    job = client.submit(video=handle_file(clip), **OPTIONS | {"steps": 50}, api_name="/anonymize_video")
+    wait_for(lambda: any("6 of about" in str(output) for output in job.outputs()))
+    assert contents([temporary])
+    process.send_signal(how)
+    assert process.wait(60) == 0
+    assert not list(temporary.glob("diffdeid-*")) and not contents([temporary / "gradio"])

@@ -1,6 +1,7 @@
 """The page in Chromium, where it is installed: `make test-browser`. Screenshots go to `demo/browser/`, to be looked at."""
 
 import shutil
+import time
 from pathlib import Path
 
 import numpy as np
@@ -28,7 +29,7 @@ class Page:
         driver.get(address)
         self.button("De-identify")
 
-    def wait(self, condition, seconds: float = 60):
+    def wait(self, condition, seconds: float = 120):
         """What `condition` gives once it gives something."""
         return WebDriverWait(self.driver, seconds, ignored_exceptions=[Exception]).until(lambda _: condition())
 
@@ -140,6 +141,44 @@ def test_a_video_is_uploaded_replaced_and_downloaded(open_page, clip):
     assert len(after) == len(before)
     assert all(np.abs(new - old)[30:100, 90:160].mean() > 5 for new, old in zip(after, before, strict=True))
     page.screenshot("video-dark")
+    assert page.complaints() == []
+
+
+def test_an_example_is_clicked_and_the_files_go_with_the_page(open_page, folders):
+    page = open_page()
+    page.wait(lambda: page.shown("button.gallery-item"))[1].click()
+    page.wait(lambda: len(page.shown("input[type=checkbox]")) == 4)
+    page.shown("input[type=checkbox]")[0].click()
+    page.button("De-identify").click()
+    page.wait(lambda: any("as you chose" in element.text for element in page.shown(".prose")))
+    page.screenshot("example")
+    files = lambda: [path for path in folders[0].rglob("four_people*") if path.is_file()]  # noqa: E731
+    page.wait(files)
+    page.shown("button.gallery-item")[0].click()  # ticks of one example spare no face of the next
+    page.wait(lambda: not page.shown("input[type=checkbox]"))
+    page.button("De-identify").click()
+    page.wait(lambda: any("Face 1 is somebody else" in element.text for element in page.shown(".prose")))
+    page.wait(lambda: not files())  # the page shows the result of the other photo in its place
+    assert page.complaints() == [] and [path for path in folders[0].rglob("*") if path.is_file()]
+    page.driver.quit()
+    deadline = time.monotonic() + 60
+    while [path for path in folders[0].rglob("*") if path.is_file()]:
+        assert time.monotonic() < deadline
+        time.sleep(0.2)
+
+
+def test_stop_ends_the_work_and_the_next_works(open_page, clip, folders):
+    page = open_page()
+    page.button("Video").click()
+    page.upload(clip, shown="video")
+    page.button("De-identify").click()
+    page.wait(lambda: any("frames" in element.text for element in page.shown(".prose")))
+    page.button("Stop").click()
+    page.wait(lambda: any("Stopped" in element.text for element in page.shown(".prose")))
+    page.screenshot("stopped")
+    page.wait(lambda: not list(folders[1].iterdir()))
+    page.button("De-identify").click()
+    page.download("talk_anonymized.mp4")
     assert page.complaints() == []
 
 

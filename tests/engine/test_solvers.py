@@ -39,7 +39,7 @@ def paint(engine: Engine, source: FaceBatch, seed: int, callbacks: Callbacks = N
     people = NewIdentity(source.embedding, source.coefficients.shape, OPTIONS.level)
     texture = engine.encode_texture(source.images, source.masks)
     latents = engine.prepare_latents([torch.Generator().manual_seed(seed)])
-    return engine.paint(source, people, texture, latents, OPTIONS, callbacks)[0].face
+    return replace(engine, callbacks=callbacks).paint(source, people, texture, latents, OPTIONS)[0].face
 
 
 def test_faces_painted_in_the_middle_of_another_do_not_change_it(engine, source):

@@ -107,6 +107,8 @@ def test_a_graph_of_another_kind_is_refused():
 def test_missing_networks_are_named(tmp_path):
     with pytest.raises(AssetNotFoundError, match="faceplugin.onnx"):
         Examiner(ROOT / "weights/diffdeid", tmp_path)
+    with pytest.raises(AssetNotFoundError, match="packages come without them.*--evaluators"):
+        Examiner(ROOT / "weights/diffdeid", tmp_path / "none")
 
 
 @pytest.fixture(scope="module")

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from diffdeid.metrics.utility import DEGREES_PER_EYE_WIDTH, coefficient_distances, landmark_error
+from diffdeid.metrics.utility import DEGREES_PER_EYE_WIDTH, coefficient_distances, gaze_direction, landmark_error
 from diffdeid.structures import MorphableCoefficients
 
 STARTS = dict(
@@ -48,6 +48,17 @@ def test_moving_the_head_aside_is_no_turn():
 def test_gaze_in_degrees_is_the_mean_of_both_eyes():
     one = coefficient_distances(SOURCE, changed("gaze", 0, 0.1))["gaze"]
     assert one == pytest.approx(0.1 * DEGREES_PER_EYE_WIDTH / 2, abs=1e-5)
+
+
+def test_eyes_that_turn_against_the_head_look_where_it_looked():
+    ahead, aside, turned = (np.zeros(261) for _ in range(3))
+    aside[[STARTS["gaze"], STARTS["gaze"] + 2]] = 20 / DEGREES_PER_EYE_WIDTH
+    turned[STARTS["pose"] + 1] = np.radians(-20)
+    np.testing.assert_allclose(gaze_direction(ahead), (0, 0, 1), atol=1e-6)
+    np.testing.assert_allclose(gaze_direction(aside), (np.sin(np.radians(20)), 0, np.cos(np.radians(20))), atol=1e-6)
+    np.testing.assert_allclose(gaze_direction(aside + turned), (0, 0, 1), atol=1e-6)
+    aside[[STARTS["gaze"] + 1, STARTS["gaze"] + 3]] = 0.1  # down
+    assert gaze_direction(aside)[1] < 0 and np.linalg.norm(gaze_direction(aside)) == pytest.approx(1)
 
 
 def test_what_is_not_found_is_not_a_number():

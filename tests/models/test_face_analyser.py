@@ -2,6 +2,7 @@ import shutil
 import time
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import cv2
 import numpy as np
@@ -11,7 +12,7 @@ from diffusers import DiffusionPipeline
 
 from diffdeid.errors import AssetNotFoundError
 from diffdeid.geometry.faces import merge
-from diffdeid.models.face_analyser import GRAPHS, FaceAnalyserModel, _mapped, _turned_back
+from diffdeid.models.face_analyser import FaceAnalyserModel, _mapped, _turned_back
 from diffdeid.structures import Face
 from tests.heads import profile_picture
 
@@ -266,6 +267,15 @@ def test_missing_files_are_named(tmp_path, name):
         FaceAnalyserModel.from_pretrained(tmp_path / "analyser")
 
 
+@pytest.mark.parametrize("name", ["centerface", "attention_mesh"])
+def test_a_broken_graph_is_an_error_and_no_picture_without_faces(tmp_path, astronaut, name):
+    """Graphs are made ready on their first run."""
+    shutil.copytree(WEIGHTS, tmp_path / "analyser")
+    (tmp_path / "analyser" / f"{name}.onnx").write_bytes(b"no graph")
+    with pytest.raises(Exception, match="INVALID_PROTOBUF"):
+        FaceAnalyserModel.from_pretrained(tmp_path / "analyser")(astronaut)
+
+
 def test_analyser_without_graphs_says_so(astronaut):
     with pytest.raises(AssetNotFoundError, match="from_pretrained"):
         FaceAnalyserModel()(astronaut)
@@ -287,17 +297,25 @@ def test_graphs_run_on_a_gpu_where_onnxruntime_can(analyser, astronaut, monkeypa
         def __init__(self, graph, options, providers):
             opened.append(providers)
 
+        def get_inputs(self):
+            return [SimpleNamespace(name="x")]
+
+        def run(self, outputs, feeds):
+            return outputs
+
     monkeypatch.setattr("diffdeid.models.onnx_model.onnxruntime.InferenceSession", Session)
     cpu, cuda = "CPUExecutionProvider", ("CUDAExecutionProvider", {"device_id": 1, "cudnn_conv_algo_search": "HEURISTIC"})
     for available, expected in (([cpu], [cpu]), (["CUDAExecutionProvider", cpu], [cuda, cpu])):
         monkeypatch.setattr("diffdeid.models.onnx_model.onnxruntime.get_available_providers", lambda given=available: given)
         moved = FaceAnalyserModel.from_pretrained(ROOT / "weights/diffdeid", subfolder="face_analyser")
         opened.clear()
-        assert moved.to(torch.float16) is moved and moved.to("cpu") is moved and not opened
+        assert moved.to(torch.float16) is moved and moved.to("cpu") is moved and not opened  # before the first run
+        for _ in range(2):
+            moved.run("head_mesh", None, [])
         assert moved.to(dtype=torch.bfloat16, device="cuda:1") is moved and moved.device == torch.device("cuda:1")
-        assert opened == ([] if expected == [cpu] else [expected] * len(GRAPHS))
-        moved.to(torch.device("cpu"), torch.float32)
-        assert opened[len(GRAPHS) :] == ([] if expected == [cpu] else [[cpu]] * len(GRAPHS)) and moved.device.type == "cpu"
+        moved.run("head_mesh", None, [])
+        moved.to(torch.device("cpu"), torch.float32).run("head_mesh", None, [])
+        assert opened == ([[cpu]] if expected == [cpu] else [[cpu], expected, [cpu]]) and moved.device.type == "cpu"
 
 
 @pytest.mark.parametrize("quarters", range(4))
@@ -319,7 +337,7 @@ def test_faces_that_are_sure_or_cut_stay(analyser, astronaut):
 
 
 def test_a_lower_threshold_is_also_enough_for_the_close_looks(analyser, astronaut, monkeypatch):
-    monkeypatch.setattr(FaceAnalyserModel, "_score", lambda *_: 0.2)
+    monkeypatch.setattr(FaceAnalyserModel, "close_score", lambda *_: 0.2)
     doubtful = Face(np.float32([300, 300, 380, 420]), 0.25)
     assert analyser.confirmed(astronaut, [doubtful]) == [] and analyser.confirmed(astronaut, [doubtful], 0.5) == []
     assert len(analyser.confirmed(astronaut, [doubtful], 0.1)) == 1
@@ -330,7 +348,7 @@ def test_a_face_in_something_that_is_none_is_kept(analyser, astronaut, monkeypat
     thing, face = Face(np.float32([100, 100, 300, 300]), 0.55), Face(np.float32([150, 150, 200, 200]), 0.45)
     monkeypatch.setattr(FaceAnalyserModel, "detect", lambda *_: [thing, face])
     monkeypatch.setattr(FaceAnalyserModel, "_complete", lambda _, image, faces, any_pose: faces)
-    monkeypatch.setattr(FaceAnalyserModel, "_score", lambda _, image, one: 0.1 if one is thing else 0.9)
+    monkeypatch.setattr(FaceAnalyserModel, "close_score", lambda _, image, one: 0.1 if one is thing else 0.9)
     assert [id(one) for one in analyser(astronaut)] == [id(face)]
 
 

@@ -1,6 +1,7 @@
 """What users of diffusers expect of any pipeline: our own small versions of its test suite (tests/conformance runs that one)."""
 
 import importlib.util
+import shutil
 
 import accelerate
 import numpy as np
@@ -10,7 +11,10 @@ from diffusers import DDIMScheduler
 from PIL import Image
 
 from diffdeid import DiffDeIDPipeline, DiffDeIDVideoPipeline, LDSPipeline
+from diffdeid.command_line import load
+from diffdeid.errors import AssetNotFoundError
 from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.models.face_reconstructor import FaceReconstructorModel
 from diffdeid.structures import Face
 from tests.conftest import ROOT
 from tests.tiny import tiny_lds_pipeline, tiny_pipeline
@@ -180,3 +184,24 @@ def test_guidance_can_change_at_every_step(run):
 def test_xformers_is_said_to_be_missing():
     with pytest.raises(ModuleNotFoundError, match="xformers"):
         tiny_pipeline().enable_xformers_memory_efficient_attention()
+
+
+def test_only_the_reconstructor_may_be_missing_from_a_folder(tmp_path):
+    """Packages come without it."""
+    tiny_pipeline(reconstructor=FaceReconstructorModel(32, None, 8, hidden_sizes=(8, 16), depths=(1, 1))).save_pretrained(
+        tmp_path
+    )
+    assert DiffDeIDPipeline.from_pretrained(tmp_path).reconstructor is not None
+    (tmp_path / "reconstructor/config.json").unlink()
+    with pytest.raises(OSError, match="reconstructor"):  # there, and not whole
+        DiffDeIDPipeline.from_pretrained(tmp_path)
+    shutil.rmtree(tmp_path / "reconstructor")
+    for kind in (DiffDeIDPipeline, DiffDeIDVideoPipeline):
+        assert kind.from_pretrained(tmp_path).reconstructor is None
+    with pytest.raises(AssetNotFoundError, match="packages come without it"):
+        load(str(tmp_path), "cpu", "float32", "network")
+    for name in ("lds", "context_encoder"):
+        (tmp_path / name).rename(tmp_path / "elsewhere")
+        with pytest.raises(OSError, match=f"{tmp_path.name}|{name}"):
+            DiffDeIDPipeline.from_pretrained(tmp_path)
+        (tmp_path / "elsewhere").rename(tmp_path / name)

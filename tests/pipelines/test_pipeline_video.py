@@ -16,6 +16,7 @@ from PIL import Image
 from diffdeid import DiffDeIDVideoPipeline, NoFaceFoundError, VideoError, VideoReader, VideoWriter
 from diffdeid.engine import people
 from diffdeid.engine.faces import MARGIN, Engine
+from diffdeid.engine.session import Session
 from diffdeid.io.video_reader import Frame
 from diffdeid.pipelines import pipeline_video
 from diffdeid.stages import components
@@ -24,6 +25,8 @@ from diffdeid.temporal import tracker as tracker_module
 from diffdeid.temporal.filter import TemporalFilter
 from diffdeid.temporal.spool import Spool
 from diffdeid.temporal.track import Track
+from tests.io.test_videos import tones
+from tests.io.test_videos import write as write_with_sound
 
 RATE = 10  # gaps of up to 10 frames are bridged
 SIDE = 176
@@ -338,6 +341,18 @@ def interrupted_at(frame):
     return interrupt
 
 
+def watch_rendering(monkeypatch):
+    """The numbers of the frames that are rendered."""
+    rendered, render = [], Session.render
+
+    def watched(self, groups):
+        noted = ([rendered.append(number) or (number, picture) for number, picture in group] for group in groups)
+        return render(self, noted)
+
+    monkeypatch.setattr(Session, "render", watched)
+    return rendered
+
+
 def test_an_interrupted_run_goes_on(video_pipeline, portrait, tmp_path, monkeypatch):
     """It ends as an uninterrupted one does, and does not render twice what was done."""
     monkeypatch.setattr(pipeline_video, "PART_FRAMES", 4)
@@ -350,15 +365,9 @@ def test_an_interrupted_run_goes_on(video_pipeline, portrait, tmp_path, monkeypa
     with pytest.raises(KeyboardInterrupt):
         run(video_pipeline, path, tmp_path / "b.mp4", callback_on_frame=interrupt, **options)
     assert not (tmp_path / "b.mp4").exists()
-    assert sorted(part.name for part in (tmp_path / ".b.mp4.parts").iterdir()) == ["000000.mp4", "index.json"]
+    assert len(list((tmp_path / ".b.mp4.parts").glob("*.mp4"))) == 1
 
-    rendered, present = [], people.People.present
-
-    def count(self, frame, tracks):
-        rendered.append(frame)
-        return present(self, frame, tracks)
-
-    monkeypatch.setattr(people.People, "present", count)
+    rendered = watch_rendering(monkeypatch)
     again = run(video_pipeline, path, tmp_path / "b.mp4", **options)
     assert frames_in(again.people[0].found) == list(range(10)) and again.people[0].identity_distance > 0.5
     assert rendered == [4, 5, 6, 7, 8, 9]
@@ -537,6 +546,14 @@ def test_parts_have_the_kind_of_the_output(video_pipeline, portrait, tmp_path, n
     assert output.num_frames == len(read(output.path)) == 3
 
 
+@pytest.mark.parametrize(("audio", "frequency"), [("keep", 500), ("distort", 400)])
+def test_sound_comes_along_from_where_the_pictures_begin(video_pipeline, portrait, tmp_path, audio, frequency):
+    path = write_with_sound(tmp_path / "a.mp4", [portrait] * 20, sounds=[("aac", 500)])
+    output = run(video_pipeline, path, tmp_path / "b.mp4", audio=audio, start=0.6, resume=audio == "distort").path
+    ((heard, seconds),) = tones(output)
+    assert heard == pytest.approx(frequency, abs=8) and seconds == pytest.approx(0.2, abs=0.06)
+
+
 @pytest.mark.parametrize("options", [{"codec": "libx264"}, {"preset": "nonsense"}, {"codec": "nonsense"}])
 def test_what_cannot_be_encoded_is_refused_before_work(video_pipeline, portrait, tmp_path, options):
     path = write(tmp_path / "a.mp4", [portrait] * 2)
@@ -546,7 +563,7 @@ def test_what_cannot_be_encoded_is_refused_before_work(video_pipeline, portrait,
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
 
-@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"job": 1, "seed": 2, "frames": ["x"], "reports": []}'])
+@pytest.mark.parametrize("content", [b"", b"[]", b"{}", b'{"job": 1, "seed": 2, "parts": ["x"]}', b'{"seed": 2, "parts": {}}'])
 def test_a_broken_index_of_parts_begins_anew(video_pipeline, portrait, tmp_path, content):
     path, parts = write(tmp_path / "a.mp4", [portrait] * 2), tmp_path / ".b.mp4.parts"
     parts.mkdir()
@@ -563,17 +580,15 @@ def test_parts_made_with_other_weights_or_another_cast_are_not_taken(video_pipel
     strict = DiffDeIDVideoPipeline(**video_pipeline.components, identity_limit=video_pipeline.config.identity_limit - 0.01)
     strict.set_progress_bar_config(disable=True)
     index = tmp_path / ".b.mp4.parts" / "index.json"
-    planned, present = [], people.People.present
-    monkeypatch.setattr(people.People, "present", lambda self, *given: planned.append(1) or present(self, *given))
-    for pipe, cast in ((strict, False), (video_pipeline, True)):
-        with pytest.raises(KeyboardInterrupt):
+    rendered, summary = watch_rendering(monkeypatch), people.Presence.summary
+    for pipe, cast in ((strict, b""), (video_pipeline, b"somebody else")):
+        with monkeypatch.context() as patch, pytest.raises(KeyboardInterrupt):
+            patch.setattr(people.Presence, "summary", lambda self, cast=cast: summary(self) + cast)
             run(pipe, path, tmp_path / "b.mp4", resume=True, overwrite=True, callback_on_frame=interrupt)
-        assert json.loads(index.read_text())["frames"] == [4]
-        if cast:
-            index.write_text(index.read_text().replace('"number": 1', '"number": 2'))
-        planned.clear()
+        assert len(json.loads(index.read_text())["parts"]) == 1
+        rendered.clear()
         run(video_pipeline, path, tmp_path / "b.mp4", resume=True, overwrite=True)
-        assert len(planned) == 6
+        assert rendered == list(range(6))
 
 
 @torch.no_grad()

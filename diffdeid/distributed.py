@@ -1,0 +1,161 @@
+"""Many files on a Ray cluster: each file is a row of a dataset, each device has a worker with the networks.
+
+Every node needs this package, the weights and the files under the same paths. The driver decides what is to be made; workers
+replace what they find under those names, for only a worker that died can have left it. So a file is done again only if its worker
+died before it said what happened to it.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import pickle
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager, redirect_stdout
+from pathlib import Path
+from threading import Lock
+from typing import Any
+
+from diffdeid.batch import How, Task
+from diffdeid.command_line import for_videos, load
+from diffdeid.errors import ConfigurationError
+from diffdeid.face_lists import FaceList
+from diffdeid.io.manifest import Manifest
+from diffdeid.planning import Job, is_video
+
+# How many files a worker has in hand (one is read, one with the networks, one written), and how often each is tried again when
+# the worker dies. What is left then is done one by one, since a file that kills its worker takes those beside it along.
+PASSES = ((3, 3), (1, 1))
+
+
+def run_on_ray(
+    jobs: Sequence[Job],
+    how: How,
+    loading: tuple[str, str, str],
+    known: Mapping[Path, FaceList] | None = None,
+    manifest: Manifest | None = None,
+    workers: int | None = None,
+    address: str | None = None,
+) -> Iterator[list[dict[str, Any]]]:
+    """As `batch.run`, in the order in which files are finished, and with the same results for the same seed.
+
+    Args:
+        loading: `model`, `device` and `dtype`, as `load` takes them on a worker.
+        workers: processes with the networks. Default: one for each GPU, or for each CPU where there are none.
+        address: of the cluster. Default: the one that `RAY_ADDRESS` names, or that runs here, or a new one on this machine.
+
+    Raises:
+        ConfigurationError: there is no cluster, or it is too small for the workers.
+    """
+    waiting: dict[int, Task] = {}
+    for number, job in enumerate(jobs):
+        task = Task(job, how, known.get(job.source.resolve()) if known else None)
+        task.decide(manifest)
+        if task.missing:
+            task.overwrite = True
+            waiting[number] = task
+        else:
+            yield task.finish()
+    if not waiting:
+        return
+
+    with _cluster(address):
+        pool = _pool(workers, loading[1])
+        constructor = [os.getcwd(), *loading, how.options.reconstruction]
+        for at_once, retries in PASSES:
+            for number, records in _pass(waiting, constructor, pool, at_once, retries):
+                task = waiting.pop(number)
+                if manifest is not None:
+                    manifest.add(records, task.digest)
+                yield records
+        for task in waiting.values():
+            task.records.append({"error": "Its worker died, again and again. Is there enough memory for it?"})
+            yield task.finish()
+
+
+@contextmanager
+def _cluster(address: str | None) -> Iterator[None]:
+    """Connected, unless the caller is already."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would report to its makers
+    try:
+        import ray
+        import ray.data
+    except ModuleNotFoundError as error:
+        raise ConfigurationError(f'`{error.name}` is missing. Run `pip install "diffdeid[ray]"`.') from error
+
+    logging.getLogger("ray.data").setLevel(logging.CRITICAL)  # what goes wrong becomes records
+    context = ray.data.DataContext.get_current()
+    context.enable_progress_bars, context.max_errored_blocks = False, -1
+    if ray.is_initialized():
+        yield
+        return
+    with redirect_stdout(sys.stderr):  # there Ray may tell of workers that died
+        try:
+            ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
+        except (ConnectionError, RuntimeError, ValueError) as error:
+            raise ConfigurationError(f"There is no Ray cluster to be had: {error}") from error
+        try:
+            yield
+        finally:
+            ray.shutdown()
+
+
+def _pool(workers: int | None, device: str) -> dict[str, int]:
+    """How many workers there are, and what each of them takes of the cluster."""
+    import ray
+
+    there_are = ray.cluster_resources()
+    kind = "GPU" if device == "cuda" or (device == "auto" and there_are.get("GPU", 0) >= 1) else "CPU"
+    most = int(there_are.get(kind, 0))
+    if most < (workers or 1):  # Ray would wait for more machines
+        raise ConfigurationError(f"The cluster has {most} {kind}s for {workers or 1} workers. Pass fewer `--workers`.")
+    return {"size": workers or most, "num_cpus": 1, "num_gpus": int(kind == "GPU")}
+
+
+def _pass(
+    waiting: Mapping[int, Task], constructor: list[str], pool: dict[str, int], at_once: int, retries: int
+) -> Iterator[tuple[int, list[dict[str, Any]]]]:
+    """The numbers and records of what could be done."""
+    from ray.data import ActorPoolStrategy, from_items
+    from ray.exceptions import RayError
+
+    if not waiting:
+        return
+    rows = [{"number": number, "task": pickle.dumps(task)} for number, task in waiting.items()]
+    size, resources = min(pool["size"], len(rows)), {name: pool[name] for name in ("num_cpus", "num_gpus")}
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # there is no other way yet to say how often something is tried
+        done = from_items(rows, override_num_blocks=len(rows)).map(  # what is done again is a block
+            _Worker,
+            fn_constructor_args=constructor,
+            compute=ActorPoolStrategy(size=size, max_concurrent_calls_per_actor=at_once, enable_true_multi_threading=True),
+            max_restarts=-1,
+            max_task_retries=retries,
+            **resources,
+        )
+    try:
+        for row in done.iter_rows():
+            yield row["number"], json.loads(row["records"])
+    except RayError as error:  # what goes wrong with a file is in its record
+        reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
+        raise ConfigurationError(f"The workers could not begin or go on: {reason[0]}") from error
+
+
+class _Worker:
+    """An actor: the networks, and files on their way from start to end, each on a thread of its own."""
+
+    def __init__(self, folder: str, model: str, device: str, dtype: str, reconstruction: str):
+        os.chdir(folder)  # paths may be relative to where the command was called
+        self.pipe = load(model, device, dtype, reconstruction)
+        self.videos = for_videos(self.pipe)
+        self.networks = Lock()  # work on one file at a time
+
+    def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
+        task = pickle.loads(row["task"])
+        task.read()
+        with self.networks:
+            task.make(lambda file: self.videos if is_video(file) else self.pipe)
+        return {"number": row["number"], "records": json.dumps(task.finish())}

@@ -1,0 +1,124 @@
+"""Who of a video stays as they are: told from a look at every face of every frame, for whole tracks."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from diffdeid.engine.consent import MOST_HIDDEN, Consent, Kept, is_shared, look, why_unclear
+from diffdeid.engine.faces import Engine
+from diffdeid.errors import ConfigurationError
+from diffdeid.structures import Face
+from diffdeid.temporal.track import Track
+
+TRUSTED = 1.0  # seconds from a frame that shows clearly who somebody is, in which a face that is followed needs no other look
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass
+class Trail:
+    """What was seen of a track.
+
+    Attributes:
+        total: the sum of the embeddings of its clear views, and in the end their mean.
+        clear: the frames of these views.
+        denied: the people who they contradict: whom it cannot be, or who it may be although these are not to be seen.
+        closed: it does not stay, and no look can change that.
+    """
+
+    total: np.ndarray | None = None
+    clear: set[int] = field(default_factory=set)
+    denied: set[str] = field(default_factory=set)
+    closed: bool = False
+
+
+class Watch:
+    """Looks at the faces of a video.
+
+    A track stays where the mean of its clear views is surely somebody who stays, and no single one contradicts: a track may have
+    passed from one face to another. `look` takes the frames in their order; what comes after may be asked when all are seen.
+
+    Args:
+        engine: looks.
+        consent: who stays.
+        rate: frames a second.
+        min_face: see `DeidentifyOptions`.
+    """
+
+    def __init__(self, engine: Engine, consent: Consent, rate: float, min_face: float):
+        self.engine, self.consent, self.min_face = engine, consent, min_face
+        self.reach = max(1, round(TRUSTED * rate))
+        self._trails: dict[Track, Trail] = {}
+        self._kept: dict[Track, Kept] | None = None
+
+    def look(self, frame: int, picture: np.ndarray, tracks: Sequence[Track], seen: Sequence[Face]) -> None:
+        """Look at the faces of tracks that were found in a frame; `seen` is what looked like a face to the detector."""
+        faces = [track.last for track in tracks]
+        for track in tracks:
+            trail = self._trails.setdefault(track, Trail())
+            try:
+                if not trail.closed and why_unclear(track.last, self.min_face) is None:
+                    self._look(frame, picture, track.last, trail)
+                    trail.closed |= is_shared(track.last, seen, faces)
+            except ConfigurationError:
+                raise
+            except Exception as error:  # whatever it is: whoever is in doubt is de-identified
+                logger.warning("A face is de-identified: %s: %s", type(error).__name__, error)
+                trail.closed = True
+
+    def _look(self, frame: int, picture: np.ndarray, face: Face, trail: Trail) -> None:
+        (embedding,), (hidden,) = look(self.engine, [picture], [face])
+        keeps, limit = self.consent.mode == "keep", self.engine.identity_limit
+        if keeps and not hidden <= MOST_HIDDEN:  # a hand before a face makes somebody else of it
+            return
+        for name, distance in self.consent.distances(embedding).items():
+            if not (distance <= limit if keeps else distance >= limit):
+                trail.denied.add(name)
+        trail.closed = trail.denied == set(self.consent.people) if keeps else bool(trail.denied)
+        if hidden <= MOST_HIDDEN:
+            trail.clear.add(frame)
+            trail.total = embedding if trail.total is None else trail.total + embedding
+
+    def kept(self, track: Track) -> Kept | None:
+        """Whether a track stays."""
+        if self._kept is None:
+            self._kept = self._settle()
+        return self._kept.get(track)
+
+    def _settle(self) -> dict[Track, Kept]:
+        means = {track: trail.total / np.linalg.norm(trail.total) for track, trail in self._trails.items() if trail.clear}
+        verdicts = {track: self.consent.judge(mean) for track, mean in means.items() if not self._trails[track].closed}
+        sure = {
+            track: kept for track, kept in verdicts.items() if kept is not None and kept.person not in self._trails[track].denied
+        }
+        kept: dict[Track, Kept] = {}
+        for track, its_verdict in sure.items():
+            together = {other: mean for other, mean in means.items() if other is track or track.meets(other)}
+            kept |= self.consent.without_rivals({track: its_verdict}, together)
+        return kept
+
+    def trusts(self, track: Track, frame: int) -> bool:
+        """Whether the face of a track that stays is known well enough in a frame to stay there.
+
+        It is if it was followed, without a gap, from or to a clear view not long before or after. In a gap it is not seen; the
+        faces at its ends must be known.
+        """
+        if track.found_in(frame):
+            return self._is_near_clear_view(track, frame)
+        ways = (range(frame, frame + step * self.reach, step) for step in (-1, 1))
+        ends = [next((other for other in way if track.found_in(other)), None) for way in ways]
+        return all(self._is_near_clear_view(track, end) for end in ends if end is not None) and ends != [None, None]
+
+    def _is_near_clear_view(self, track: Track, frame: int) -> bool:
+        clear = self._trails[track].clear
+        for step in (-1, 1):
+            for other in range(frame, frame + step * (self.reach + 1), step):
+                if not track.found_in(other):
+                    break
+                if other in clear:
+                    return True
+        return False
