@@ -393,5 +393,5 @@ def test_in_a_video_who_agreed_stays_in_every_frame(pipe, ben, group, tmp_path, 
 
 
 def test_a_stream_cannot_tell_who_stays(pipe, ben, group):
-    with pytest.raises(ValueError, match="cannot tell who stays"):
+    with pytest.raises(ValueError, match="knows no list of `faces` and no `consent`"):
         list(DiffDeIDVideoPipeline.sharing(pipe).stream([group], consent=ben))
