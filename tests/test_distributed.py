@@ -59,7 +59,7 @@ def test_a_worker_is_killed_and_every_file_is_there_once_as_without_a_cluster(fo
         records = [json.loads(process.stdout.readline())]
         finished = {path: path.stat().st_mtime_ns for path in [folder / records[0]["output"]]} if records[0]["output"] else {}
         killed = workers(process.pid)
-        assert len(killed) == 2
+        assert killed
         os.kill(killed[0], signal.SIGKILL)
         records += map(json.loads, process.stdout)
     assert process.returncode == 3  # there is nobody in one of them
