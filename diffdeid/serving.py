@@ -144,14 +144,14 @@ class Uploads:
         Gradio's own `delete_cache` loses sight of the files of components that a handler has updated.
         """
 
-        def work() -> None:
-            while not CLOSING.wait(every):
+        def work(closing: threading.Event) -> None:
+            while not closing.wait(every):
                 for file in self.folder.rglob("*"):
                     with suppress(FileNotFoundError):
                         if file.is_file() and time.time() - file.stat().st_mtime > age:
                             file.unlink()
 
-        threading.Thread(target=work, name="sweep", daemon=True).start()
+        threading.Thread(target=work, args=[CLOSING], name="sweep", daemon=True).start()
 
     def _delete(self, files: set[Path]) -> None:
         for file in files.difference(_resolved(self._waiting()), *self._shown.values()):
