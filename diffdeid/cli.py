@@ -100,8 +100,6 @@ def anonymize(
 
     camera = inputs == ["cam"]
     _refuse_contradictions(faces, keep, only)
-    if camera and (keep or only):
-        raise typer.BadParameter("--keep and --only do not work for the camera: to be sure of somebody takes a whole film.")
     jobs, known = ([], {}) if camera else _plan(inputs, output, candidates, faces)
     _refuse_what_has_no_effect(context, camera, any(planning.is_video(job.source) for job in jobs))
     if debug:
@@ -236,8 +234,8 @@ def _consent(pipe: Any, keep: Path | None, only: Path | None) -> Any:
 def _refuse_what_has_no_effect(context: typer.Context, camera: bool, videos: bool) -> None:
     """Raise for options that were given and could not be honoured."""
     given = {name for name in context.params if context.get_parameter_source(name).name == "COMMANDLINE"}
-    of_files = {"output", "candidates", "faces", "on_no_face", "existing", "shard", "manifest", "verify", "as_json"}
-    of_files |= {*FileOptions.names()}
+    of_files = {"output", "candidates", "faces", "keep", "only", "on_no_face", "existing", "shard", "manifest", "verify"}
+    of_files |= {"as_json", *FileOptions.names()}
     of_videos = {*FileOptions.names(), *VideoOptions.names()} - {*DeidentifyOptions.names()}
     useless = given & (of_files if camera else set() if videos else of_videos)
     if useless:

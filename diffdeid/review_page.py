@@ -123,7 +123,6 @@ class VideoDesk(PhotoDesk):
         self.save(listed)
         pipe, generator = DiffDeIDVideoPipeline.sharing(self.pipe), torch.Generator().manual_seed(listed.seed)
         pipe.set_progress_bar_config(disable=True)
-        pipe.callbacks = self.pipe.callbacks
         choices = asdict(self.options) | {"faces": listed, "resume": True, "overwrite": self.overwrite}
         made = pipe(self.file, self.output, generator=generator, callback_on_frame=_go_on, **choices)
         self.overwrite = True  # the one that we have written

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import numpy as np
 import torch
 
+from diffdeid.engine.consent import BY_HAND
 from diffdeid.engine.faces import Engine
 from diffdeid.engine.pictures import seed_of
 from diffdeid.engine.reports import FaceReport
@@ -50,7 +51,8 @@ class PictureReview:
         outcomes = {one.id: self._outcome(one, faces) for one in listed if not one.keep}
         pairs = [(faces[number], outcome) for number, outcome in outcomes.items()]
         result = compose(self.picture, pairs, self.options.fallback, self.options.cover_scale)
-        return result, {number: self._report(face, outcomes.get(number)) for number, face in faces.items()}
+        fallback = self.options.fallback
+        return result, {number: FaceReport.of(face, outcomes.get(number, BY_HAND), fallback) for number, face in faces.items()}
 
     def _face(self, listed: ListedFace) -> Face:
         key = listed.box, listed.score
@@ -68,8 +70,3 @@ class PictureReview:
             ((outcome,),) = [[Covered(problem)]] if problem else self.engine.deidentify([job], self.options)
             self._outcomes[key] = outcome
         return self._outcomes[key]
-
-    def _report(self, face: Face, outcome: Outcome | None) -> FaceReport:
-        if outcome is None:
-            return FaceReport(tuple(face.box.tolist()), face.landmarks, "kept", None, None, 0)
-        return FaceReport.of(face, outcome, self.options.fallback)

@@ -53,7 +53,9 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
     @classmethod
     def sharing(cls, pipe: DiffDeIDPipeline) -> DiffDeIDVideoPipeline:
         """The video pipeline on the very components of a picture pipeline. (`from_pipe` would cast them to another dtype.)"""
-        return cls(**pipe.components, identity_limit=pipe.config.identity_limit, crop_factor=pipe.config.crop_factor)
+        shared = cls(**pipe.components, identity_limit=pipe.config.identity_limit, crop_factor=pipe.config.crop_factor)
+        shared.callbacks = pipe.callbacks
+        return shared
 
     def start(
         self,

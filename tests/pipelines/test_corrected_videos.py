@@ -12,7 +12,7 @@ import pytest
 import torch
 from PIL import Image
 
-from diffdeid import DiffDeIDVideoPipeline, FileOptions, VideoOptions, VideoReader, VideoWriter, batch
+from diffdeid import FileOptions, VideoOptions, VideoReader, VideoWriter, batch
 from diffdeid.detection import list_video
 from diffdeid.engine import faces as faces_module
 from diffdeid.engine.corrections import Corrections
@@ -33,13 +33,6 @@ def _first_who_passes_is_taken():
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(faces_module, "MARGIN_SEEN", -1.0)
         yield
-
-
-@pytest.fixture(scope="module")
-def video_pipeline(pipeline):
-    video_pipeline = DiffDeIDVideoPipeline.sharing(pipeline)
-    video_pipeline.set_progress_bar_config(disable=True)
-    return video_pipeline
 
 
 @pytest.fixture(scope="module")

@@ -35,13 +35,6 @@ SKIN = (200, 160, 140)
 
 
 @pytest.fixture(scope="module")
-def video_pipeline(pipeline):
-    video_pipeline = DiffDeIDVideoPipeline.sharing(pipeline)
-    video_pipeline.set_progress_bar_config(disable=True)
-    return video_pipeline
-
-
-@pytest.fixture(scope="module")
 def portrait(astronaut):
     """Head and shoulders."""
     return np.array(Image.open(astronaut).convert("RGB").crop((124, 0, 324, 200)).resize((SIDE, SIDE), Image.LANCZOS))
