@@ -300,12 +300,13 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
                 outputs = [gr.ImageSlider(label="Before and after", format="jpeg", interactive=False), *results()]
         chosen, candidates = gr.State({}), gr.State((0, ()))
         photo.change(None, None, wanted, js="() => []", **inner)  # at once: ticks of the photo before must not spare a face
-        photo.change(partial(show_faces, pipe), photo, [drawn, wanted, number, chosen], api_name="faces")
         run = lent(anonymize, pipe, 60), [photo, wanted, chosen, *inputs], outputs
         show = lent(show_candidates, pipe, 60), [photo, number, *inputs], [gallery, candidates]
         work = [button.click(*run, api_name="anonymize", **alone), more.click(*show, **inner, **alone)]
         work.append(gallery.select(choose, [chosen, candidates], chosen, **inner).then(*run, **inner, **alone))
         ends(stop, photo, outputs[-1], work)
+        # Last: a page does what a change asks for in this order, and would end work that was asked for while it waits for faces.
+        photo.change(partial(show_faces, pipe), photo, [drawn, wanted, number, chosen], api_name="faces")
 
         with gr.Tab("Video"), gr.Row():
             with gr.Column():

@@ -1,5 +1,6 @@
 """The page, through its own server, as a browser or a program uses it; and what it leaves behind."""
 
+import os
 import re
 import runpy
 import shutil
@@ -384,7 +385,8 @@ def test_the_app_answers_what_the_readme_asks_in_processes_of_their_own(started,
     code = re.search(r"```python\n(from gradio_client .*?)```", (root / "README.md").read_text(), re.DOTALL)[1]
     with started(root, temporary) as (process, address):
         code = code.replace("http://127.0.0.1:7860", address) + "print(file, archive)"
-        asked = subprocess.run([sys.executable, "-c", code], cwd=asker, capture_output=True, text=True)
+        own = os.environ | {"GRADIO_TEMP_DIR": str(asker)}  # in that of these tests, another server deletes what it downloads
+        asked = subprocess.run([sys.executable, "-c", code], cwd=asker, env=own, capture_output=True, text=True)
         assert asked.returncode == 0, asked.stderr
         video, archive = map(Path, asked.stdout.splitlines()[-1].split())
         assert VideoReader(video).num_frames == 6

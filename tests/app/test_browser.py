@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 import app
-from diffdeid import VideoReader
+from diffdeid import VideoReader, serving
 
 webdriver = pytest.importorskip("selenium.webdriver", reason="selenium is not installed")
 from selenium.webdriver.chrome.service import Service  # noqa: E402
@@ -110,7 +110,9 @@ def test_a_photo_is_uploaded_replaced_and_downloaded(open_page, astronaut):
     assert page.complaints() == []
 
 
-def test_ticks_of_one_photo_spare_no_face_of_the_next(open_page, astronaut, tmp_path):
+def test_ticks_of_one_photo_spare_no_face_of_the_next(open_page, astronaut, tmp_path, monkeypatch):
+    find = serving.find_faces
+    monkeypatch.setattr(serving, "find_faces", lambda *given: time.sleep(3) or find(*given))
     two, others = tmp_path / "two.png", tmp_path / "others.png"
     person = Image.open(astronaut)
     for path, small in ((two, (540, 100)), (others, (520, 120))):
