@@ -41,16 +41,17 @@ face only refuses people who are too near to it. Apart from that, a result tells
 clothes, expression, pose and light tell anyway.
 The result is **de-identified**. Body, clothes, place and context stay, and no method is certain. Look at it before you publish
 it. This server deletes your uploads and results once this page shows them no more: when you replace or remove them and when you
-close the page. After ten minutes it deletes them in any case. Nothing is logged."""
+close the page. After ten minutes it deletes them in any case, but for a copy of what it still works on. Nothing is logged."""
 INSIDE = "What the network is shown of the largest face, and what it paints. **This shows the source face: do not publish it.**"
 ATTRIBUTES = [  # labels and what they mean, by how much they give away
     ("Fits hair, neck and body", "context"),
     ("Is anybody (gives least away)", "any"),
     ("Has about the sex, age, descent, beard and smile of the erased face (gives most away)", "source"),
 ]
-CSS = ".caption-label {white-space: normal !important} .grid-wrap {max-height: none !important}"  # all of the captions and stages
+STAYING = "Who is not ticked stays in every picture with their number. If one of these shows somebody else, tick them."
+CSS = """.caption-label {white-space: normal !important} .grid-wrap {min-height: 0 !important; max-height: none !important}
+@media (max-width: 600px) {.grid-container {grid-template-columns: 1fr 1fr !important}}"""  # all of the captions and pictures
 HOLDERS = gr.Image, gr.AnnotatedImage, gr.ImageSlider, gr.Gallery, gr.File, gr.Video  # what shows files
-WORK = {"analyse": "Looking for faces", "render": "Painting", "verify": "Checking the file"}
 
 logger = logging.getLogger(__name__)
 
@@ -84,6 +85,11 @@ def given(value, what: str):
     if isinstance(value, str) and not Path(value).exists():
         raise gr.Error("The upload was deleted, as all are after some minutes. Upload it again.")
     return value
+
+
+def own_copy(upload: str | None, what: str, folder: str) -> str:
+    """A copy of an upload in the folder of a handler, whose work may take longer than uploads stay."""
+    return shutil.copy(given(upload, what), folder)
 
 
 @contextmanager
@@ -129,6 +135,7 @@ def anonymize(pipe, photo, faces, chosen, level, steps, keep_mouth, attributes, 
     Gives before and after, the file, and what happened in words.
     """
     with errors_in_words(), temporary_folder() as folder:
+        photo = own_copy(photo, "a photo", folder)
         picture, found = yield from awaited(opened, pipe, photo)
         numbers = range(1, len(found) + 1)
         asked = serving.options(level, steps, keep_mouth, attributes, seed)
@@ -161,24 +168,47 @@ def choose(chosen: dict, candidates: tuple, event: gr.SelectData) -> dict:
     return chosen | {number: identities[event.index]}
 
 
-def anonymize_video(pipe, video, level, steps, keep_mouth, attributes, seed):
-    """De-identify a video, without its sound. Gives it to look at, as a file, and what happened in words."""
+def show_people(pipe: DiffDeIDPipeline, video: str | None):
+    """Everybody in a video: pictures with their numbers, the choice among them, and the list of faces that both are of."""
     with errors_in_words(), temporary_folder() as folder:
-        target = Path(folder, f"{Path(given(video, 'a video')).stem}_anonymized.mp4")
+        video, watch = own_copy(video, "a video", folder), serving.Watch()
+        work = watch.follow(
+            serving.find_people, pipe, video, watch,
+            meanwhile=lambda progress: (gr.update(visible=True), gr.skip(), gr.skip(), how_far(progress)),
+        )  # fmt: skip
+        listed, portraits = yield from work
+    shown = [(portrait, f"Person {number}") for number, portrait in portraits]
+    numbers = sorted({number for number, _ in portraits})
+    choice = gr.update(choices=[(f"Person {number}", number) for number in numbers], value=numbers, visible=len(numbers) > 1)
+    yield gr.update(value=shown, visible=True), choice, listed, ""
+
+
+def forget_people():
+    """Nobody is shown, and nobody can be chosen."""
+    return gr.update(value=None, visible=False), gr.update(choices=[], value=[], visible=False), None
+
+
+def anonymize_video(pipe, video, level, steps, keep_mouth, attributes, seed, people=(), listed=None):
+    """De-identify all people of a video, or those whose numbers are given, who must be in a list of its faces; without its sound.
+
+    Gives it to look at, as a file, and what happened in words.
+    """
+    with errors_in_words(), temporary_folder() as folder:
+        video = own_copy(video, "a video", folder)
+        target = Path(folder, f"{Path(video).stem}_anonymized.mp4")
         asked = serving.options(level, steps, keep_mouth, attributes, seed)
         watch = serving.Watch()
-        work = watch.follow(serving.deidentify_video, pipe, video, target, asked, watch, meanwhile=how_far)
-        output = yield from work
+        what = serving.deidentify_video, pipe, video, target, asked, watch, people, listed
+        output = yield from watch.follow(*what, meanwhile=lambda progress: (None, None, how_far(progress)))
         lines = [serving.in_words(person.number, person) for person in output.people] + output.notes
         yield str(target), str(target), "\n\n".join(lines)
 
 
 def how_far(progress: serving.Progress | None):
-    """What the page shows while a video is on its way."""
+    """What the page says while a video is on its way."""
     if progress is None:
         return gr.skip()
-    text = f"{WORK[progress.stage]}: {progress.done} of about {progress.total} frames, {progress.seconds_left:.0f} s left."
-    return None, None, text
+    return progress.in_words()
 
 
 def anonymize_files(pipe, files, level, steps, keep_mouth, attributes, seed):
@@ -228,7 +258,7 @@ def settings() -> list[gr.components.Component]:
 
 def results() -> list[gr.components.Component]:
     """Where a file and a report come out."""
-    return [gr.File(label="Result, without metadata"), gr.Markdown(label="Report")]
+    return [gr.File(label="Result, without metadata", interactive=False), gr.Markdown(label="Report")]
 
 
 def buttons() -> tuple[gr.Button, gr.Button]:
@@ -295,7 +325,8 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
                 with gr.Accordion("Choose the new person", open=False):
                     number = gr.Slider(1, serving.MAX_FACES, value=1, step=1, label="Face")
                     more = gr.Button("Show candidates")
-                    gallery = gr.Gallery(label="Click one to take it", columns=CANDIDATES, allow_preview=False, visible=False)
+                    shown = {"interactive": False, "allow_preview": False, "height": "auto", "visible": False}
+                    gallery = gr.Gallery(label="Click one to take it", columns=CANDIDATES, **shown)
             with gr.Column():
                 outputs = [gr.ImageSlider(label="Before and after", format="jpeg", interactive=False), *results()]
         chosen, candidates = gr.State({}), gr.State((0, ()))
@@ -311,13 +342,20 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
         with gr.Tab("Video"), gr.Row():
             with gr.Column():
                 video = gr.Video(label="Video", sources=["upload", "webcam"])
+                find = gr.Button("Find people")
+                portraits = gr.Gallery(label="People", columns=4, format="jpeg", **shown)
+                wanted = gr.CheckboxGroup(label="People to replace (none ticked: all)", info=STAYING, visible=False)
                 button, stop = buttons()
-                inputs = [video, *settings()]
+                inputs = [video, *settings(), wanted]
             with gr.Column():
                 outputs = [gr.Video(label="De-identified, without sound", interactive=False), *results()]
-        of_video = DiffDeIDVideoPipeline.sharing(pipe)
-        run = lent(anonymize_video, of_video, serving.seconds_for_video), inputs, outputs
-        ends(stop, video, outputs[-1], [button.click(*run, api_name="anonymize_video", **alone)])
+        listed = gr.State()
+        video.change(None, None, wanted, js="() => []", **inner)  # at once, as for photos; another list is refused in any case
+        show = lent(show_people, pipe, serving.seconds_for_video), video, [portraits, wanted, listed, outputs[-1]]
+        run = lent(anonymize_video, DiffDeIDVideoPipeline.sharing(pipe), serving.seconds_for_video), [*inputs, listed], outputs
+        work = [find.click(*show, api_name="people", **alone), button.click(*run, api_name="anonymize_video", **alone)]
+        ends(stop, video, outputs[-1], work)
+        video.change(forget_people, None, [portraits, wanted, listed], queue=False, show_progress="hidden", **inner)
 
         with gr.Tab("Batch"), gr.Row():
             with gr.Column():
@@ -333,7 +371,8 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
         with gr.Tab("How it works"):
             gr.Markdown(INSIDE)
             button = gr.Button("Look at the photo of the first tab", variant="primary")
-            gallery = gr.Gallery(label="Stages", columns=4, object_fit="contain", height="auto", format="png")
+            looks = {"columns": 4, "object_fit": "contain", "height": "auto"}
+            gallery = gr.Gallery(label="Stages", interactive=False, format="png", **looks)
             inputs = [photo, *settings()]
         button.click(lent(explain, pipe, 60), inputs, gallery, api_name="explain", **alone)
         let_files_go(demo, uploads)

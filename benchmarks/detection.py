@@ -1,4 +1,4 @@
-"""How well faces are found: in pictures composed of faces, backgrounds and things that are none, so that the truth is known.
+"""Measure how well faces are found, in pictures composed of faces, backgrounds and other things, so that the truth is known.
 
     python benchmarks/detection.py FACES... --backgrounds FOLDER [--things FOLDER] [--pictures 150]
                                    [--set detection_threshold=0.5] [--json] [--save FOLDER]
@@ -8,10 +8,10 @@
     --things       cut-outs without faces, as PNG with transparency: hands, hair, animals, clocks; half of the things are drawn
     --set          another variant of the analyser, measured on the same pictures; NAME=VALUE,NAME=VALUE, repeatable
 
-Pictures have .3 to 3 megapixels and 0 to 30 faces of 12 to 400 pixels (root of the area of the landmarks' box), 60 % of them
-within 20° of upright, the others turned by any angle. Some are hidden in part, blurred or cut by the border; some of the pictures
-are blurred, dark, pale, grey, noisy or JPEG. A found box is right when it shares 40 % with the truth, or when it holds its
-centre and is half to twice as large; all others are false alarms, but for second boxes about one face.
+Pictures have 0.3 to 3 megapixels and 0 to 30 faces of 12 to 400 pixels (root of the area of the landmarks' box), 60 % of them
+within 20° of upright, the others turned by any angle. Some faces are partly hidden, blurred or cut by the border; some pictures
+are blurred, dark, pale, grey, noisy or JPEG. A found box is right if it shares 40 % with the truth, or if it contains the centre
+of the truth and is half to twice as large. All others are false alarms, except second boxes about one face.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ class Portrait:
 
 @dataclass(frozen=True)
 class Truth:
-    """A face in a composed picture: its box, the root of the area of its upright box, degrees and what is wrong with it."""
+    """A face in a composed picture: its box, the root of the area of its upright box, its turn in degrees, and its faults."""
 
     box: np.ndarray
     size: float
@@ -110,7 +110,7 @@ class Scene:
     Attributes:
         image: `(H, W, 3)` uint8.
         truths: its faces.
-        things: kind and box of what is no face, whether or not something covers it.
+        things: kind and box of things that are not faces, whether or not something covers them.
         faults: what is wrong with all of it.
     """
 
@@ -121,7 +121,7 @@ class Scene:
 
 
 class Composer:
-    """Pictures of a known content, each by the seed and its number alone."""
+    """Composes pictures of known content; each depends only on the seed and its number."""
 
     def __init__(self, faces: Sequence[Path], backgrounds: Path, things: Path | None, analyser: FaceAnalyserModel):
         portraits = [portrait_of(path, analyser) for folder in faces for path in pictures_of(folder)]
@@ -161,7 +161,7 @@ class Composer:
         scene.things.append(("cut-outs" if is_cut_out else "drawings", np.concatenate([target - side / 2, target + side / 2])))
 
     def _put_face(self, rng: np.random.Generator, scene: Scene, size: float) -> None:
-        """One more face, unless there is no room."""
+        """Add one more face, unless there is no room."""
         portrait = self.portraits[rng.integers(len(self.portraits))]
         photo, points = portrait.image, portrait.points
         if rng.random() < 0.5:
@@ -193,7 +193,7 @@ class Composer:
                 return
 
     def _hide(self, rng: np.random.Generator, photo: np.ndarray, box: np.ndarray) -> None:
-        """Something before a face, from one side of its box, over 15 to 40 % of it."""
+        """Cover 15 to 40 % of a face, from one side of its box."""
         depth, side = rng.uniform(0.15, 0.4), rng.integers(4)
         low, high = box[:2].copy(), box[2:].copy()
         extent = high - low
@@ -218,7 +218,7 @@ def pictures_of(folder: Path) -> list[Path]:
 
 
 def portrait_of(path: Path, analyser: FaceAnalyserModel) -> Portrait | None:
-    """The face of a picture by its landmarks, or by the detector's box where the mesh sees none; large, both are easy."""
+    """The face of a picture, by its landmarks, or by the detector's box if the mesh sees none; both are easy on large faces."""
     image = np.asarray(read_image(path).image)
     found = analyser.glance(image, 0.5) or analyser.detect(image)
     if not found:
@@ -245,12 +245,12 @@ def head_mask(rng: np.random.Generator, shape: tuple[int, int], box: np.ndarray)
 
 
 def turn(rng: np.random.Generator) -> float:
-    """Degrees: mostly about upright."""
+    """Draw an angle in degrees, mostly near upright."""
     return rng.uniform(-UPRIGHT, UPRIGHT) if rng.random() < 0.6 else rng.uniform(-180, 180)
 
 
 def placed(centre: np.ndarray, extent: float, size: float, angle: float, target: np.ndarray) -> np.ndarray:
-    """The similarity that takes `centre` to `target`, `extent` pixels to `size`, turned by `angle` degrees."""
+    """The similarity that maps `centre` to `target` and `extent` pixels to `size`, turned by `angle` degrees."""
     radians = np.deg2rad(angle)
     matrix = square_matrix(centre, (np.cos(radians), -np.sin(radians)), extent, size)
     return matrix + np.column_stack([np.zeros((2, 2)), target - size / 2])
@@ -272,7 +272,7 @@ def paste(image: np.ndarray, photo: np.ndarray, mask: np.ndarray, matrix: np.nda
 
 
 def pattern(rng: np.random.Generator, height: int, width: int) -> Scene:
-    """Clouds, with bricks, leaves, letters or a crowd of things with two dark dots on them."""
+    """A background of clouds, at times with bricks, leaves, letters or a crowd of face-like drawings."""
     image = np.zeros((height, width, 3), np.float32) + rng.integers(40, 216, 3)
     for cells in (2, 8, 32, 128):
         clouds = (rng.normal(size=(cells, cells, 1)) + 0.4 * rng.normal(size=(cells, cells, 3))).astype(np.float32)
@@ -300,7 +300,7 @@ def pattern(rng: np.random.Generator, height: int, width: int) -> Scene:
 
 
 def face_like(rng: np.random.Generator) -> np.ndarray:
-    """A disc with dots, bars or hands: a socket, a clock, a front of a car; RGBA `(128, 128, 4)`."""
+    """Draw a disc with dots, bars or hands, like a socket, a clock or the front of a car; RGBA `(128, 128, 4)`."""
     image = np.zeros((128, 128, 4), np.uint8)
     skin = rng.random() < 0.5
     colour = (*(np.array((225, 170, 140)) * rng.uniform(0.3, 1) if skin else rng.integers(60, 256, 3)).astype(int).tolist(), 255)
@@ -320,7 +320,7 @@ def face_like(rng: np.random.Generator) -> np.ndarray:
 
 
 def spoilt(rng: np.random.Generator, scene: Scene) -> Scene:
-    """The picture as bad cameras and bad light leave it."""
+    """The picture as bad cameras and bad light would make it."""
     faults = frozenset(name for name, share in FAULTS.items() if rng.random() < share)
     image = scene.image.astype(np.float32)
     if "blurred" in faults:
@@ -351,8 +351,8 @@ class Look:
         shape: of the picture, (height, width).
         truths, things, faults: those of the scene.
         found: faces.
-        matches: for each of them the number of its truth, -1 for a false alarm.
-        seconds: that the search took.
+        matches: for each found face the number of its truth, -1 for a false alarm.
+        seconds: how long the search took.
     """
 
     shape: tuple[int, int]
@@ -373,7 +373,7 @@ def look_at(scene: Scene, analyser: FaceAnalyserModel) -> Look:
 
 
 def matched(scene: Scene, found: Sequence[Face]) -> list[int]:
-    """For each found face the truth of which its box holds most, -1 where it is about none."""
+    """For each found face the number of the truth that its box overlaps most, -1 if it fits none."""
     limit = np.array(scene.image.shape[1::-1])
     matches = []
     for face in found:
@@ -384,7 +384,7 @@ def matched(scene: Scene, found: Sequence[Face]) -> list[int]:
 
 
 def about(box: np.ndarray, truth: np.ndarray) -> bool:
-    """Whether a found box is that of a face."""
+    """Whether a found box fits a true one."""
     if intersection_over_union(box, truth) >= 0.4:
         return True
     centre, ratio = (truth[:2] + truth[2:]) / 2, (np.prod(box[2:] - box[:2]) / np.prod(truth[2:] - truth[:2])) ** 0.5
@@ -449,12 +449,12 @@ def summary(looks: Sequence[Look]) -> dict:
 
 
 def rate(hits: Sequence[bool]) -> tuple[int, float | None]:
-    """How many there are, and which part of them is right."""
+    """How many hits and misses there are, and the share of hits."""
     return len(hits), round(float(np.mean(hits)), 4) if hits else None
 
 
 def cause(look: Look, face: Face) -> str:
-    """What a false alarm is about."""
+    """What a false alarm shows."""
     if any(part_in(face.box, truth.box) > 0.5 or part_in(truth.box, face.box) > 0.5 for truth in look.truths):
         return "parts of faces"
     centre = (face.box[:2] + face.box[2:]) / 2
@@ -467,7 +467,7 @@ def is_turned(truth: Truth) -> bool:
 
 
 def false_area(look: Look) -> float:
-    """Which part of a picture, 0…1, lies in the boxes of false alarms and in no face."""
+    """The part of a picture, 0…1, inside boxes of false alarms but outside of faces."""
     area = np.zeros(look.shape, bool)
     limit = np.array(look.shape[::-1])
     for value, boxes in (
@@ -500,7 +500,7 @@ def line(value: tuple[int, float | None]) -> str:
 
 
 def drawn(image: np.ndarray, look: Look) -> np.ndarray:
-    """The picture with the truth in green and what was found in red, false alarms thick, faces with landmarks blue."""
+    """The picture with true boxes in green, found ones in red, or in blue with landmarks; false alarms are thick."""
     image = image.copy()
     for truth in look.truths:
         x0, y0, x1, y1 = np.rint(truth.box).astype(int).tolist()

@@ -1,4 +1,4 @@
-"""Hard pictures, de-identified by a fixed rule, side by side with their sources: to be looked at and counted.
+"""De-identify hard pictures, chosen by a fixed rule, and show them beside their sources, to be judged by eye.
 
     python benchmarks/gallery.py DATA OUTPUT [--model weights/diffdeid] [--seed 0] [--only hats_09 …]
 
@@ -6,7 +6,7 @@
             clip of the third
     OUTPUT  gets a PNG of each pair, `sheet-NN.png` of twelve pairs each, and `outcomes.json`: what became of each face, and why
 
-What is counted by eye: good results, monsters, covers (those of a method other than "diffusion"), faces left as they were.
+Count by eye: good results, monsters, covers (faces with a method other than "diffusion"), and faces left as they were.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def main() -> None:
 
 
 def deidentified(pipe: DiffDeIDPipeline, picture: np.ndarray, seed: int) -> tuple[np.ndarray, list[dict[str, object]]]:
-    """The result, and what became of each face; a picture in which no face is found stays as it is."""
+    """The result, and what became of each face; a picture without a found face stays as it is."""
     try:
         made = pipe(picture, generator=torch.Generator().manual_seed(seed))
     except NoFaceFoundError:
@@ -67,7 +67,7 @@ def deidentified(pipe: DiffDeIDPipeline, picture: np.ndarray, seed: int) -> tupl
 
 
 def pictures(data: Path) -> Iterator[tuple[str, np.ndarray]]:
-    """Names and pixels, by the rule."""
+    """Names and pixels of the pictures chosen by the rule."""
     for path in [*sorted((data / "hard").glob("*.jpg")), *sorted((data / "val").glob("*.*p*g*"))[::EVERY]]:
         yield path.stem, np.asarray(read_image(path).image)
     for path in sorted((data / "video/hands").iterdir()):

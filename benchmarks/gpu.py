@@ -1,9 +1,9 @@
-"""Faces a second from crops on an accelerator, and what of the time and of its arithmetic the denoiser has.
+"""Measure faces a second on an accelerator, the denoiser's share of the time, and how much of the arithmetic it uses.
 
     python benchmarks/gpu.py [--model weights/diffdeid] [--device cuda] [--faces 256]
 
 Landmarks are known beforehand: crops, fit, identities, painting, registration and checks are timed, detection is not. The limit
-is what products of large matrices reach on the same device in the precision of the denoiser. Works on a CPU too, to try it out.
+is the speed of products of large matrices on the same device in the precision of the denoiser. It also runs on a CPU, for a try.
 """
 
 from __future__ import annotations
@@ -58,7 +58,7 @@ def main() -> None:
 
 
 class Clock:
-    """Adds up the time in a module."""
+    """Adds up the time spent in a module."""
 
     def __init__(self, device: str, module: torch.nn.Module):
         self.device, self.seconds = device, 0.0
@@ -76,7 +76,7 @@ def synchronize(device: str) -> None:
 
 
 def timed(device: str, function: Callable[[], object]) -> float:
-    """Seconds until all is done."""
+    """Seconds until all work on the device is done."""
     synchronize(device)
     started = time.perf_counter()
     function()

@@ -1,9 +1,9 @@
-"""How long the app takes to come up and for one face, against the command line, and how much memory; in one run.
+"""Measure how long the app takes to start and for one face, against the command line, and how much memory, in one run.
 
     python benchmarks/serving.py [PHOTO]
 
-The app's time goes from sending the photo until its results can be fetched; `gradio_client` takes 0.1 s more for each of
-three files.
+The app's time runs from sending the photo until its results can be fetched; to fetch them, `gradio_client` takes 0.1 s more for
+each of three files.
 """
 
 import json

@@ -1,4 +1,4 @@
-"""Time of each stage for one face in a 1-megapixel photo, and peak memory.
+"""Measure the time of each stage for one face in a 1-megapixel photo, and the peak memory.
 
     python benchmarks/stages.py [--model weights/diffdeid] [--steps 8] [--threads 2] [--device cpu]
 
@@ -80,7 +80,7 @@ def main() -> None:
 
 
 def median_time(function: Callable[[], object]) -> float:
-    """Seconds, of five runs after a warm-up."""
+    """The median of five runs after a warm-up, in seconds."""
     function()
     times = []
     for _ in range(5):

@@ -1,10 +1,10 @@
-"""Ours and `deface` (PyPI) on the same pictures and clips, in one run: ratios carry over to other machines, seconds do not.
+"""Measure DiffDeID and `deface` (PyPI) on the same pictures and clips, in one run: ratios carry over to other machines.
 
-    pip install deface                       # without it, ours alone is measured
+    pip install deface                       # without it, only DiffDeID is measured
     python benchmarks/versus.py [--model weights/diffdeid] [--dtype auto] [--photos 100] [--seconds 4]
 
-All are made from the demo photo. Pictures are timed in the process, medians of five after a warm-up; folders and clips by the two
-commands, with the time that they take to start. Both run with their defaults.
+All files are made from the demo photo. Pictures are timed in the process (medians of five runs after a warm-up), folders and
+clips by the two commands, including their start. Both run with their defaults.
 """
 
 from __future__ import annotations
@@ -72,7 +72,7 @@ def face(photo: Image.Image, side: int) -> np.ndarray:
 
 
 def crowd(photo: Image.Image) -> np.ndarray:
-    """Five by four heads of 170 pixels and more in 4000 x 3000."""
+    """A picture of 4000 x 3000 with five by four heads of at least 170 pixels."""
     tile = np.pad(face(photo, 750), ((0, 0), (0, 50), (0, 0)), mode="reflect")
     return np.tile(tile, (4, 5, 1))
 
@@ -84,7 +84,7 @@ def ours_of(model: Path, dtype: str) -> Callable[[np.ndarray], object]:
 
 
 def deface() -> Callable[[np.ndarray], object] | None:
-    """What the command does with a frame."""
+    """A function that does what the command `deface` does with a frame; `None` if it is not installed."""
     try:
         from deface.centerface import CenterFace
         from deface.deface import anonymize_frame
@@ -101,7 +101,7 @@ def deface() -> Callable[[np.ndarray], object] | None:
 
 
 def run(args: argparse.Namespace, source: Path, output: Path) -> tuple[float, float | None]:
-    """Both commands; says how busy ours keeps the cores."""
+    """Run and time both commands; prints how busy ours keeps the cores."""
     command = [sys.executable, "-m", "diffdeid", "anonymize", source, "-o", output, "--dtype", args.dtype, "--model", args.model]
     before, started = resource.getrusage(resource.RUSAGE_CHILDREN), time.perf_counter()
     subprocess.run(command, check=True, capture_output=True)

@@ -1,9 +1,9 @@
-"""Speed of videos by preset, precision, number of faces and length, and whether memory grows with the length.
+"""Measure the speed on videos by steps, precision, number of faces and length, and whether memory grows with the length.
 
     python benchmarks/video.py [--model weights/diffdeid] [--threads 2] [--device cpu] [--long 60]
 
-The clips are made from the demo photo, which moves about: 480×480 pixels a face, 25 frames a second. Each line is a process of
-its own. Compare lines with each other: shares of the first line carry over to other machines, seconds do not.
+The clips show the demo photo moving about: 480×480 pixels a face, 25 frames a second. Each line is measured in a process of its
+own. Compare lines with each other: shares of the first line carry over to other machines, seconds do not.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def main() -> None:
 def measure(
     model: Path, threads: int, device: str, denoiser: torch.dtype | None, steps: int, faces: int, seconds: float, folder: Path
 ) -> dict[str, float]:
-    """Seconds a frame of both passes (of the second with the check of the file), and the largest memory of the process in GiB."""
+    """Seconds a frame of both passes (the second includes the check of the file), and the peak memory of the process in GiB."""
     torch.set_num_threads(threads)
     source = write_clip(folder / "source.mp4", seconds, (480 * faces, 480))
     dtype = precisions(device, denoiser)
@@ -82,7 +82,7 @@ def measure(
 
 
 def write_clip(path: Path, seconds: float, size: tuple[int, int]) -> Path:
-    """The demo photo moves about, side by side as often as fits into `size` (width, height)."""
+    """Write a clip of the demo photo moving about, repeated side by side as often as it fits into `size` (width, height)."""
     width, height = size
     photo = Image.open(ROOT / "tests/assets/astronaut.png").convert("RGB").resize((height, height), Image.Resampling.LANCZOS)
     with VideoWriter(path, Fraction(RATE)) as writer:

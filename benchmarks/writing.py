@@ -1,9 +1,9 @@
-"""What it costs to write a JPEG in which only a face changed, and how near each format comes to its source elsewhere.
+"""Measure the cost of writing a JPEG in which only a face changed, and how near each format is to its source elsewhere.
 
     python benchmarks/writing.py [PHOTO]
 
-The photo, the demo photo by default, is scaled to 1 and to 12 megapixels and gets the noise of a camera. A box of an eighth of
-its area is exchanged for another part of it. Times are those of the processor, in one thread.
+The photo, by default the demo photo, is scaled to 1 and to 12 megapixels and gets the noise of a camera. A box of an eighth of
+its area is replaced by another part of the photo. Times are CPU times, in one thread.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ def main() -> None:
 
 
 def prepared(photo: Image.Image, megapixels: float, quality: int, source: Path) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """A source is written; its pixels, those with another face, and where they may differ."""
+    """Write a source; gives its pixels, the pixels with another face, and where they may differ."""
     side = round((megapixels * 1e6) ** 0.5 / 16) * 16
     noise = np.random.default_rng(0).normal(0, 3, (side, side, 3))
     Image.fromarray((np.asarray(photo.resize((side, side))) + noise).clip(0, 255).astype(np.uint8)).save(source, quality=quality)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 __version__ = "0.1.0"
 
-# The folder of the weights that come with the package: in it where it was installed, beside it in a clone.
+# The weights that come with DiffDeID lie inside an installed package, and beside the package in a clone.
 WEIGHTS = Path(__file__).parent / "weights"
 if not WEIGHTS.is_dir():
     WEIGHTS = Path(__file__).parents[1] / "weights" / "diffdeid"

@@ -1,10 +1,15 @@
-"""Many files, each of them from start to end: read, de-identified, written and checked, while others are on their way."""
+"""Many files, each of them from start to end: read, de-identified, written and checked, while others are on their way.
+
+On a GPU, pictures go to the networks in groups, so that their faces fill batches.
+"""
 
 from __future__ import annotations
 
 import logging
+import math
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
@@ -18,17 +23,21 @@ from PIL import Image
 from diffdeid.engine.consent import Consent
 from diffdeid.engine.pictures import draw_seeds
 from diffdeid.engine.reports import FaceReport
-from diffdeid.engine.review import PictureReview
+from diffdeid.engine.review import PictureReview, render_faces
 from diffdeid.engine.written import Known, VideoCheck, picture_check
 from diffdeid.errors import NoFaceFoundError
 from diffdeid.face_lists import FaceList, Source, refuse_stale
 from diffdeid.io.files import HeldFile, taken
 from diffdeid.io.images import Picture, check_writable, read_image, read_with_fingerprint, write_image
 from diffdeid.io.manifest import Manifest
+from diffdeid.io.stores import Copies
 from diffdeid.io.video_reader import VideoReader
 from diffdeid.io.video_writer import VideoWriter, check_video_writable
 from diffdeid.options import DeidentifyOptions, FileOptions, VideoOptions
 from diffdeid.planning import Job, is_video
+
+MOST_PIXELS = 2**27  # of the pictures of a group and their results, 400 MB; up to three groups are in hand
+AHEAD = 32  # files of which it is decided at once what is to be made: stores answer slowly, and many together
 
 logger = logging.getLogger(__name__)
 
@@ -63,49 +72,128 @@ def run(
     how: How,
     known: Mapping[Path, FaceList] | None = None,
     manifest: Manifest | None = None,
+    at_once: int = 1,
 ) -> Iterator[list[dict[str, Any]]]:
     """De-identify files and say what happened: a list for each, with a record for each output. Errors become records as well.
 
-    While the networks work on a file, another thread decodes the next one, and a third encodes the one before.
+    While the networks work on a group of files, another thread decodes the next one, and a third encodes the one before.
 
     Args:
         pipe_of: what does a file: a `DiffDeIDPipeline`, for a video a `DiffDeIDVideoPipeline`.
         known: lists of the faces of some files, by their resolved paths.
         manifest: what earlier runs finished, which is not done again. What this one finishes is added.
+        at_once: files of a group at most, see `gathered`.
     """
 
-    def begin(task: Task) -> Future[None]:
-        task.decide(manifest)
-        return decoder.submit(task.read)
+    in_hand: set[Task] = set()
+
+    def taken_in_hand(tasks: Iterable[Task]) -> Iterator[Task]:
+        for task in tasks:
+            in_hand.add(task)
+            yield task
 
     def finish(task: Task) -> list[dict[str, Any]]:
         records = task.finish()
+        in_hand.discard(task)
         if manifest is not None:
-            manifest.add(records, task.digest)
+            manifest.add(records, task.digest, task.job.outputs)
         return records
 
-    with ThreadPoolExecutor(1) as decoder, ThreadPoolExecutor(1) as encoder:
-        tasks = (Task(job, how, (known or {}).get(job.source.resolve())) for job in jobs)
-        begun = ((task, begin(task)) for task in tasks)
-        following, waiting = next(begun, None), None
-        while following is not None:
-            (task, decoded), following = following, next(begun, None)
-            decoded.result()
-            task.make(pipe_of)
-            if waiting is not None:
-                yield waiting.result()
-            waiting = encoder.submit(finish, task)
-        if waiting is not None:
-            yield waiting.result()
+    tasks = (Task(job, how, known.get(job.source.resolve()) if known else None) for job in jobs)
+    groups = gathered(taken_in_hand(decided(tasks, manifest)), at_once)
+    try:
+        with ThreadPoolExecutor(1) as decoder, ThreadPoolExecutor(1) as encoder:
+            following, waiting = decoder.submit(next, groups, None), []
+            while group := following.result():
+                following = decoder.submit(next, groups, None)
+                make(group, pipe_of)
+                for done in waiting:
+                    yield done.result()
+                waiting = [encoder.submit(finish, task) for task in group]
+            for done in waiting:
+                yield done.result()
+    finally:  # of an interrupted run: no copy of a source stays
+        for task in in_hand:
+            task.copies.close()
+
+
+def decided(tasks: Iterable[Task], manifest: Manifest | None = None) -> Iterator[Task]:
+    """Tasks that know what is to be made, in their order."""
+    with ThreadPoolExecutor(AHEAD) as pool:
+        ahead: deque[tuple[Task, Future[None]]] = deque()
+        for task in tasks:
+            ahead.append((task, pool.submit(task.decide, manifest)))
+            if len(ahead) == AHEAD:
+                task, decision = ahead.popleft()
+                decision.result()
+                yield task
+        for task, decision in ahead:
+            decision.result()
+            yield task
+
+
+def gathered(tasks: Iterable[Task], at_once: int) -> Iterator[list[Task]]:
+    """Read tasks, and group them for the networks: at most `at_once`, fewer where pictures are large; videos are alone."""
+    group, held = [], 0
+    for task in tasks:
+        alone = is_video(task.job.source)
+        if alone and group:
+            yield group
+            group, held = [], 0
+        task.read()
+        group.append(task)
+        if task.picture is not None:
+            held += math.prod(task.picture.image.size) * (1 + len(task.missing))
+        if alone or len(group) == at_once or held >= MOST_PIXELS:
+            yield group
+            group, held = [], 0
+    if group:
+        yield group
+
+
+def make(tasks: Sequence[Task], pipe_of: Callable[[Path], Any]) -> None:
+    """Do what needs the networks; faces of pictures share batches there. Videos are written, too.
+
+    Pictures that fail together are done one by one.
+    """
+    for task in tasks:
+        task.prepare(pipe_of)
+    pictures = [task for task in tasks if task.missing and task.picture is not None]
+    if len(pictures) > 1:
+        started = time.perf_counter()
+        try:
+            render(pictures)
+        except Exception:
+            logger.debug("%d pictures are done one by one", len(pictures), exc_info=True)
+        for task in pictures:
+            task.seconds += (time.perf_counter() - started) / len(pictures)
+    for task in pictures:
+        task.complete()
+
+
+def render(tasks: Sequence[Task]) -> None:
+    """Make the new faces of pictures, all of them of one run; those that are listed are not searched for others."""
+    if found := [task for task in tasks if task.listed is None]:
+        pipe, how, count = found[0].pipe, found[0].how, len(found[0].job.outputs)
+        images, generators = [task.picture.image for task in found], [task.new_generator() for task in found]
+        choices = asdict(how.options.as_kind(DeidentifyOptions))
+        output = pipe(images, num_images_per_prompt=count, generator=generators, consent=how.consent, **choices)
+        for number, task in enumerate(found):
+            own = slice(number * count, (number + 1) * count)
+            task.found = output.images[own], output.faces[own], output.errors[number]
+    render_faces([(task.reviews[path], task.listed.faces) for task in tasks if task.listed is not None for path in task.missing])
 
 
 class Task:
-    """A job on its way: `decide`, `read`, `make`, `finish`. What goes wrong becomes a record: it must not stop the others.
+    """A job on its way: `decide`, `read`, `prepare`, `complete`, `finish`; `render` may come before `complete`, with other jobs.
+
+    What goes wrong becomes a record: it must not stop the others.
 
     Args:
         listed: a list of its faces, which is not to be searched for others.
 
     Attributes:
+        source: what is read, a copy of what is in a store.
         missing: the outputs that are to be made.
         digest: of what they depend on, for a manifest.
         overwrite: whether existing files are replaced by them.
@@ -113,11 +201,14 @@ class Task:
 
     def __init__(self, job: Job, how: How, listed: FaceList | None = None):
         self.job, self.how, self.listed = job, how, listed
+        self.source, self.copies = job.source, Copies()
         self.pipe, self.generator = None, None
         self.missing: list[Path] = []
-        self.digest, self.overwrite, self._seconds = "", how.existing == "replace", 0.0
+        self.digest, self.overwrite, self.seconds = "", how.existing == "replace", 0.0
         self.records: list[dict[str, Any]] = []
         self.picture: Picture | None = None
+        self.found: tuple[list[Image.Image | None], list[list[FaceReport]], Exception | None] | None = None
+        self.reviews: dict[Path, PictureReview] = {}
         self.made: list[tuple[Path, Image.Image, list]] = []  # what is to be written, and the reports of its faces
 
     @contextmanager
@@ -126,13 +217,15 @@ class Task:
         try:
             yield
         except NoFaceFoundError as error:
-            self.records.append({"status": "no_face", "error": str(error)})
+            choice = "Say with `--on-no-face skip` or `--on-no-face copy` what should become of files without a face"
+            hint = f"{choice}, or search more closely with a lower `--threshold`." if self.listed is None else f"{choice}."
+            self.records.append({"status": "no_face", "error": f"{self.copies.with_urls(str(error))} {hint}"})
         except Exception as error:
             self.missing = []
             logger.debug("%s", self.job.source, exc_info=True)
-            self.records.append({"error": str(error) or type(error).__name__})
+            self.records.append({"error": self.copies.with_urls(str(error)) or type(error).__name__})
         finally:
-            self._seconds += time.perf_counter() - started
+            self.seconds += time.perf_counter() - started
 
     def decide(self, manifest: Manifest | None = None) -> None:
         """Which outputs are to be made; nothing is decoded before."""
@@ -145,80 +238,98 @@ class Task:
                 done = {path for path in outputs if manifest.holds(self.job.source, path, self.digest, self.how.on_no_face)}
             others = [path for path in outputs if path not in done and path.exists()]
             if others and existing == "error":
+                if manifest is not None and manifest.lists(others[0]):
+                    raise FileExistsError(
+                        f"`{others[0]}` is from an earlier run. Since then its source, the options, the weights, the seed or the "
+                        "file itself have changed. Pass `--existing replace` to make it again."
+                    )
                 raise FileExistsError(taken(others[0]))
             done.update(others if existing == "skip" else ())
             for path in outputs:
                 if path in done:
-                    self.records.append({"output": str(path) if path.exists() else None, "status": "skipped"})
+                    output = str(path) if path.exists() else None
+                    self.records.append({"output": output, "status": "skipped", "verified": None})
             self.missing = [path for path in outputs if path not in done]
 
     def read(self) -> None:
-        """Decode the picture, if that is needed."""
-        if self.missing and not is_video(self.job.source):
-            with self._noting_errors():
-                self.picture = read_image(self.job.source)
-
-    def make(self, pipe_of: Callable[[Path], Any]) -> None:
-        """Do what needs the networks; videos are written, too."""
+        """Fetch the file and decode the picture, if that is needed."""
         if self.missing:
             with self._noting_errors():
-                self.pipe, self.generator = pipe_of(self.job.source), self._new_generator()
-                self._do_video() if is_video(self.job.source) else self._do_picture()
+                self.source = self.copies.fetch(self.job.source)
+                if not is_video(self.source):
+                    self.picture = read_image(self.source)
 
-    def _do_picture(self) -> None:
+    def prepare(self, pipe_of: Callable[[Path], Any]) -> None:
+        """Do what comes before the networks, and all of a video."""
+        if self.missing:
+            with self._noting_errors():
+                self.pipe, self.generator = pipe_of(self.job.source), self.new_generator()
+                self._do_video() if is_video(self.job.source) else self._prepare_picture()
+
+    def _prepare_picture(self) -> None:
         for path in self.missing:
-            check_writable(path, self.picture.alpha is not None, self.overwrite)
-        try:
-            make = self._as_found if self.listed is None else self._as_listed
-            self.made = [one for one in make() if one[0] in self.missing]
-        except NoFaceFoundError:
-            if self.how.on_no_face == "error":
-                raise
-            if self.how.on_no_face == "skip":
-                self.records.append({"status": "no_face"})
-            else:
-                self.made = [(path, self.picture.image, []) for path in self.missing]
+            check_writable(path, self.picture.alpha is not None, overwrite=True)  # whether it is there was asked already
+        if self.listed is not None:
+            self.picture, mark = read_with_fingerprint(self.source)  # again, for a list is of one content and no other
+            image, options = self.picture.image, self.how.options.as_kind(DeidentifyOptions)
+            refuse_stale(self.listed, Source(mark, *image.size))
+            self.pipe.engine.check(options)
+            picture, seeds = np.asarray(image), draw_seeds(self.generator, len(self.job.outputs))
+            self.reviews = {
+                path: PictureReview(self.pipe.engine, picture, options, seed)
+                for path, seed in zip(self.job.outputs, seeds, strict=True)
+            }
+
+    def complete(self) -> None:
+        """Take the results of a picture; it is shown to the networks alone where that is still to be done."""
+        with self._noting_errors():
+            try:
+                make = self._as_found if self.listed is None else self._as_listed
+                self.made = [one for one in make() if one[0] in self.missing]
+            except NoFaceFoundError:
+                if self.how.on_no_face == "error":
+                    raise
+                if self.how.on_no_face == "skip":
+                    self.records.append({"status": "no_face"})
+                else:
+                    self.made = [(path, self.picture.image, []) for path in self.missing]
 
     def _as_found(self) -> Iterator[tuple[Path, Image.Image, list[FaceReport]]]:
-        outputs, consent = self.job.outputs, self.how.consent
-        candidates = {"num_images_per_prompt": len(outputs), "generator": self.generator}
-        output = self.pipe(self.picture.image, consent=consent, **candidates, **self._choices())
-        return zip(outputs, output.images, output.faces, strict=True)
+        if self.found is None:
+            render([self])
+        images, reports, error = self.found
+        if error is not None:
+            raise error
+        return zip(self.job.outputs, images, reports, strict=True)
 
     def _as_listed(self) -> Iterator[tuple[Path, Image.Image, list[FaceReport]]]:
-        """The results of a picture whose faces are listed; it is not searched for others."""
-        self.picture, mark = read_with_fingerprint(self.job.source)  # again, for a list is of one content and no other
-        image, options = self.picture.image, self.how.options.as_kind(DeidentifyOptions)
-        refuse_stale(self.listed, Source(mark, *image.size))
-        self.pipe.engine.check(options)
-        for path, seed in zip(self.job.outputs, draw_seeds(self.generator, len(self.job.outputs)), strict=True):
-            if path in self.missing:
-                result, reports = PictureReview(self.pipe.engine, np.asarray(image), options, seed).render(self.listed.faces)
-                yield path, Image.fromarray(result), list(reports.values())
+        for path in self.missing:
+            result, reports = self.reviews.pop(path).render(self.listed.faces)  # a review holds patches of all faces
+            yield path, Image.fromarray(result), list(reports.values())
         self.pipe.maybe_free_model_hooks()
 
     def finish(self) -> list[dict[str, Any]]:
-        """Write what was made of a picture, and check it; give the records."""
-        with self._noting_errors():
-            for path, image, reports in self.made:
-                path.parent.mkdir(parents=True, exist_ok=True)
+        """Write what was made of a picture, and check it; remove copies; give the records."""
+        for path, image, reports in self.made:
+            with self._noting_errors():  # one that fails does not stop the others
                 about, known = (self.picture.alpha, self.picture.icc_profile), [Known.of(report) for report in reports]
                 how = {"threshold": self.how.options.threshold, "search": self.listed is None}
                 check = picture_check(self.pipe.engine, self.picture, image, known, **how) if self.how.verify else None
-                write_image(path, image, *about, self.overwrite, check, self.job.source)
+                with self.copies.output(path, self.overwrite) as file:
+                    write_image(file, image, *about, self.overwrite, check, self.source)
                 covered = any(report.method not in ("diffusion", "kept") for report in reports)
                 status = "no_face" if not reports else "fallback" if covered else "ok"
                 record = {"output": str(path), "status": status, "faces": [_describe(report) for report in reports]}
                 self.records.append(record | self._told())
+        self.copies.close()
         blank = {"input": str(self.job.source), "output": None, "status": "error", "error": None, "faces": [], "verified": False}
-        return [blank | record | {"seconds": round(self._seconds, 3)} for record in self.records]
+        return [blank | record | {"seconds": round(self.seconds, 3)} for record in self.records]
 
     def _do_video(self) -> None:
         for path in self.missing:
-            check_video_writable(path, self.overwrite)
+            check_video_writable(path, overwrite=True)  # whether it is there was asked already
         for path in self.job.outputs:
             if path in self.missing:
-                path.parent.mkdir(parents=True, exist_ok=True)
                 self.records.append(self._one_video(path))
             elif self.generator is not None:
                 draw_seeds(self.generator, 1)  # the next one gets the people that it would have had
@@ -227,7 +338,8 @@ class Task:
         how = {"overwrite": self.overwrite, "generator": self.generator, "verify": self.how.verify}
         who = {"consent": self.how.consent, "faces": self.listed}
         try:
-            output = self.pipe(self.job.source, path, **how, **who, **self._choices())
+            with self.copies.output(path, self.overwrite) as file:
+                output = self.pipe(self.source, file, **how, **who, **self._choices())
         except NoFaceFoundError:
             if self.how.on_no_face == "error":
                 raise
@@ -242,8 +354,8 @@ class Task:
 
     def _copy_frames(self, path: Path) -> None:
         """Encode the pictures of a video anew, and its sound if asked for."""
-        source, files = self.job.source, self.how.files
-        with HeldFile(source) as held:
+        source, files = self.source, self.how.files
+        with HeldFile(source) as held, self.copies.output(path, self.overwrite) as file:
             reader = VideoReader(source, files.start, files.end)
             next(iter(reader))  # tells the origin
             held.check_name()
@@ -255,7 +367,7 @@ class Task:
             how = {"threshold": self.how.options.threshold, "search": self.listed is None, "sound": files.audio != "drop"}
             check = VideoCheck(self.pipe.engine, **how) if self.how.verify else None
             writing = {"overwrite": self.overwrite, "check": check} | files.encoder | kept
-            with VideoWriter(path, reader.rate, reader.sample_aspect_ratio, **writing) as writer:
+            with VideoWriter(file, reader.rate, reader.sample_aspect_ratio, **writing) as writer:
                 for frame in reader if check is None else check.watch(reader):
                     writer.write(frame)
                 held.check_content()
@@ -271,7 +383,7 @@ class Task:
             return asdict(self.how.options) | asdict(self.how.files)
         return asdict(self.how.options.as_kind(DeidentifyOptions))
 
-    def _new_generator(self) -> torch.Generator | None:
+    def new_generator(self) -> torch.Generator | None:
         """Of the randomness of this file; fresh randomness without one."""
         seed = self.listed.seed if self.how.seed is None and self.listed is not None else self.how.seed
         return None if seed is None else torch.Generator().manual_seed(seed)
@@ -287,6 +399,8 @@ def _describe(report: Any) -> dict[str, Any]:
         "reason": report.reason,
         "person": report.person,
         "margin": _rounded(report.margin),
+        "not_kept": report.not_kept,
+        "straying": _rounded(report.straying),
     }
 
 

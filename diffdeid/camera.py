@@ -1,4 +1,4 @@
-"""The camera of this computer, de-identified as it runs, in a window."""
+"""A window that shows the camera of this computer, de-identified live."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ from diffdeid.errors import VideoError
 from diffdeid.options import VideoOptions
 
 WINDOW = "DiffDeID (q quits)"
-RATE = 25  # frames a second of a camera that does not say
+RATE = 25  # frames a second, assumed where a camera does not report its own
 
 
 def show_camera(pipe: Any, options: VideoOptions, seed: int | None) -> None:
-    """Show the first camera until `q` is pressed or the window closed; without a seed, everybody is somebody else each time.
+    """Show the first camera until `q` is pressed or the window is closed. Without a seed, each run draws other new people.
 
     Raises:
         VideoError: there is no camera, or no display.
@@ -33,7 +33,7 @@ def show_camera(pipe: Any, options: VideoOptions, seed: int | None) -> None:
             raise VideoError("There is no display to show the camera on.") from error
         generator = None if seed is None else torch.Generator().manual_seed(seed)
         claimed = camera.get(cv2.CAP_PROP_FPS)
-        rate = claimed if 1 <= claimed <= 240 else RATE  # drivers say 0, -1 or nothing
+        rate = claimed if 1 <= claimed <= 240 else RATE  # drivers may report 0, -1 or nothing
         for picture in pipe.stream(_pictures(camera), lookahead=0, rate=rate, generator=generator, **asdict(options)):
             cv2.imshow(WINDOW, cv2.cvtColor(picture, cv2.COLOR_RGB2BGR))
             if cv2.waitKey(1) & 0xFF == ord("q") or cv2.getWindowProperty(WINDOW, cv2.WND_PROP_VISIBLE) < 1:

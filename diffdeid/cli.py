@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import logging
+import signal
 import sys
 from collections.abc import Iterable
 from pathlib import Path
@@ -62,7 +63,11 @@ def _print_version(asked: bool) -> None:
 
 
 @app.callback()
-def main(version: Annotated[bool, typer.Option("--version", callback=_print_version, is_eager=True)] = False) -> None:
+def main(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Print the version.")
+    ] = False,
+) -> None:
     pass
 
 
@@ -91,16 +96,17 @@ def anonymize(
     model: Model = DEFAULT_MODEL,
     debug: Debug = False,
 ) -> None:
-    """Write de-identified copies, `<stem>_anonymized<suffix>`, without metadata. Inputs are never changed.
+    """Write de-identified copies of pictures and videos, without metadata. The inputs are never changed.
 
-    Videos become `<stem>_anonymized.mp4` unless --output names another file. Folders are searched through and mirrored under
-    --output; hidden files and earlier outputs in them are left out.
+    A copy is named `<stem>_anonymized<suffix>`, and that of a video `<stem>_anonymized.mp4`, unless --output names a file.
+    A folder is searched with all folders in it, and --output gets the same folders. Hidden files and earlier outputs are
+    left out.
     """
     from diffdeid import batch, planning
 
     camera = inputs == ["cam"]
     _refuse_contradictions(faces, keep, only)
-    jobs, known = ([], {}) if camera else _plan(inputs, output, candidates, faces)
+    jobs, known = ([], {}) if camera else _plan(inputs, output, candidates, faces, files)
     _refuse_what_has_no_effect(context, camera, any(planning.is_video(job.source) for job in jobs))
     if debug:
         logging.basicConfig()
@@ -116,11 +122,13 @@ def anonymize(
         jobs = planning.shard(jobs, *shard) if shard else jobs
         finished = manifest and Manifest(manifest, {"seed": seed, "engine": pipe.engine.digest()})
         how = batch.How(options, files, on_no_face, existing, seed, verify, consent)
+        signal.signal(signal.SIGTERM, signal.default_int_handler)  # of schedulers: as Ctrl-C, so that no copy of a source stays
 
         def pipe_of(file: Path) -> Any:
             return for_videos(pipe) if planning.is_video(file) else pipe
 
-        _tell(batch.run(pipe_of, jobs, how, known, finished), len(jobs), on_no_face, as_json)
+        done = batch.run(pipe_of, jobs, how, known, finished, pipe.engine.mixed_batch_size)
+        _tell(done, len(jobs), on_no_face, as_json)
 
 
 @app.command()
@@ -147,20 +155,21 @@ def ray(
     as_json: AsJson = False,
     model: Model = DEFAULT_MODEL,
     workers: Annotated[
-        int | None, typer.Option(min=1, help="Processes with the networks. Default: one for each GPU, else for each CPU.")
+        int | None,
+        typer.Option(min=1, help="How many processes hold the networks. Default: one for each GPU, else for each CPU."),
     ] = None,
     address: Annotated[
-        str | None, typer.Option(help="Of the cluster. Default: RAY_ADDRESS, or the cluster on this machine, or a new one.")
+        str | None, typer.Option(help="Of the cluster. Default: RAY_ADDRESS, else the cluster on this machine, else a new one.")
     ] = None,
 ) -> None:
-    """Do what `anonymize` does on a Ray cluster. All nodes see files and weights under the same paths.
+    """Do what `anonymize` does, on a Ray cluster. All nodes must see files and weights under the same paths or URLs.
 
-    Files are done again when their worker dies. Results are those of `anonymize` with the same seed.
+    When a worker dies, its files are done again. With the same seed, the results are those of `anonymize`.
     """
     from diffdeid import batch, distributed, planning
 
     _refuse_contradictions(faces, keep, only)
-    jobs, known = _plan(inputs, output, candidates, faces)
+    jobs, known = _plan(inputs, output, candidates, faces, files)
     _refuse_what_has_no_effect(context, False, any(planning.is_video(job.source) for job in jobs))
     with errors_in_one_line():
         jobs = planning.shard(jobs, *shard) if shard else jobs
@@ -172,12 +181,16 @@ def ray(
         _tell(done, len(jobs), on_no_face, as_json)
 
 
-def _plan(inputs: list[str], output: Path | None, candidates: int, faces: Path | None) -> tuple[list, dict[Path, Any]]:
+def _plan(
+    inputs: list[str], output: Path | None, candidates: int, faces: Path | None, files: FileOptions
+) -> tuple[list, dict[Path, Any]]:
     """What is to be done, and the faces that are known."""
     from diffdeid import planning
 
     try:
         jobs = planning.plan(inputs, output, candidates)
+        if files.resume and (urls := [path for job in jobs for path in job.outputs if not isinstance(path, Path)]):
+            raise ValueError(f"--resume keeps parts beside the output, which `{urls[0]}` would not be for. Leave it out.")
         return jobs, _known_faces(faces, [job.source for job in jobs])
     except ValueError as error:
         raise typer.BadParameter(str(error)) from error
@@ -246,26 +259,35 @@ def _refuse_what_has_no_effect(context: typer.Context, camera: bool, videos: boo
 
 @app.command()
 def detect(
-    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures, videos, folders, glob patterns.")],
+    inputs: Annotated[list[str], typer.Argument(metavar="INPUT", help="Pictures, videos, folders or glob patterns.")],
     output: Annotated[
         Path | None,
-        typer.Option("--output", "-o", file_okay=False, help="Folder for drawings of pictures: not de-identified."),
+        typer.Option(
+            "--output",
+            "-o",
+            file_okay=False,
+            help="Draw the faces of pictures into this folder. The drawings are not de-identified.",
+        ),
     ] = None,
     threshold: Annotated[
         float | None, typer.Option(min=0.02, max=1, help=DeidentifyOptions.__dataclass_fields__["threshold"].metadata["help"])
     ] = None,
-    as_json: Annotated[bool, typer.Option("--json", help="Print a list of faces: a JSON object a line for each input.")] = False,
+    as_json: Annotated[
+        bool, typer.Option("--json", help="Print a list of faces: a line with a JSON object for each input.")
+    ] = False,
     device: Device = "auto",
     model: Model = DEFAULT_MODEL,
     existing: Existing = "error",
 ) -> None:
     """List the faces of pictures and videos, and change nothing.
 
-    What --json prints can be corrected and given to `anonymize --faces`: see docs/faces.md.
+    You can correct what --json prints, and give it to `anonymize --faces`. docs/faces.md says how.
     """
     from diffdeid import planning
 
     try:
+        if urls := [name for name in inputs if "://" in name]:
+            raise ValueError(f"`{urls[0]}` is a URL, and `detect` reads files of this computer only. Copy it first.")
         found = planning.find(inputs)
         drawings = {file: output and output / relative.with_name(f"{file.stem}_faces{file.suffix}") for file, relative in found}
         planning.refuse_collisions({file: [drawing] if drawing else [] for file, drawing in drawings.items()})
@@ -292,20 +314,21 @@ def review(
     *,
     output: Annotated[Path | None, typer.Option("--output", "-o", help="The file to write. Default: next to the input.")] = None,
     faces: Annotated[
-        Path | None, typer.Option(dir_okay=False, metavar="FILE", help="The list to correct. Default: <stem>_faces.jsonl.")
+        Path | None,
+        typer.Option(dir_okay=False, metavar="FILE", help="The list to correct. Default: <stem>_faces.jsonl, next to the input."),
     ] = None,
     options: VideoOptions,
     seed: Seed = None,
     device: Device = "auto",
     dtype: DType = "auto",
     existing: Existing = "error",
-    port: Annotated[int | None, typer.Option(help="Where the page is served. Default: a free one.")] = None,
-    browser: Annotated[bool, typer.Option(help="Open the page in a browser.")] = True,
+    port: Annotated[int | None, typer.Option(help="The port of the page. Default: a free one.")] = None,
+    browser: Annotated[bool, typer.Option(help="Whether to open the page in a browser.")] = True,
     model: Model = DEFAULT_MODEL,
 ) -> None:
-    """Look the faces of a picture or video over on a page, correct them, and write the result.
+    """Open a page on which you look over the faces of a picture or video, correct them, and write the result.
 
-    Corrections are kept in a list of faces, which `anonymize --faces` reads as well. The page is served to this computer alone.
+    A list of faces keeps the corrections, and `anonymize --faces` reads it as well. Only this computer can open the page.
     """
     from diffdeid import planning
 
@@ -328,15 +351,16 @@ def review(
 
 @app.command()
 def sample_identity(
-    count: Annotated[int, typer.Option(min=1, help="Identities to sample.")] = 1,
+    count: Annotated[int, typer.Option(min=1, help="How many identities to sample.")] = 1,
     seed: Seed = None,
     output: Annotated[
-        Path | None, typer.Option("--output", "-o", metavar="FILE.safetensors", help="Default: JSON lines on stdout.")
+        Path | None,
+        typer.Option("--output", "-o", metavar="FILE.safetensors", help="The file to write. Default: print lines of JSON."),
     ] = None,
     device: Device = "auto",
     model: Model = DEFAULT_MODEL,
 ) -> None:
-    """Sample identities of nobody: recogniser embeddings and head shapes."""
+    """Sample people who do not exist. Each is an embedding of the face recogniser and a shape of the head."""
     with errors_in_one_line():
         sampler = load(model, device, "float32").identity_sampler
         import torch
@@ -354,18 +378,21 @@ def sample_identity(
 @app.command()
 def reconstruct(
     photo: Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A picture.")],
-    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write, one row for each face.")],
+    output: Annotated[Path, typer.Option("--output", "-o", help="The picture to write, with a row for each face.")],
     mesh: Annotated[
-        Path | None, typer.Option(metavar="FILE.obj|FILE.ply", help="Also write the heads, with vertex colours, in decimetres.")
+        Path | None,
+        typer.Option(
+            metavar="FILE.obj|FILE.ply", help="Also write the heads to this file, in decimetres and with vertex colours."
+        ),
     ] = None,
     reconstruction: Annotated[Literal["fit", "network"], typer.Option(help=HOW)] = DeidentifyOptions.reconstruction,
     seed: Seed = None,
     model: Model = DEFAULT_MODEL,
     existing: Existing = "error",
 ) -> None:
-    """Draw the 3D heads fitted to a photo, for developers (shows the face: not de-identified).
+    """Draw the 3D heads that were fitted to a photo. For developers: the drawing shows the face, and is not de-identified.
 
-    Panels: crop, fit over the crop, fit, the same with another identity, fit from the side.
+    A row shows the crop, the head over the crop, the head alone, the head with another identity, and the head from the side.
     """
     with errors_in_one_line():
         from diffdeid.visualization import reconstruct_photo
@@ -379,41 +406,59 @@ def reconstruct(
 @with_choices(options=DeidentifyOptions)
 def evaluate(
     *,
-    real: Annotated[Path | None, typer.Argument(exists=True, metavar="REAL", help="Originals: a folder, or a video.")] = None,
-    anon: Annotated[Path | None, typer.Argument(exists=True, metavar="ANON", help="The same, de-identified.")] = None,
-    method: Annotated[list[str] | None, typer.Option(help="Run this first, on --data (or `all`; may be repeated).")] = None,
-    data: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="Folder of originals for --method.")] = None,
+    real: Annotated[Path | None, typer.Argument(exists=True, metavar="REAL", help="The originals: a folder, or a video.")] = None,
+    anon: Annotated[
+        Path | None,
+        typer.Argument(
+            exists=True, metavar="ANON", help="The de-identified results of the same names, or the de-identified video."
+        ),
+    ] = None,
+    method: Annotated[
+        list[str] | None, typer.Option(help="De-identify --data by this method first. `all` runs all. May be repeated.")
+    ] = None,
+    data: Annotated[Path | None, typer.Option(exists=True, file_okay=False, help="The folder of originals for --method.")] = None,
     identities: Annotated[
-        str | None, typer.Option(help="Who is who: `folders`, `names` (up to the last _), or a CSV file: picture,person.")
+        str | None,
+        typer.Option(help="Who is who, by `folders`, by `names` (up to the last _), or by a CSV file: picture,person."),
     ] = None,
     boxes: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="Annotated faces, a CSV file: picture,x0,y0,x1,y1.")
+        Path | None, typer.Option(exists=True, dir_okay=False, help="Where faces are, as a CSV file: picture,x0,y0,x1,y1.")
     ] = None,
     recogniser: Annotated[
-        list[Path] | None, typer.Option(exists=True, dir_okay=False, help="A further one, of ArcFace's kind, as ONNX.")
+        list[Path] | None,
+        typer.Option(
+            exists=True, dir_okay=False, help="A further recogniser of ArcFace's kind, as an ONNX file. May be repeated."
+        ),
     ] = None,
     inception: Annotated[
-        Path | None, typer.Option(exists=True, dir_okay=False, help="TorchScript Inception-V3, for FID and KID as published.")
+        Path | None,
+        typer.Option(exists=True, dir_okay=False, help="Inception-V3 as TorchScript, which gives FID and KID as published."),
     ] = None,
-    attacks: Annotated[bool, typer.Option("--attacks", help="Also attack the results of our method (minutes).")] = False,
+    attacks: Annotated[
+        bool, typer.Option("--attacks", help="Also attack the results of our method. This takes minutes.")
+    ] = False,
     report: Annotated[
-        Path | None, typer.Option(file_okay=False, help="Folder for an HTML report, a CSV of all pictures, and the results.")
+        Path | None,
+        typer.Option(file_okay=False, help="The folder for an HTML report, a CSV file of all pictures, and the results."),
     ] = None,
     export: Annotated[
         Literal["hifd"] | None,
-        typer.Option(help="Write all predictions as the package `hifd` reads them, too: into --report, with embeddings."),
+        typer.Option(help="Also write all predictions into --report, as the package `hifd` reads them. They hold embeddings."),
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON instead of a table.")] = False,
     options: DeidentifyOptions,
-    seed: Annotated[int, typer.Option(help="Of the first picture; the next has the next.")] = 0,
+    seed: Annotated[int, typer.Option(help="The seed of the first picture. The next picture has the next seed.")] = 0,
     device: Device = "auto",
     model: Model = DEFAULT_MODEL,
-    evaluators: Annotated[Path, typer.Option(help="Folder of the networks that judge.")] = DEFAULT_EVALUATORS,
+    evaluators: Annotated[
+        Path, typer.Option(help="The folder of the networks that judge.", show_default="weights/evaluators of a clone")
+    ] = DEFAULT_EVALUATORS,
 ) -> None:
-    """Say in numbers what de-identified pictures still give away and what they keep.
+    """Measure what de-identified pictures still give away, and what they keep.
 
-    `diffdeid evaluate REAL ANON` compares two folders (pictures of the same names) or two videos; with --method and --data the
-    pictures are de-identified first. The report shows the originals: do not publish it. An interrupted run with --report goes on.
+    `diffdeid evaluate REAL ANON` compares two folders with pictures of the same names, or two videos. With --method and --data,
+    the pictures are de-identified first. The report shows the originals: do not publish it. After an interruption, the same
+    command with --report goes on.
     """
     with errors_in_one_line():
         try:
@@ -448,7 +493,7 @@ def evaluate(
 
 @app.command()
 def doctor(device: Device = "auto", model: Model = DEFAULT_MODEL) -> None:
-    """Check versions, devices and weights, and time one face. Exits with 1 if something is wrong."""
+    """Check versions, devices and weights, and measure the time of one face. The exit code is 1 if something is wrong."""
     from diffdeid.doctor import examine
 
     healthy = True

@@ -16,21 +16,31 @@ import typer
 
 from diffdeid import WEIGHTS
 from diffdeid.errors import AssetNotFoundError, DiffDeIDError, NoFaceFoundError
+from diffdeid.io.stores import location
 from diffdeid.options import DeidentifyOptions, Options
 
 DEFAULT_MODEL, DEFAULT_EVALUATORS = str(WEIGHTS), WEIGHTS.with_name("evaluators")  # the latter in clones only
 VIDEOS = "Videos"  # a panel of the help
-Model = Annotated[str, typer.Option(help="Folder or Hub id of the weights.")]
-Seed = Annotated[int | None, typer.Option(help="The same seed gives the same result. Default: fresh randomness.")]
-Device = Annotated[Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute.")]
+Model = Annotated[
+    str,
+    typer.Option(
+        help="The folder of the weights, or their id on the Hub.", show_default="the weights that come with the package"
+    ),
+]
+Seed = Annotated[int | None, typer.Option(help="The same seed gives the same result. Default: every run gives other new people.")]
+Device = Annotated[
+    Literal["auto", "cpu", "cuda", "mps"], typer.Option(help="Where to compute. `auto` takes a GPU where there is one.")
+]
 DType = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option(help="Precision of the denoiser. Default: bfloat16 on CPUs that have units for it, else float32."),
+    typer.Option(help="The precision of the denoiser. `auto` takes bfloat16 where the processor has units for it, else float32."),
 ]
-Existing = Annotated[Literal["error", "replace"], typer.Option(help="Outputs that are there: report them, or replace them.")]
-AsJson = Annotated[bool, typer.Option("--json", help="Print one JSON object a line for each output.")]
-Debug = Annotated[bool, typer.Option("--debug", help="Show tracebacks.")]
-Config = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSON file, see docs/training.md.")]
+Existing = Annotated[
+    Literal["error", "replace"], typer.Option(help="What to do where an output exists: report an error, or replace it.")
+]
+AsJson = Annotated[bool, typer.Option("--json", help="Print a line with a JSON object for each output.")]
+Debug = Annotated[bool, typer.Option("--debug", help="Show the traceback of each error.")]
+Config = Annotated[Path, typer.Argument(exists=True, dir_okay=False, help="A JSON file as docs/training.md describes it.")]
 
 
 def _refuse_existing(folder: Path) -> Path:
@@ -39,44 +49,87 @@ def _refuse_existing(folder: Path) -> Path:
     return folder
 
 
-NewFolder = Annotated[Path, typer.Argument(callback=_refuse_existing, help="The folder to write.")]
+NewFolder = Annotated[Path, typer.Argument(callback=_refuse_existing, help="The folder to write. It must not exist yet.")]
 
 
 # What the commands that de-identify many files share.
 Inputs = Annotated[
-    list[str], typer.Argument(metavar="INPUT", help="Pictures, videos, folders, glob patterns; or `cam`, to see the camera.")
+    list[str],
+    typer.Argument(metavar="INPUT", help="Pictures, videos, folders, glob patterns or URLs of stores; or `cam`, for the camera."),
 ]
+
+
+def _location(name: str) -> Any:
+    try:
+        return location(name)
+    except ValueError as error:
+        raise typer.BadParameter(str(error)) from error
+
+
+def _refuse_url(path: Path | None) -> Path | None:
+    if path is not None and re.match(r"\w\w+:/", path.as_posix()):
+        raise typer.BadParameter(f"`{path}` seems to be a URL. This file must be on this computer.")
+    return path
+
+
 Output = Annotated[
-    Path | None, typer.Option("--output", "-o", help="A folder, or a file for one input. Default: next to the input.")
+    Path | None,
+    typer.Option(
+        "--output",
+        "-o",
+        parser=_location,
+        metavar="PATH|URL",
+        help="The folder to write to, or the file for one input. Default: next to the input.",
+    ),
 ]
-Candidates = Annotated[int, typer.Option(min=1, help="Outputs to make of each input, with different identities.")]
+Candidates = Annotated[int, typer.Option(min=1, help="How many results to make of each input, each with other new people.")]
 FaceList = Annotated[
     Path | None,
-    typer.Option(exists=True, dir_okay=False, metavar="FILE", help="The faces of some inputs, listed by `detect --json`."),
+    typer.Option(
+        exists=True,
+        dir_okay=False,
+        metavar="FILE",
+        help="A list of faces, as `detect --json` prints it and you may have corrected it.",
+    ),
 ]
 Keep = Annotated[
     Path | None,
-    typer.Option(exists=True, file_okay=False, metavar="FOLDER", help="Leave these people: a folder of photos for each."),
+    typer.Option(
+        exists=True,
+        file_okay=False,
+        metavar="FOLDER",
+        help="Leave these people as they are. FOLDER holds a folder of photos of each.",
+    ),
 ]
 Only = Annotated[
     Path | None,
-    typer.Option(exists=True, file_okay=False, metavar="FOLDER", help="De-identify these people alone, and whoever may be one."),
+    typer.Option(
+        exists=True,
+        file_okay=False,
+        metavar="FOLDER",
+        help="De-identify these people, and whoever may be one of them. FOLDER as for --keep.",
+    ),
 ]
 OnNoFace = Annotated[
-    Literal["error", "skip", "copy"], typer.Option(help="Picture without a face: fail, write nothing, or write its pixels.")
+    Literal["error", "skip", "copy"],
+    typer.Option(help="What to do with a file without a face: report an error, skip it, or copy its pixels."),
 ]
 ExistingOfMany = Annotated[
     Literal["error", "skip", "replace"],
-    typer.Option("--existing", help="Outputs that are there: report them, do not make them again, or replace them."),
+    typer.Option("--existing", help="What to do where an output exists: report an error, skip it, or replace it."),
 ]
 ManifestFile = Annotated[
     Path | None,
     typer.Option(
-        "--manifest", dir_okay=False, metavar="FILE", help="Go on from what this file lists as finished, and add to it."
+        "--manifest",
+        dir_okay=False,
+        callback=_refuse_url,
+        metavar="FILE",
+        help="A file that lists what is finished. A later run goes on from it, and adds to it.",
     ),
 ]
 Verify = Annotated[
-    bool, typer.Option("--verify/--no-verify", help="Read, search and compare what was written, or leave that out.")
+    bool, typer.Option("--verify/--no-verify", help="Check each file after it was written, or leave the check out.")
 ]
 
 
@@ -90,7 +143,8 @@ def _shard(text: str) -> tuple[int, int]:
 
 
 Shard = Annotated[
-    tuple | None, typer.Option(parser=_shard, metavar="I/N", help="Do part I of N, by relative path. Default: everything.")
+    tuple | None,
+    typer.Option(parser=_shard, metavar="I/N", help="Do only part I of N. The relative path of a file decides its part."),
 ]
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ REPLACEABLE, COVERED = (60, 220, 90), (255, 140, 0)  # colours of the boxes that
 SMALL = 40  # pixels; of smaller faces little is seen, and the detector takes more things for them
 BRIEF = 0.3  # seconds; what is followed for less is often no face
 LONGEST = 25  # frames from one key frame to the next
+FORESEEN = "it would be covered"  # what a search says of a face, and a result knows better
+LOST = "nobody is found here: its place is covered, where a track begins or ends"
 STRAIGHT = 0.95  # least intersection over union of a box and the one in its place between two key frames
 
 
@@ -80,7 +82,7 @@ def describe(face: Face, number: int, sure_score: float) -> ListedFace:
 
 def _doubts(face: Face) -> list[str]:
     """Why somebody should look at a face."""
-    doubts = [] if (problem := why_covered(face)) is None else [f"it would be covered: {problem}"]
+    doubts = [] if (problem := why_covered(face)) is None else [f"{FORESEEN}: {problem}"]
     if face.doubt > 0:
         doubts.append("it is turned away, or its landmarks are not exact")
     if min(face.box[2:] - face.box[:2]) < SMALL:
@@ -107,8 +109,13 @@ def draw(picture: np.ndarray, faces: Sequence[Face]) -> np.ndarray:
 
 
 @torch.no_grad()
-def list_video(pipe: DiffDeIDPipeline, file: Path, threshold: float | None = None) -> VideoList:
-    """The tracks of a video, and whose they are.
+def list_video(
+    pipe: DiffDeIDPipeline,
+    file: Path,
+    threshold: float | None = None,
+    callback_on_frame: Callable[[str, int, int], None] | None = None,
+) -> VideoList:
+    """The tracks of a video, and whose they are; a `callback_on_frame` is that of `DiffDeIDVideoPipeline`.
 
     Raises:
         VideoError: the file cannot be read, or changes meanwhile.
@@ -116,9 +123,11 @@ def list_video(pipe: DiffDeIDPipeline, file: Path, threshold: float | None = Non
     with HeldFile(file) as held:
         reader, size = VideoReader(file), (0, 0)
         session = DiffDeIDVideoPipeline.sharing(pipe).start(float(reader.rate), seed=0, threshold=threshold)
-        for frame in reader:
+        for number, frame in enumerate(reader, start=1):
             session.tracker.update(frame.picture)
             size = frame.picture.shape[1::-1]
+            if callback_on_frame is not None:
+                callback_on_frame("analyse", number, reader.num_frames)
         held.check_content()
         source = Source(held.fingerprint, *size, session.tracker.num_frames)
     tracks = session.tracker.tracks
@@ -134,10 +143,7 @@ def _listed_track(track: Track, person: int, sure_score: float, brief: float) ->
     whole = (frames[0], frames[-1])
     doubts = [(whole, f"its score is {track.score:.2f}")] if track.score < sure_score else []
     doubts += [(whole, f"it is seen in {len(frames)} frames only")] if len(frames) < brief else []
-    reasons = {
-        "interpolated": "lost for a moment",
-        "lost": "nobody is found here: its place is covered, where a track begins or ends",
-    }
+    reasons = {"interpolated": "lost for a moment", "lost": LOST}
     boxes, seen = [], defaultdict(list)
     for frame in frames:  # landmarks of a whole track would take much memory
         one = track[frame]

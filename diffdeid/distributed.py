@@ -19,16 +19,18 @@ from pathlib import Path
 from threading import Lock
 from typing import Any
 
-from diffdeid.batch import How, Task
+from diffdeid.batch import How, Task, decided, gathered, make
 from diffdeid.command_line import for_videos, load
+from diffdeid.engine.faces import GPU_BATCH, split
 from diffdeid.errors import ConfigurationError
 from diffdeid.face_lists import FaceList
 from diffdeid.io.manifest import Manifest
 from diffdeid.planning import Job, is_video
 
-# How many files a worker has in hand (one is read, one with the networks, one written), and how often each is tried again when
-# the worker dies. What is left then is done one by one, since a file that kills its worker takes those beside it along.
-PASSES = ((3, 3), (1, 1))
+# How many parts of the work a worker has in hand (one is read, one with the networks, one written), how many files a part has at
+# most on a GPU, whose batches they fill, and how often a part is tried again when the worker dies. What is left then is done one
+# by one, since a file that kills its worker takes those beside it along.
+PASSES = ((3, GPU_BATCH, 3), (1, 1, 1))
 
 
 def run_on_ray(
@@ -51,9 +53,8 @@ def run_on_ray(
         ConfigurationError: there is no cluster, or it is too small for the workers.
     """
     waiting: dict[int, Task] = {}
-    for number, job in enumerate(jobs):
-        task = Task(job, how, known.get(job.source.resolve()) if known else None)
-        task.decide(manifest)
+    tasks = (Task(job, how, known.get(job.source.resolve()) if known else None) for job in jobs)
+    for number, task in enumerate(decided(tasks, manifest)):
         if task.missing:
             task.overwrite = True
             waiting[number] = task
@@ -65,11 +66,11 @@ def run_on_ray(
     with _cluster(address):
         pool = _pool(workers, loading[1])
         constructor = [os.getcwd(), *loading, how.options.reconstruction]
-        for at_once, retries in PASSES:
-            for number, records in _pass(waiting, constructor, pool, at_once, retries):
+        for at_once, most, retries in PASSES:
+            for number, records in _pass(waiting, constructor, pool, at_once, most, retries):
                 task = waiting.pop(number)
                 if manifest is not None:
-                    manifest.add(records, task.digest)
+                    manifest.add(records, task.digest, task.job.outputs)
                 yield records
         for task in waiting.values():
             task.records.append({"error": "Its worker died, again and again. Is there enough memory for it?"})
@@ -116,7 +117,7 @@ def _pool(workers: int | None, device: str) -> dict[str, int]:
 
 
 def _pass(
-    waiting: Mapping[int, Task], constructor: list[str], pool: dict[str, int], at_once: int, retries: int
+    waiting: Mapping[int, Task], constructor: list[str], pool: dict[str, int], at_once: int, most: int, retries: int
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
     """The numbers and records of what could be done."""
     from ray.data import ActorPoolStrategy, from_items
@@ -124,7 +125,8 @@ def _pass(
 
     if not waiting:
         return
-    rows = [{"number": number, "task": pickle.dumps(task)} for number, task in waiting.items()]
+    files = min(most, 1 + len(waiting) // (pool["size"] * at_once)) if pool["num_gpus"] else 1  # all workers get some
+    rows = [{"tasks": pickle.dumps(part)} for part in _parts(waiting, files)]
     size, resources = min(pool["size"], len(rows)), {name: pool[name] for name in ("num_cpus", "num_gpus")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # there is no other way yet to say how often something is tried
@@ -138,24 +140,33 @@ def _pass(
         )
     try:
         for row in done.iter_rows():
-            yield row["number"], json.loads(row["records"])
+            yield from json.loads(row["records"])
     except RayError as error:  # what goes wrong with a file is in its record
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
         raise ConfigurationError(f"The workers could not begin or go on: {reason[0]}") from error
 
 
+def _parts(tasks: Mapping[int, Task], files: int) -> list[dict[int, Task]]:
+    """Parts of the work: videos, each by itself, and pictures, some `files` together."""
+    videos, pictures = [], []
+    for number, task in tasks.items():
+        (videos if is_video(task.job.source) else pictures).append((number, task))
+    return [dict(part) for part in (*split(videos, 1), *split(pictures, files))]
+
+
 class _Worker:
-    """An actor: the networks, and files on their way from start to end, each on a thread of its own."""
+    """An actor: the networks, and parts of the files on their way from start to end, each on a thread of its own."""
 
     def __init__(self, folder: str, model: str, device: str, dtype: str, reconstruction: str):
         os.chdir(folder)  # paths may be relative to where the command was called
         self.pipe = load(model, device, dtype, reconstruction)
         self.videos = for_videos(self.pipe)
-        self.networks = Lock()  # work on one file at a time
+        self.networks = Lock()  # work on one group of files at a time
 
     def __call__(self, row: dict[str, Any]) -> dict[str, Any]:
-        task = pickle.loads(row["task"])
-        task.read()
-        with self.networks:
-            task.make(lambda file: self.videos if is_video(file) else self.pipe)
-        return {"number": row["number"], "records": json.dumps(task.finish())}
+        tasks, records = pickle.loads(row["tasks"]), []
+        for group in gathered(tasks.values(), self.pipe.engine.mixed_batch_size):
+            with self.networks:
+                make(group, lambda file: self.videos if is_video(file) else self.pipe)
+            records += [task.finish() for task in group]
+        return {"records": json.dumps(list(zip(tasks, records, strict=True)))}

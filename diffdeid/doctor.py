@@ -1,4 +1,4 @@
-"""Is everything here that it takes, and does it work? What `diffdeid doctor` prints."""
+"""The checks of `diffdeid doctor`: is everything installed that DiffDeID needs, and does it work?"""
 
 from __future__ import annotations
 
@@ -22,11 +22,11 @@ from diffdeid.structures import Face, MorphableCoefficients
 
 NEEDED = ("torch", "diffusers", "accelerate", "huggingface-hub", "safetensors", "numpy", "onnxruntime", "av")
 OPTIONAL = ("gradio", "pillow-heif", "pytorch3d", "xformers")
-BRIGHT = (0.9, 0, 0.3, 0, 0, 0, 0, 0, 0)  # harmonics: from everywhere and from the viewer
+BRIGHT = (0.9, 0, 0.3, 0, 0, 0, 0, 0, 0)  # spherical harmonics: light from all sides, and more from the viewer
 
 
 def examine(model: str, load: Callable[[], DiffDeIDPipeline]) -> Iterator[tuple[bool, str]]:
-    """Whether something is as it should be, and what it is, one after the other; `load` gives the pipeline of `model`."""
+    """Yield, check by check, whether it passed and a line that says what was found; `load` gives the pipeline of `model`."""
     yield True, f"diffdeid {__version__}, Python {platform.python_version()}, {platform.system()} on {platform.machine()}"
     for name in NEEDED:
         found = _version(name)
@@ -43,7 +43,7 @@ def examine(model: str, load: Callable[[], DiffDeIDPipeline]) -> Iterator[tuple[
     started = time.perf_counter()
     try:
         pipe = load()
-    except Exception as error:  # whatever it is, the doctor says it
+    except Exception as error:  # every failure becomes a line of the report
         yield False, f"weights `{model}` do not load: {error}"
         return
     yield True, f"weights `{model}` load in {time.perf_counter() - started:.1f} s"
@@ -59,7 +59,7 @@ def examine(model: str, load: Callable[[], DiffDeIDPipeline]) -> Iterator[tuple[
 
 
 def check_sums(folder: Path) -> tuple[bool, str]:
-    """Whether the files of a folder of weights are those of its `SHA256SUMS`; packages come without `reconstructor`."""
+    """Check a folder of weights against its `SHA256SUMS`. It may lack all of `reconstructor`, as packages come without it."""
     sums = folder / "SHA256SUMS"
     if not sums.is_file():
         return True, f"`{folder}` has no SHA256SUMS to check its files by"
@@ -67,7 +67,7 @@ def check_sums(folder: Path) -> tuple[bool, str]:
     optional = set() if (folder / "reconstructor").exists() else {name for name in expected if name.startswith("reconstructor/")}
     wrong = [name for name, digest in expected.items() if name not in optional and _digest(folder / name) != digest]
     if wrong:
-        return False, f"of `{folder}` these files are missing or not as released: {', '.join(wrong)}"
+        return False, f"these files of `{folder}` are missing or not as released: {', '.join(wrong)}"
     without = " (without `reconstructor`, which is optional)" if optional else ""
     return True, f"{len(expected) - len(optional)} files of `{folder}` are as released{without}"
 

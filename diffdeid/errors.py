@@ -2,7 +2,7 @@
 
     DiffDeIDError
     ├── NoFaceFoundError      a picture in which nobody was found
-    ├── NoIdentityFoundError  everybody drawn is too near to the source
+    ├── NoIdentityFoundError  every identity that was drawn is too near to the source
     ├── ImageError            a file that cannot be read or written as a picture
     ├── VideoError            a file that cannot be read or written as a video
     ├── VerificationError     a file that was written and must not be published
@@ -18,19 +18,19 @@ class DiffDeIDError(Exception):
 
 
 class NoFaceFoundError(DiffDeIDError):
-    """No face was found, so nothing can be said about the picture being de-identified."""
+    """No face was found, so nobody can tell whether the picture is de-identified."""
 
 
 class NoIdentityFoundError(DiffDeIDError):
-    """Everybody that the identity sampler drew is too near to the source, or to others who are to be kept apart."""
+    """Every identity that the sampler drew is too near to the source, or to other people from whom it must differ."""
 
 
 class ImageError(DiffDeIDError):
-    """A file that is no picture, is damaged, or cannot be represented faithfully."""
+    """A file is not a picture, is damaged, or cannot be represented faithfully."""
 
 
 class VideoError(DiffDeIDError):
-    """A file that is no video, is damaged, or cannot be written."""
+    """A file is not a video, is damaged, or cannot be written."""
 
 
 class VerificationError(DiffDeIDError):

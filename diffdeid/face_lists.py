@@ -1,7 +1,7 @@
 """Lists of faces: `diffdeid detect` writes them, people correct them, `anonymize --faces` takes them back. See docs/faces.md.
 
-A list is a file of JSON lines, one for each picture or video. A face stays only where its entry says so. A line that is damaged,
-of another file, or of a version that is not known is an error.
+A list is a file of JSON lines, one for each picture or video. A face stays only where its entry says so. A line is an
+error if it is damaged, belongs to another file, or has an unknown version.
 """
 
 from __future__ import annotations
@@ -47,13 +47,14 @@ class ListedFace:
     """A face of a picture.
 
     Attributes:
-        id: from 1; it stays with the face whatever happens to others, for the new person is drawn by it.
+        id: counts from 1. It never changes when other faces do, because the new person is drawn by it.
         box: x0, y0, x1, y1 in pixels.
-        candidate: which of the new people that can be drawn for it, from 0.
+        candidate: which of the new people that can be drawn for the face it gets, from 0.
         keep: the face is left as it is.
-        deleted: there is no face.
-        score, covered, uncertain: what the search said: the detector's score, why the face could only be covered, and why
-            somebody should look at it.
+        deleted: the detection is wrong; there is no face.
+        score: of the detector, 0…1.
+        covered: why the face could only be covered, else `None`.
+        uncertain: why somebody should look at the face.
     """
 
     id: int
@@ -66,7 +67,7 @@ class ListedFace:
     uncertain: tuple[str, ...] = ()
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
+        """The entry as a JSON object."""
         return {
             "id": self.id,
             "box": list(self.box),
@@ -85,9 +86,9 @@ class PictureList:
 
     Attributes:
         faces: all that were found, deleted ones too, and those that somebody has drawn.
-        found: how many were found; they have the ids from 1 to that.
-        source: the file, `None` where a list without a version does not tell.
-        seed: of the new people; `None` for fresh ones.
+        found: how many faces were found; their ids are 1 … `found`.
+        source: the file; `None` for a list without a version, which does not describe it.
+        seed: of the new people; `None` for fresh randomness.
     """
 
     faces: tuple[ListedFace, ...]
@@ -97,11 +98,11 @@ class PictureList:
 
     @property
     def num_deleted(self) -> int:
-        """How many of them are deleted."""
+        """How many faces are marked as deleted."""
         return sum(face.deleted for face in self.faces)
 
     def record(self, file: str) -> dict[str, Any]:
-        """As JSON, of a file by its name."""
+        """The entry of the file with this name, as a JSON object."""
         return _head(file, self.source, self.seed) | {"found": self.found, "faces": [face.record() for face in self.faces]}
 
 
@@ -114,7 +115,7 @@ class ListedPerson:
     keep: bool = False
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
+        """The entry as a JSON object."""
         return {"id": self.id, "candidate": self.candidate, "keep": self.keep}
 
 
@@ -124,10 +125,10 @@ class ListedTrack:
 
     Attributes:
         id: from 1, in order of appearance.
-        person: the id of whose face it is.
-        boxes: key frames, the first and the last frame among them, and the box in each; in between boxes move evenly.
+        person: the id of the person whose face it is.
+        boxes: key frames, among them the first and the last frame, and the box in each; between them boxes move linearly.
         deleted: frames in which there is no face.
-        score: of the detector when it began.
+        score: of the detector when the track began.
         uncertain: frames that somebody should look at, and why.
     """
 
@@ -139,7 +140,7 @@ class ListedTrack:
     uncertain: tuple[tuple[Range, str], ...] = ()
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
+        """The entry as a JSON object."""
         return {
             "id": self.id,
             "person": self.person,
@@ -158,7 +159,7 @@ class DrawnTrack:
     boxes: tuple[tuple[int, Box], ...]
 
     def record(self) -> dict[str, Any]:
-        """As JSON."""
+        """The entry as a JSON object."""
         return {"person": self.person, "boxes": [[frame, *box] for frame, box in self.boxes]}
 
 
@@ -169,10 +170,10 @@ class VideoList:
     Attributes:
         source: the file.
         tracks: all that were found.
-        people: those of whom something is said; nothing need be said of the others.
-        drawn: what was missed.
-        threshold: that of the search.
-        seed: of the new people; `None` for fresh ones.
+        people: entries of people; who has no entry is drawn first and not kept.
+        drawn: boxes that somebody has drawn where a face was missed.
+        threshold: of the search for faces.
+        seed: of the new people; `None` for fresh randomness.
     """
 
     source: Source
@@ -184,11 +185,11 @@ class VideoList:
 
     @property
     def num_deleted(self) -> int:
-        """How many of the tracks are deleted, in part at least."""
+        """How many tracks are deleted, at least in part."""
         return sum(bool(track.deleted) for track in self.tracks)
 
     def record(self, file: str) -> dict[str, Any]:
-        """As JSON, of a file by its name."""
+        """The entry of the file with this name, as a JSON object."""
         parts = {name: [one.record() for one in getattr(self, name)] for name in ("people", "tracks", "drawn")}
         return _head(file, self.source, self.seed) | {"threshold": self.threshold} | parts
 
@@ -197,18 +198,18 @@ FaceList = PictureList | VideoList
 
 
 def box_at(boxes: Sequence[tuple[int, Box]], frame: int) -> np.ndarray:
-    """The box `(4,)` in a frame between the first and the last of key frames."""
+    """The box `(4,)` in a frame, interpolated between the key frames around it."""
     frames, places = zip(*boxes, strict=True)
     return np.array([np.interp(frame, frames, side) for side in zip(*places, strict=True)])
 
 
 def refuse_stale(listed: FaceList, source: Source) -> None:
-    """Raise `ValueError` where a list was made of another file, or of what the file was before."""
+    """Raise `ValueError` if a list was made for another file, or for an older version of this one."""
     if listed.source not in (None, source):
         raise ValueError(
-            f"The list of faces is of another file: of {listed.source.width}×{listed.source.height} pixels and with the "
-            f"fingerprint {listed.source.fingerprint}, and this one has {source.width}×{source.height} pixels and "
-            f"{source.fingerprint}. Make the list anew with `diffdeid detect`."
+            f"The list of faces belongs to another file: that has {listed.source.width}×{listed.source.height} pixels and the "
+            f"fingerprint {listed.source.fingerprint}, this one has {source.width}×{source.height} pixels and the fingerprint "
+            f"{source.fingerprint}. Make the list again with `diffdeid detect`."
         )
 
 
@@ -216,15 +217,19 @@ def refuse_stale(listed: FaceList, source: Source) -> None:
 
 
 def read_face_list(path: Path) -> dict[Path, FaceList]:
-    """What a list says of each file, by their resolved paths.
+    """Read a list of faces.
+
+    Returns:
+        The entry of each file, by its resolved path.
 
     Raises:
-        ValueError: the file is no such list; the message names the line.
+        ValueError: the file is not such a list; the message names the line.
+        OSError: the file cannot be read.
     """
     try:
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except UnicodeDecodeError as error:
-        raise ValueError(f"`{path}` is no UTF-8 text, in which lists of faces are written (some shells write UTF-16).") from error
+        raise ValueError(f"`{path}` is not UTF-8 text, as lists must be. Some shells write UTF-16: convert it.") from error
     listed: dict[Path, FaceList] = {}
     for number, line in enumerate(lines, start=1):
         if not line.strip():
@@ -233,20 +238,21 @@ def read_face_list(path: Path) -> dict[Path, FaceList]:
             entry = json.loads(line, object_pairs_hook=_without_twins, parse_constant=_no_number)
             file, one = _read(entry)
         except (ValueError, TypeError, KeyError, AttributeError, OverflowError, RecursionError) as error:
+            wrong = f"{error} is missing" if isinstance(error, KeyError) else error
             raise ValueError(
-                f"Line {number} of `{path}` is not as `diffdeid detect --json` writes it, see docs/faces.md "
-                f"({type(error).__name__}: {error}). Correct it, or make the list anew."
+                f"Line {number} of `{path}` is not as `diffdeid detect --json` writes it, see docs/faces.md: {wrong}. "
+                "Correct the line, or make the list again."
             ) from error
         if file in listed and listed[file] != one:  # a file and a link to it are one
-            raise ValueError(f"Line {number} of `{path}` lists other faces of `{file}` again. Keep one line for each file.")
+            raise ValueError(f"Line {number} of `{path}` lists `{file}` again, with other faces. Keep one line for each file.")
         listed[file] = one
     return listed
 
 
 def _read(entry: dict[str, Any]) -> tuple[Path, FaceList]:
-    file = Path(_text(entry["input"])).resolve()
+    file = Path(_text(_fields(entry)["input"])).resolve()
     if entry.get("error"):
-        raise ValueError(f"it has an error instead of the faces of `{file.name}`; remove it")
+        raise ValueError(f"it holds an error instead of the faces of `{file.name}`; remove it")
     if "version" not in entry:
         return file, _read_unversioned(entry)
     if _whole(entry.pop("version")) != VERSION:
@@ -259,7 +265,7 @@ def _read(entry: dict[str, Any]) -> tuple[Path, FaceList]:
 
 
 def _read_unversioned(entry: dict[str, Any]) -> PictureList:
-    """Boxes of a picture, which is how lists began: what is not listed is no face."""
+    """A list of the first kind, with the boxes of a picture only: what is not listed is not a face."""
     faces = _list(entry["faces"])
     if "fingerprint" in entry or any({"id", "candidate", "keep", "deleted"} & face.keys() for face in faces):
         raise ValueError(f'"version": {VERSION} is missing')
@@ -279,9 +285,9 @@ def _read_picture(entry: dict[str, Any], source: Source) -> PictureList:
     free = count(max([parts["found"], *(face["id"] for face in faces if "id" in face)]) + 1)
     faces = tuple(ListedFace(**{"id": face["id"] if "id" in face else next(free)} | face) for face in faces)
     if missing := set(range(1, parts["found"] + 1)) - {face.id for face in faces}:
-        raise ValueError(f'face {min(missing)} is not listed; a face that is none is marked with "deleted": true')
+        raise ValueError(f'face {min(missing)} is not listed; mark a wrong detection with "deleted": true instead of removing it')
     if both := [face.id for face in faces if face.keep and face.deleted]:
-        raise ValueError(f"face {both[0]} is to be kept and deleted; it can be one of both")
+        raise ValueError(f"face {both[0]} is marked as kept and as deleted; choose one of both")
     return PictureList(faces, source=source, **parts)
 
 
@@ -307,15 +313,15 @@ def _read_video(entry: dict[str, Any], source: Source) -> VideoList:
 
 
 def _fields(entry: Any, kinds: dict[str, Callable] | None = None, required: set[str] = frozenset()) -> dict[str, Any]:
-    """The fields of an object, read as what they are; those that are not known are refused, as slips of the pen would be."""
+    """Read the fields of a JSON object by the readers in `kinds`; unknown fields are refused, as they are likely typos."""
     if not isinstance(entry, dict):
-        raise TypeError(f"{entry!r} is no object in braces")
+        raise TypeError(f"{entry!r} is not an object in braces")
     if kinds is None:
         return entry
     if missing := required - entry.keys():
         raise KeyError(min(missing))
     if unknown := entry.keys() - kinds.keys():
-        raise ValueError(f"{min(unknown)!r} is not known here; there are {', '.join(map(repr, kinds))}")
+        raise ValueError(f"{min(unknown)!r} is not a known field; known are {', '.join(map(repr, kinds))}")
     return {name: kinds[name](value) for name, value in entry.items()}
 
 
@@ -329,13 +335,13 @@ def _optional(kind: Callable) -> Callable:
 
 def _list(value: Any) -> list:
     if not isinstance(value, list):
-        raise TypeError(f"{value!r} is no list")
+        raise TypeError(f"{value!r} is not a list")
     return value
 
 
 def _whole(value: Any, least: int = 0, most: int = MOST) -> int:
     if type(value) is not int or not least <= value <= most:
-        raise ValueError(f"{value!r} is no whole number from {least} to {most}")
+        raise ValueError(f"{value!r} is not a whole number from {least} to {most}")
     return value
 
 
@@ -344,7 +350,7 @@ _seed = partial(_whole, least=-(2**63), most=2**63 - 1)
 
 def _number(value: Any) -> float:
     if type(value) not in (int, float) or not np.isfinite(float(value)):
-        raise ValueError(f"{value!r} is no number")
+        raise ValueError(f"{value!r} is not a number")
     return float(value)
 
 
@@ -356,7 +362,7 @@ def _flag(value: Any) -> bool:
 
 def _text(value: Any) -> str:
     if not isinstance(value, str):
-        raise TypeError(f"{value!r} is no text")
+        raise TypeError(f"{value!r} is not a text")
     return value
 
 
@@ -382,28 +388,28 @@ def _path(value: Any, frame: Callable) -> tuple[tuple[int, Box], ...]:
     boxes = [(frame(one[0]), _box(one[1:])) for one in map(_list, _list(value))]
     frames = [number for number, _ in boxes]
     if not frames or any(after <= before for before, after in zip(frames, frames[1:], strict=False)):
-        raise ValueError(f"key frames must be in their order, and one at least, got {frames}")
+        raise ValueError(f"there must be at least one key frame, and their numbers must ascend, got {frames}")
     return tuple(boxes)
 
 
 def _refuse_twins(identifiers: Any) -> None:
     if twins := [one for one, times in Counter(identifiers).items() if times > 1]:
-        raise ValueError(f"there are several with the id {twins[0]}")
+        raise ValueError(f"several entries have the id {twins[0]}")
 
 
 def _without_twins(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-    """An object of JSON that says everything once."""
+    """Build a JSON object, refusing one that names a field twice."""
     if twins := [name for name, times in Counter(name for name, _ in pairs).items() if times > 1]:
-        raise ValueError(f"{twins[0]!r} is said twice")
+        raise ValueError(f"{twins[0]!r} appears twice")
     return dict(pairs)
 
 
 def _no_number(name: str) -> float:
-    raise ValueError(f"{name} is no number")
+    raise ValueError(f"{name} is not a number")
 
 
 def _head(file: str, source: Source | None, seed: int | None) -> dict[str, Any]:
     if source is None:
-        raise ValueError("A list without a version says nothing of its file. Make it anew with `diffdeid detect`.")
+        raise ValueError("A list without a version does not describe its file. Make it again with `diffdeid detect`.")
     size = {"width": source.width, "height": source.height} | ({"frames": source.frames} if source.frames else {})
     return {"version": VERSION, "input": file, "error": None, "fingerprint": source.fingerprint} | size | {"seed": seed}

@@ -1,6 +1,6 @@
-"""What becomes of faces, and how video files are read and written: every choice, its default, what it may be, a line of help.
+"""All choices for faces and for video files: each with its default, the values that it may have, and a line of help.
 
-The arguments of the pipelines are plain keywords; they become one of these on the first line, and travel whole from there.
+The arguments of the pipelines are plain keywords. Their first line makes one options object of them, which is passed on whole.
 """
 
 from __future__ import annotations
@@ -20,10 +20,10 @@ def choice(default: Any, help: str, least: float | None = None, most: float | No
 
 @dataclass(frozen=True, kw_only=True)
 class Options:
-    """Checks its fields when it is made.
+    """Base of the options, which checks its fields when it is made.
 
     Raises:
-        ValueError: a value is none of the choices, or out of range.
+        ValueError: a value has the wrong type, is none of the choices, or is out of range.
     """
 
     def __post_init__(self) -> None:
@@ -37,12 +37,12 @@ class Options:
 
     @classmethod
     def split(cls, given: dict[str, Any]) -> tuple[Any, dict[str, Any]]:
-        """These options out of keyword arguments, and the arguments that are left."""
+        """Make these options from keyword arguments; gives them and the arguments that are left."""
         own = {name: value for name, value in given.items() if name in cls.names()}
         return cls(**own), {name: value for name, value in given.items() if name not in own}
 
     def as_kind(self, kind: type[Options]) -> Any:
-        """The part of these options that belongs to a class they extend."""
+        """The part of these options that belongs to `kind`, a class that they extend."""
         return kind(**{name: getattr(self, name) for name in kind.names()})
 
 
@@ -53,8 +53,8 @@ class DeidentifyOptions(Options):
     Attributes:
         level: how far the new identity is from the source at least, 1…10, see `stages.identity.least_distance`; a bound that none
             of twenty draws meets is lowered, and the report says so.
-        num_inference_steps: denoising steps.
-        guidance_scale: 1 is off; above, the identity is exaggerated (1…1.5 is sensible) at twice the cost.
+        num_inference_steps: denoising steps, 1…1000.
+        guidance_scale: 1 is off; larger values exaggerate the new identity at twice the cost (1…1.5 is sensible).
         attributes: whom the new identity is drawn from. "context": people who fit what the result shows or keeps anyway (hair,
             neck, clothes, expression, pose, light, tone of the skin); "any": anybody, which gives least away and often
             contradicts hair and body; "source": people of the sex, age, descent, beard and smile that the erased face seems to
@@ -65,23 +65,25 @@ class DeidentifyOptions(Options):
         cover_scale: size of covers, in face boxes. Smaller ones than the default would leave parts of faces.
         threshold: lowest detector score of a face, 0…1; lower finds more faces and takes more things for faces. `None` is the
             `detection_threshold` of the face analyser.
-        min_face: faces whose box is narrower or lower than this many pixels are covered.
+        min_face: faces whose box is narrower or lower than this many pixels are covered; 0 is off.
         reconstruction: "fit" finds ρ by least squares on landmarks and pixels, "network" by the `reconstructor`.
     """
 
-    level: int = choice(7, "Least distance of the new identity from the old one.", 1, 10)
-    num_inference_steps: int = choice(4, "Denoising steps.", 1, 1000, flag="--steps")
-    guidance_scale: float = choice(1.0, "Exaggerates the new identity when above 1, at twice the cost.", 0)
+    level: int = choice(7, "How far the new person must be from the old one at least.", 1, 10)
+    num_inference_steps: int = choice(4, "How many denoising steps to take.", 1, 1000, flag="--steps")
+    guidance_scale: float = choice(1.0, "A value above 1 exaggerates the new person, at twice the cost.", 0)
     attributes: Literal["context", "any", "source"] = choice(
-        "context", "The new person fits hair and body, is anybody, or has the face's sex, age, descent, beard and smile."
+        "context", "The new person fits hair and body, is anybody, or has the sex, age, descent, beard and smile of the face."
     )
-    keep_mouth: bool = choice(False, "Keep the pixels of the mouth.")
-    fallback: Cover = choice("fill", "Covers a face that could not be de-identified.")
-    cover_scale: float = choice(1.3, "Size of covers, in face boxes.", 1.3, 10)
-    threshold: float | None = choice(None, "Lowest detector score of a face; lower finds more. Default: the model's.", 0.02, 1)
-    min_face: float = choice(0.0, "Cover faces smaller than this many pixels.", 0)
+    keep_mouth: bool = choice(False, "Leave the mouth as it is.")
+    fallback: Cover = choice("fill", "How to cover a face that cannot be replaced. `mosaic` and `blur` do not protect.")
+    cover_scale: float = choice(1.3, "The size of a cover, as a multiple of the face's box.", 1.3, 10)
+    threshold: float | None = choice(
+        None, "The lowest detector score of a face. A lower one finds more. Default: the model's.", 0.02, 1
+    )
+    min_face: float = choice(0.0, "Cover faces that are smaller than this many pixels.", 0)
     reconstruction: Literal["fit", "network"] = choice(
-        "fit", "How the 3D head is found: least squares, or the reconstructor network."
+        "fit", "How the 3D head is found: by least squares, or by the reconstructor network."
     )
 
 
@@ -96,9 +98,9 @@ class VideoOptions(DeidentifyOptions):
     """
 
     on_miss: Literal["interpolate", "cover", "error"] = choice(
-        "interpolate", "A face lost for a moment: render it in between, cover it, or give up."
+        "interpolate", "What to do where a face is lost for a moment: render it in between, cover it, or give up."
     )
-    follow_light: bool = choice(False, "Estimate the light in every frame, for light that changes.")
+    follow_light: bool = choice(False, "Estimate the light in every frame. This is for scenes whose light changes.")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,23 +109,23 @@ class FileOptions(Options):
 
     Attributes:
         start, end: seconds between which frames are taken; all of the file by default.
-        audio: "keep" copies the sound; "distort" lowers voices by four semitones, which hides nobody from those who raise them
-            again, see `io.sound`. Voices tell who speaks.
+        audio: "drop" writes no sound; "keep" copies it, and voices tell who speaks; "distort" lowers voices by four semitones,
+            which anybody can undo, see `io.sound`.
         codec, crf, preset: of FFmpeg's encoder, see `VideoWriter`.
         resume: keep finished parts in a hidden folder beside the output until it is complete (with a list of faces, after that
-            as well, for further corrections), and go on from those of an
-            interrupted run of the same file, options and seed. The analysis is done again.
+            as well, for further corrections), and go on from those of an interrupted run of the same file, options and seed.
+            The analysis is done again.
     """
 
-    start: float | None = choice(None, "Second to begin at.", 0)
-    end: float | None = choice(None, "Second to end at.", 0)
+    start: float | None = choice(None, "The second of the video to begin at.", 0)
+    end: float | None = choice(None, "The second of the video to end at.", 0)
     audio: Literal["drop", "keep", "distort"] = choice(
-        "drop", "Sound: none, copied (voices tell who speaks), or with lower voices, which can be undone."
+        "drop", "What to do with the sound: drop it, keep it (voices tell who speaks), or lower the voices (which can be undone)."
     )
-    codec: str | None = choice(None, "FFmpeg's name of an encoder. Default: H.264, in WebM VP9.")
-    crf: int = choice(18, "Quality: lower is better and larger.", 0, 63)
-    preset: str | None = choice(None, "FFmpeg's trade of time for size, as `slow`.")
-    resume: bool = choice(False, "Keep finished parts when interrupted, and go on from them.")
+    codec: str | None = choice(None, "The encoder, by FFmpeg's name. Default: one for H.264, for WebM one for VP9.")
+    crf: int = choice(18, "The quality of the video. A lower number looks better and makes a larger file.", 0, 63)
+    preset: str | None = choice(None, "FFmpeg's preset, for instance `slow`, which takes longer and makes smaller files.")
+    resume: bool = choice(False, "Keep the finished parts after an interruption, and go on from them.")
 
     @property
     def encoder(self) -> dict[str, Any]:
@@ -133,7 +135,7 @@ class FileOptions(Options):
     def __post_init__(self) -> None:
         super().__post_init__()
         if self.end is not None and self.end <= (self.start or 0):
-            raise ValueError(f"`end` must lie behind `start`, got {self.start or 0:g} and {self.end:g}.")
+            raise ValueError(f"`end` must be later than `start`, got {self.start or 0:g} and {self.end:g}.")
 
 
 @cache
@@ -142,7 +144,7 @@ def _types(kind: type[Options]) -> dict[str, Any]:
 
 
 def _check(entry: Field, kind: Any, value: Any) -> None:
-    """Raise `ValueError` for a value that a field may not have."""
+    """Raise `ValueError` if a field may not have this value."""
     if get_origin(kind) is Literal:
         if value not in get_args(kind):
             names = [repr(name) for name in get_args(kind)]

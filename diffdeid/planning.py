@@ -13,6 +13,7 @@ from itertools import takewhile
 from pathlib import Path
 
 from diffdeid.io.images import IMAGE_SUFFIXES
+from diffdeid.io.stores import location, search
 from diffdeid.io.video_reader import VIDEO_SUFFIXES
 
 _EARLIER_OUTPUT = re.compile(r"_anonymized(_\d+)?$")
@@ -20,7 +21,7 @@ _EARLIER_OUTPUT = re.compile(r"_anonymized(_\d+)?$")
 
 @dataclass(frozen=True)
 class Job:
-    """An input file and the files its candidates are written to.
+    """An input file and the files its candidates are written to: paths, or what stands for URLs, see `io.stores`.
 
     Attributes:
         relative: the path of the source in the folder that was searched.
@@ -35,7 +36,7 @@ def plan(inputs: list[str], output: Path | None, candidates: int) -> list[Job]:
     """Decide what is read and what is written; raise `ValueError` for a request that cannot be carried out as a whole.
 
     Args:
-        inputs: files, folders (searched through, without hidden and earlier output files) and glob patterns.
+        inputs: files, folders (searched through, without hidden and earlier output files) and glob patterns; URLs of such, too.
         output: a folder, in which the folders of the inputs are mirrored, or, for one input, a file. Default: next to the input.
         candidates: outputs per input.
     """
@@ -45,7 +46,7 @@ def plan(inputs: list[str], output: Path | None, candidates: int) -> list[Job]:
     if to_one_file and len(found) > 1:
         raise ValueError(f"`{output}` is one file, but there are {len(found)} inputs. Name a folder.")
     targets = {
-        file: output if to_one_file else _target(file, file.parent if output is None else output / relative.parent)
+        file: output if to_one_file else _target(file, file.parent if output is None else (output / relative).parent)
         for file, relative in found
     }
     wanted, relatives, jobs = Counter(targets.values()), dict(found), []
@@ -74,10 +75,10 @@ def shard(jobs: Iterable[Job], number: int, count: int) -> list[Job]:
 
 def refuse_collisions(outputs: Mapping[Path, Iterable[Path]]) -> None:
     """Raise `ValueError` where an output of a source is a source itself, or the output of another one."""
-    sources = {source.resolve() for source in outputs}
-    owners: dict[Path, Path] = {}
+    sources = {_resolved(source) for source in outputs}
+    owners: dict[str, Path] = {}
     for source, paths in outputs.items():
-        for path in map(Path.resolve, paths):
+        for path in map(_resolved, paths):
             if path in sources:
                 raise ValueError(f"`{path}` is an input and would be the output of `{source}`. Inputs are never written to.")
             if path in owners:
@@ -91,14 +92,19 @@ def find(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
     Raises:
         ValueError: one of the inputs matches nothing.
     """
-    found: dict[str, tuple[Path, Path]] = {}  # a file named twice is done once
+    found: dict[str | Path, tuple[Path, Path]] = {}  # a file named twice is done once; as text, files of two servers may be alike
     for name in inputs:
         files = _find(name)
         if not files:
             raise ValueError(f"`{name}` matches no picture or video.")
         for file, relative in files:
-            found.setdefault(os.path.abspath(file), (file, relative))
+            found.setdefault(os.path.abspath(file) if isinstance(file, os.PathLike) else file, (file, relative))
     return list(found.values())
+
+
+def _resolved(path: Path) -> str:
+    """What a file is called in the end, by links and URLs too, and by whichever of the names of its store (`s3`, `s3a`)."""
+    return os.path.realpath(path) if isinstance(path, os.PathLike) else path.fs.unstrip_protocol(path.resolve().path)
 
 
 def _target(file: Path, folder: Path) -> Path:
@@ -112,7 +118,13 @@ def is_video(file: Path) -> bool:
 
 def _find(name: str) -> list[tuple[Path, Path]]:
     """The files that `name` stands for, each with its path relative to the folder that was searched."""
-    path = Path(name)
+    path = location(name)
+    if not isinstance(path, Path):
+        if path.is_file():
+            return [(path, Path(path.name))]
+        root, names = search(path)
+        relatives = [(name, Path(name.lstrip("/"))) for name in names]  # `a//b` must not lead out of an output folder
+        return [(root / name, relative) for name, relative in relatives if _is_input(relative)]
     if path.is_dir():
         files, root = _walk(path), path
     elif os.path.lexists(path):
@@ -120,7 +132,7 @@ def _find(name: str) -> list[tuple[Path, Path]]:
     else:
         root = Path(*takewhile(lambda part: not glob.has_magic(part), path.parts))
         files = (Path(match) for match in glob.iglob(name, recursive=True) if os.path.isfile(match))
-    return [(file, file.relative_to(root)) for file in sorted(files) if _is_input(file, file.relative_to(root))]
+    return [(file, file.relative_to(root)) for file in sorted(files) if _is_input(file.relative_to(root))]
 
 
 def _walk(folder: Path) -> Iterator[Path]:
@@ -131,7 +143,7 @@ def _walk(folder: Path) -> Iterator[Path]:
         yield from (Path(parent, name) for name in names)
 
 
-def _is_input(file: Path, relative: Path) -> bool:
+def _is_input(relative: Path) -> bool:
     hidden = any(part.startswith(".") for part in relative.parts)
-    known = file.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
-    return known and not hidden and not _EARLIER_OUTPUT.search(file.stem)
+    known = relative.suffix.lower() in IMAGE_SUFFIXES | VIDEO_SUFFIXES
+    return known and not hidden and not _EARLIER_OUTPUT.search(relative.stem)

@@ -8,10 +8,11 @@ from __future__ import annotations
 import os
 import secrets
 import shutil
+import signal
 import tempfile
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from copy import copy
 from dataclasses import asdict, replace
 from pathlib import Path
 
@@ -22,10 +23,11 @@ from PIL import Image
 
 from diffdeid import reviewing, serving
 from diffdeid.engine.pictures import draw_seeds
+from diffdeid.engine.reports import FaceReport, PersonReport
 from diffdeid.engine.review import PictureReview
 from diffdeid.engine.written import Known, picture_check
 from diffdeid.errors import DiffDeIDError
-from diffdeid.face_lists import FaceList, Source, VideoList, refuse_stale
+from diffdeid.face_lists import FaceList, Source, VideoList, read_face_list, refuse_stale
 from diffdeid.io.files import fingerprint
 from diffdeid.io.images import check_writable, read_with_fingerprint, write_image
 from diffdeid.io.video_reader import VideoReader
@@ -33,50 +35,100 @@ from diffdeid.io.video_writer import check_video_writable
 from diffdeid.options import DeidentifyOptions, VideoOptions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.pipelines.pipeline_video import DiffDeIDVideoPipeline
-from diffdeid.stages.denoise import Callbacks
+from diffdeid.reviewing import Written
 
 ABOUT = """# Look over and correct
-Click a face, or choose it below, where doubtful ones come first. Every face becomes somebody else or is covered, but for those
-that you delete or keep. **This page shows the source.**"""
+Click a face, or choose it in the list, where doubtful ones come first; their boxes are orange. Then correct it. Every face
+becomes somebody else or is covered, but for those that you delete or keep. Each correction is saved at once. **This page shows
+the source.**"""
+STOPPED = "Stopped. Corrections are saved. No new result was written; one that was there before is still there."
 
 
 class PhotoDesk:
     """A photo that is looked over. Only faces whose own entry in the list changed are rendered again.
 
+    The list lies in its file alone. Several pages may show it, and other programs may write it. So a correction says which list
+    it corrects, and is refused where that is not the one in the file any more.
+
     Args:
         pipe: de-identifies.
         file: the photo.
-        lists: lists of faces, its own among them, and `list_path`, where they lie.
+        list_path: of a file with lists of faces, that of the photo among them.
         output: where the result is written; `overwrite` says whether a file may be there.
         options: what becomes of faces.
+
+    Attributes:
+        written: what is known of the last result; `None` before there is one.
     """
 
     def __init__(
         self,
         pipe: DiffDeIDPipeline,
         file: Path,
-        lists: dict[Path, FaceList],
         list_path: Path,
         output: Path,
         options: VideoOptions,
         overwrite: bool = False,
     ):
-        self.pipe = copy(pipe)  # on the same components
-        self.pipe.callbacks = Callbacks(on_step=_go_on)
-        self.file, self.lists, self.list_path, self.output = file, lists, list_path, output
+        self.pipe, self.file, self.list_path, self.output = pipe, file, list_path, output
         self.options, self.overwrite = options, overwrite
-        self._open()
+        self.written: Written | None = None
+        self._steps: list[tuple[FaceList, FaceList]] = []  # corrections: the list before, and after
+        self._saving, self._writing = threading.Lock(), threading.Lock()
+        opened = read_face_list(list_path)[file.resolve()]
+        self._kind = opened.source, opened.seed  # what all lists of this page have in common
+        self._open(opened)
 
     @property
     def listed(self) -> FaceList:
-        """The list that was saved last."""
-        return self.lists[self.file.resolve()]
+        """The list as it is in its file.
 
-    def _open(self) -> None:
+        Raises:
+            ValueError: the file cannot be read, or does not list the photo any more with the seed that it had.
+        """
+        listed = read_face_list(self.list_path).get(self.file.resolve())
+        if listed is None or (listed.source, listed.seed) != self._kind:
+            raise ValueError(
+                f"`{self.list_path}` does not list `{self.file.name}` any more with the seed that it had. "
+                "End `diffdeid review` with Ctrl-C, and start it again."
+            )
+        return listed
+
+    def correct(self, seen: FaceList, correction: Callable[[FaceList], FaceList]) -> FaceList:
+        """Save the correction of a list that a page shows; gives it.
+
+        Raises:
+            ValueError: the list is not the one in the file any more, or cannot be corrected like that.
+        """
+        corrected = correction(seen)
+        self._save(seen, corrected)
+        self._steps.append((seen, corrected))
+        return corrected
+
+    def undo(self, seen: FaceList) -> FaceList:
+        """Take the last correction back; raises as `correct`."""
+        if not self._steps or self._steps[-1][1] != seen:
+            raise ValueError("There is no correction to take back.")
+        before = self._steps[-1][0]
+        self._save(seen, before)
+        self._steps.pop()
+        return before
+
+    def _save(self, seen: FaceList, listed: FaceList) -> None:
+        with self._saving:
+            self._refuse_other(seen)
+            lists = read_face_list(self.list_path) | {self.file.resolve(): listed}
+            reviewing.save_list(lists, self.list_path)
+
+    def _refuse_other(self, seen: FaceList) -> None:
+        if self.listed != seen:
+            raise ValueError("Another page or program changed this list of faces. Load this page again, and go on from there.")
+
+    def _open(self, listed: FaceList) -> None:
         self.source, mark = read_with_fingerprint(self.file)
-        refuse_stale(self.listed, Source(mark, *self.source.image.size))
+        refuse_stale(listed, Source(mark, *self.source.image.size))
         check_writable(self.output, self.source.alpha is not None, self.overwrite)
-        generator = torch.Generator().manual_seed(self.listed.seed)
+        generator = torch.Generator().manual_seed(listed.seed)
         seed, picture = draw_seeds(generator, 1)[0], np.asarray(self.source.image)
         self.review = PictureReview(self.pipe.engine, picture, self.options.as_kind(DeidentifyOptions), seed)
 
@@ -84,21 +136,32 @@ class PhotoDesk:
         """What the page shows of the source."""
         return np.asarray(self.source.image)
 
-    def write(self, listed: FaceList) -> tuple[Path, list[str]]:
-        """Save a list, and write the result that it describes; says what happened to each face."""
-        self.save(listed)
+    def write(self, pipe: DiffDeIDPipeline, seen: FaceList, watch: serving.Watch) -> list[str]:
+        """Write the result that a list describes; says what happened to everybody. Work for `serving.Watch.follow`.
+
+        Raises:
+            ValueError: the list is not the one in the file any more.
+        """
+        with self._writing:  # what was stopped ends at its next step
+            self._refuse_other(seen)
+            reports = self._write(pipe, seen, watch)
+            self.overwrite = True  # the one that we have written
+            self.written = Written.of(seen, reports, pipe.config.identity_limit)
+        return [serving.in_words(number, report) for number, report in reports.items()]
+
+    def _write(self, pipe: DiffDeIDPipeline, listed: FaceList, watch: serving.Watch) -> dict[int, FaceReport | PersonReport]:
+        self.review.engine = pipe.engine  # whose steps are watched
         result, reports = self.review.render(listed.faces)
         image, source = Image.fromarray(result), self.source
         known = [Known.of(report) for report in reports.values()]
-        check = picture_check(self.pipe.engine, source, image, known, search=False)
-        write_image(self.output, image, source.alpha, source.icc_profile, self.overwrite, check, self.file)
-        self.overwrite = True  # the one that we have written
-        return self.output, [_sentence(number, report) for number, report in reports.items()]
+        passes = picture_check(self.pipe.engine, source, image, known, search=False)
 
-    def save(self, listed: FaceList) -> None:
-        """Save a list of faces."""
-        self.lists[self.file.resolve()] = listed
-        reviewing.save_list(self.lists, self.list_path)
+        def check(written: Path) -> None:
+            passes(written)
+            watch.check()
+
+        write_image(self.output, image, source.alpha, source.icc_profile, self.overwrite, check, self.file)
+        return reports
 
     def close(self) -> None:
         """Nobody looks at it any more."""
@@ -107,8 +170,8 @@ class PhotoDesk:
 class VideoDesk(PhotoDesk):
     """A video that is looked over. Only parts that a correction changes are rendered again."""
 
-    def _open(self) -> None:
-        refuse_stale(self.listed, replace(self.listed.source, fingerprint=fingerprint(self.file)))
+    def _open(self, listed: FaceList) -> None:
+        refuse_stale(listed, replace(listed.source, fingerprint=fingerprint(self.file)))
         check_video_writable(self.output, self.overwrite, self.file)
         self.rate = VideoReader(self.file).rate
         self.times = [frame.time for frame in VideoReader(self.file)]
@@ -118,30 +181,17 @@ class VideoDesk(PhotoDesk):
         start = max(float(self.times[frame]) - 0.25 / float(self.rate), 0)
         return next(iter(VideoReader(self.file, start or None))).picture
 
-    def write(self, listed: FaceList) -> tuple[Path, list[str]]:
-        """Save a list, and write the result that it describes; says what happened to everybody."""
-        self.save(listed)
-        pipe, generator = DiffDeIDVideoPipeline.sharing(self.pipe), torch.Generator().manual_seed(listed.seed)
-        pipe.set_progress_bar_config(disable=True)
+    def _write(self, pipe: DiffDeIDPipeline, listed: FaceList, watch: serving.Watch) -> dict[int, FaceReport | PersonReport]:
+        of_video, generator = DiffDeIDVideoPipeline.sharing(pipe), torch.Generator().manual_seed(listed.seed)
+        of_video.set_progress_bar_config(disable=True)
         choices = asdict(self.options) | {"faces": listed, "resume": True, "overwrite": self.overwrite}
-        made = pipe(self.file, self.output, generator=generator, callback_on_frame=_go_on, **choices)
-        self.overwrite = True  # the one that we have written
-        return made.path, [_sentence(one.number, one) for one in made.people]
+        made = of_video(self.file, self.output, generator=generator, callback_on_frame=watch.on_frame, **choices)
+        return {one.number: one for one in made.people}
 
     def close(self) -> None:
         """Throw away the parts of the result that were kept to be used again."""
-        shutil.rmtree(self.output.with_name(f".{self.output.name}.parts"), ignore_errors=True)
-
-
-def _go_on(_, __, last):
-    """For the callbacks of steps, which are given latents last and give them back, and of frames: stops when the page closes."""
-    if serving.CLOSING.is_set():
-        raise serving.Stopped
-    return last
-
-
-def _sentence(number: int, report) -> str:
-    return f"**Face {number}** is left as it is, as you chose." if report.method == "kept" else serving.in_words(number, report)
+        with self._writing:
+            shutil.rmtree(self.output.with_name(f".{self.output.name}.parts"), ignore_errors=True)
 
 
 def open_desk(
@@ -156,10 +206,11 @@ def open_desk(
     """A photo or video and its list, which is made if there is none. The list keeps the seed, or a choice would mean nothing."""
     lists = reviewing.open_list(pipe, file, list_path, options.threshold)
     listed = lists[file.resolve()]
-    if listed.seed is None or seed is not None:
-        lists[file.resolve()] = replace(listed, seed=secrets.randbits(62) if seed is None else seed)
+    if listed.seed is None or seed not in (None, listed.seed):
+        listed = replace(listed, seed=secrets.randbits(62) if seed is None else seed)
+        reviewing.save_list(lists | {file.resolve(): listed}, list_path)
     desk = VideoDesk if isinstance(listed, VideoList) else PhotoDesk
-    return desk(pipe, file, lists, list_path, output, options, overwrite)
+    return desk(pipe, file, list_path, output, options, overwrite)
 
 
 @contextmanager
@@ -175,23 +226,26 @@ def errors_in_words() -> Iterator[None]:
 
 def build_review(desk: PhotoDesk) -> gr.Blocks:
     """The page around a photo or video."""
-    video, frames = isinstance(desk.listed, VideoList), max(desk.listed.source.frames, 1)
+    opened = desk.listed
+    video, frames = isinstance(opened, VideoList), max(opened.source.frames, 1)
 
-    def shown(listed: FaceList, number: int | None, frame: float):
+    def shown(listed: FaceList, number: int | None, frame: float, *sides):
         """All that a correction or a choice changes on the page."""
         with errors_in_words():
-            picture = reviewing.draw(desk.picture(int(frame)), listed, int(frame), number)
-            line = reviewing.timeline(listed, int(frame), number) if video else ""
-            known = [one for _, one in reviewing.queue(listed)]
-            choice = gr.update(choices=reviewing.queue(listed), value=number if number in known else None)
-            return picture, line, choice
+            pending = sides if any(sides) and None not in sides else None
+            picture = reviewing.draw(desk.picture(int(frame)), listed, int(frame), number, desk.written, pending)
+            line = reviewing.timeline(listed, int(frame), number, desk.written) if video else ""
+            queue = reviewing.queue(listed, desk.written)
+            return picture, line, gr.update(choices=queue, value=number if number in [one for _, one in queue] else None)
 
     def corrected(correct: Callable) -> Callable:
         """A handler that makes another list of the one that there is."""
 
         def handle(listed: FaceList, number: int | None, *values):
             with errors_in_words():
-                return correct(listed, number, *values)
+                if None in values:
+                    raise ValueError("A field is empty. Type a number into it.")
+                return desk.correct(listed, lambda seen: correct(seen, number, *values))
 
         return handle
 
@@ -203,74 +257,107 @@ def build_review(desk: PhotoDesk) -> gr.Blocks:
 
         return corrected(correct)
 
-    def assigned(listed: FaceList, number: int, who: int | None) -> FaceList:
-        if not who:
-            raise ValueError("Say whose track it is: type the number of a person, from 1.")
-        return reviewing.assign(listed, number, who)
+    def undo(listed: FaceList):
+        with errors_in_words():
+            return desk.undo(listed)
+
+    def reloaded():
+        with errors_in_words():
+            return desk.listed
 
     def write(listed: FaceList):
+        watch = serving.Watch()
         with errors_in_words():
-            path, sentences = serving.ON_CPU.submit(desk.write, listed).result()  # one thread: see `serving.Watch.follow`
-            shown = str(path.resolve()) if video else np.asarray(Image.open(path).convert("RGB"))
-            return shown, "\n\n".join([*sentences, f"Written to {path.name}; the list of faces to {desk.list_path.name}."])
+            sentences = yield from watch.follow(desk.write, desk.pipe, listed, watch, meanwhile=how_far)
+            result = str(desk.output.resolve()) if video else np.asarray(Image.open(desk.output).convert("RGB"))
+        yield result, "\n\n".join([*sentences, f"Written to {desk.output.name}; the list of faces is {desk.list_path.name}."])
 
-    def click(listed, frame, drawing, x0, y0, event: gr.SelectData):
+    def click(listed, number, frame, drawing, x0, y0, event: gr.SelectData):
         """A click chooses whose box it is in; while somebody draws, it is a corner of a box."""
         x, y = event.index
         if not drawing:
-            return reviewing.number_at(listed, int(frame), x, y), x0, y0, gr.skip(), gr.skip()
+            return reviewing.number_at(listed, int(frame), x, y), "", gr.skip(), gr.skip(), gr.skip(), gr.skip()
         if drawing == "first corner":
-            return None, x, y, gr.skip(), gr.skip()
-        return None, min(x0, x), min(y0, y), max(x0, x), max(y0, y)
+            return number, "second corner", x, y, x, y
+        return number, "", min(x0, x), min(y0, y), max(x0, x), max(y0, y)
+
+    def look_at(listed, number, frame):
+        """Where somebody is to be looked at, and in which frames they are."""
+        with errors_in_words():
+            return reviewing.frame_of(listed, number, int(frame), desk.written), *reviewing.span_of(listed, number)
 
     with gr.Blocks(title="DiffDeID review", analytics_enabled=False) as demo:
         gr.Markdown(ABOUT)
-        listed = gr.State(desk.listed)
+        listed = gr.State(opened)
         with gr.Row():
             with gr.Column(scale=2):
-                picture = gr.Image(label="Source, with its faces", interactive=False, format="jpeg", buttons=["fullscreen"])
+                picture = gr.Image(show_label=False, interactive=False, format="jpeg", buttons=[])
                 frame = gr.Slider(0, max(frames - 1, 1), value=0, step=1, label="Frame", visible=video)
                 line = gr.HTML(visible=video)
-                number = gr.Radio(reviewing.queue(desk.listed), label="Faces, doubtful ones first", type="value")
+                number = gr.Radio(reviewing.queue(opened), label="Faces, doubtful ones first", type="value")
             with gr.Column():
+                gr.Markdown("**The face that is chosen**")
                 another = gr.Button("Another new face")
-                strike = gr.Button("This is no face: delete it" + (" in the frames below" if video else ""))
+                with gr.Row(visible=video):
+                    first = gr.Number(0, label="First frame", precision=0, min_width=120)
+                    last = gr.Number(frames - 1, label="Last frame", precision=0, min_width=120)
+                strike = gr.Button("This is no face: delete it" + (" in these frames" if video else ""))
                 keep = gr.Button("Leave this person as they are, on purpose", variant="stop")
                 restore = gr.Button("Take deleting and keeping back")
-                with gr.Row(visible=video):
-                    first = gr.Number(0, label="First frame", precision=0)
-                    last = gr.Number(frames - 1, label="Last frame", precision=0)
-                    person = gr.Number(0, label="Person (0: somebody new)", precision=0)
-                    assign = gr.Button("The track is of this person")
-                corner = gr.Radio([("choose", ""), ("set the first corner", "first corner"), ("set the second", "second corner")],
-                                  value="", label="Clicks in the picture")  # fmt: skip
+                person = gr.Number(0, label="Person (0: somebody new)", precision=0, visible=video)
+                assign = gr.Button("The track is of this person", visible=video)
+                gr.Markdown("**A face that was missed**" if video else "**A face that was missed, or is elsewhere**")
+                clicks = [("the face that is chosen", ""), ("first corner of a box", "first corner"), ("second corner",) * 2]
+                corner = gr.Radio(clicks, value="", label="A click in the picture is the …")
                 with gr.Row():
-                    box = [gr.Number(0, label=label) for label in ("left", "top", "right", "bottom")]
-                add = gr.Button("Add this box" + (" in these frames, of this person" if video else ""))
+                    box = [gr.Number(0, label=label, min_width=70) for label in ("left", "top", "right", "bottom")]
+                add = gr.Button("Add this box" + (" in the frames above, of the person above" if video else ""))
                 move = gr.Button("Move the chosen face there", visible=not video)
-                go = gr.Button("Write the result", variant="primary")
-                result = (gr.Video if video else gr.Image)(label="Result", interactive=False, buttons=["download"])
+                gr.Markdown("**Everything**")
+                back = gr.Button("Take the last correction back")
+                with gr.Row():
+                    go = gr.Button("Write the result", variant="primary")
+                    stop = gr.Button("Stop")
                 report = gr.Markdown()
+                result = (gr.Video if video else gr.Image)(label="Result", interactive=False, buttons=["download"])
 
-        view = {"fn": shown, "inputs": [listed, number, frame], "outputs": [picture, line, number], "show_progress": "hidden"}
-        demo.load(lambda: desk.listed, None, listed, show_progress="hidden").then(**view)  # what is above is older, and a copy
-        number.input(**view)
+        quiet = {"show_progress": "hidden"}
+        view = {"fn": shown, "inputs": [listed, number, frame, *box], "outputs": [picture, line, number]} | quiet
+        demo.load(reloaded, None, listed, **quiet).then(**view)  # what is above is older, and a copy
+        if video:
+            number.input(look_at, [listed, number, frame], [frame, first, last], **quiet).then(**view)
+        else:
+            number.input(**view)
         frame.release(**view)
+        gr.on([side.blur for side in box], **view)
         given = [listed, number]
         for button, function, more in (
             (another, chosen(reviewing.another), []),
             (strike, chosen(reviewing.strike), [first, last]),
             (keep, chosen(reviewing.keep), []),
             (restore, chosen(reviewing.restore), []),
-            (assign, chosen(assigned), [person]),
+            (assign, chosen(lambda one, chosen, who: reviewing.assign(one, chosen, who or None)), [person]),
+        ):
+            button.click(function, [*given, *more], listed, **quiet).success(**view)
+        for button, function, more in (
             (move, chosen(lambda one, chosen, *sides: reviewing.move(one, chosen, sides)), box),
             (add, corrected(lambda one, _, start, end, who, *sides: reviewing.add(one, sides, start, end, who or None)),
              [first, last, person, *box]),
         ):  # fmt: skip
-            button.click(function, [*given, *more], listed, show_progress="hidden").success(**view)
-        picture.select(click, [listed, frame, corner, *box[:2]], [number, *box], show_progress="hidden").then(**view)
-        go.click(write, listed, [result, report], concurrency_limit=1)
+            done = button.click(function, [*given, *more], listed, **quiet)
+            done.success(lambda: [0] * 4, None, box, **quiet).then(**view)
+        back.click(undo, listed, listed, **quiet).success(**view)
+        clicked = picture.select(click, [listed, number, frame, corner, *box[:2]], [number, corner, *box], **quiet)
+        clicked.then(**view)
+        work = go.click(write, listed, [result, report], concurrency_limit=1)
+        work.success(**view)
+        stop.click(lambda: STOPPED, None, report, cancels=[work], queue=False)
     return demo
+
+
+def how_far(progress: serving.Progress | None):
+    """What the page shows while a result is on its way."""
+    return gr.skip() if progress is None else (gr.skip(), progress.in_words())
 
 
 def launch(desk: PhotoDesk, **options) -> gr.Blocks:
@@ -282,7 +369,8 @@ def launch(desk: PhotoDesk, **options) -> gr.Blocks:
 
 
 def show(desk: PhotoDesk, port: int | None = None, open_browser: bool = True) -> None:
-    """Serve the page until Ctrl-C."""
+    """Serve the page until Ctrl-C or SIGTERM."""
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or pictures of the source would stay in the folder
     with tempfile.TemporaryDirectory(prefix="diffdeid-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:

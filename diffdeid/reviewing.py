@@ -6,14 +6,16 @@ Faces of a photo, and tracks of a video, go by their ids; tracks that were drawn
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
-from dataclasses import replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import cv2
 import numpy as np
 
-from diffdeid.detection import list_faces
+from diffdeid.detection import FORESEEN, LOST, list_faces
+from diffdeid.engine.faces import CASTS, MAX_ATTEMPTS
+from diffdeid.engine.reports import FaceReport, PersonReport
 from diffdeid.errors import DiffDeIDError
 from diffdeid.face_lists import (
     MOST,
@@ -24,6 +26,7 @@ from diffdeid.face_lists import (
     ListedPerson,
     ListedTrack,
     PictureList,
+    Range,
     VideoList,
     box_at,
     read_face_list,
@@ -32,8 +35,12 @@ from diffdeid.geometry.boxes import check_box
 from diffdeid.io.files import write_whole
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 
-SURE, DOUBTFUL, SELECTED = (60, 220, 90), (255, 140, 0), (255, 255, 255)  # colours of boxes
-ROW, WIDTH = 16, 900  # pixels of a track in the timeline
+SURE, DOUBTFUL, SELECTED = (60, 220, 90), (255, 140, 0), (255, 255, 255)  # colours of boxes, and …
+PENDING = (0, 160, 255)  # … of one that is not added yet
+ROW, NAMES = 16, 15  # pixels of a row of the timeline, and per cent of its width that names take
+NEAR = 0.05  # beyond the limit of the distance; somebody should look at nearer results, …
+STRAYING = 0.8  # … at those whose features stray by more than this share of what is allowed, …
+TRIED = 0.5  # … and at those for which more than this share of all attempts was needed
 
 
 def open_list(pipe: DiffDeIDPipeline, file: Path, path: Path, threshold: float | None = None) -> dict[Path, FaceList]:
@@ -47,7 +54,7 @@ def open_list(pipe: DiffDeIDPipeline, file: Path, path: Path, threshold: float |
     if without := [other.name for other, one in lists.items() if one.source is None]:
         raise ValueError(
             f"`{path}` lists `{without[0]}` without a version. Such a line cannot be written again. "
-            "Make it anew with `diffdeid detect --json`, or name another list."
+            "Make it again with `diffdeid detect --json`, or name another list."
         )
     if file.resolve() in lists:
         _refuse_threshold(lists[file.resolve()], file, path, threshold)
@@ -78,28 +85,129 @@ def save_list(lists: dict[Path, FaceList], path: Path) -> None:
 # What there is to see
 
 
-def queue(listed: FaceList) -> list[tuple[str, int]]:
-    """Words about each face or track, doubtful ones first, and its number."""
-    if isinstance(listed, PictureList):
-        told = [(bool(face.uncertain), _words_about_face(face), face.id) for face in listed.faces]
+Doubt = tuple[Range, str]  # frames (of a picture: 0 to 0), and why somebody should look at them
+
+
+@dataclass(frozen=True)
+class Written:
+    """What is known of the result that was written last.
+
+    Attributes:
+        listed: the list that it shows.
+        doubts: by the numbers of faces or people.
+    """
+
+    listed: FaceList
+    doubts: dict[int, list[Doubt]]
+
+    @classmethod
+    def of(cls, listed: FaceList, reports: Mapping[int, FaceReport | PersonReport], limit: float) -> Written:
+        """From the reports of a result, by numbers; `limit` is the smallest accepted 1 - cosine to the source."""
+        last = max(listed.source.frames - 1, 0)
+        return cls(listed, {number: _doubts_about(report, limit, last) for number, report in reports.items()})
+
+    def doubts_about(self, listed: FaceList, number: int) -> list[Doubt] | None:
+        """What somebody should look at of a face or person, `None` where the result shows another entry than a list has now."""
+        same = number in self.doubts and _entries(listed, number) == _entries(self.listed, number)
+        return self.doubts[number] if same else None
+
+
+def _doubts_about(report: FaceReport | PersonReport, limit: float, last: int) -> list[Doubt]:
+    person = isinstance(report, PersonReport)
+    if person:
+        covered = report.covered
     else:
-        told = [(bool(track.uncertain), _words_about_track(listed, track), track.id) for track in listed.tracks]
-        told += [(False, f"drawn {number}: person {one.person}, frames {one.boxes[0][0]} to {one.boxes[-1][0]}", -number)
-                 for number, one in enumerate(listed.drawn, start=1)]  # fmt: skip
-    return [(words, number) for _, words, number in sorted(told, key=lambda one: not one[0])]
+        covered = [] if report.method in ("diffusion", "kept") else [(0, 0)]
+    doubts = [(frames, f"covered: {report.reason}") for frames in covered]
+    if report.identity_distance is not None and report.identity_distance < limit + NEAR:
+        frame = report.nearest if person else 0
+        near = f"new face near the limit of the distance ({report.identity_distance:.2f}; at least {limit:.2f})"
+        doubts.append(((frame, frame), near))
+    if not person and (report.straying or 0) > STRAYING:
+        doubts.append(((0, 0), f"new face may look wrong: its features stray by {report.straying:.0%} of what is allowed"))
+    most = MAX_ATTEMPTS * (CASTS if person else 1)
+    if report.method == "diffusion" and report.attempts > TRIED * most:
+        doubts.append(((0, last), f"new face after {report.attempts} of at most {most} attempts"))
+    return doubts
+
+
+def _entries(listed: FaceList, number: int) -> list:
+    """All that a list says of a face or person."""
+    if isinstance(listed, PictureList):
+        return [face for face in listed.faces if face.id == number]
+    return [person_of(listed, number), *(one for one in (*listed.tracks, *listed.drawn) if one.person == number)]
+
+
+def doubts(listed: FaceList, written: Written | None = None) -> dict[int, tuple[list[Doubt], list[Doubt]]]:
+    """What somebody should look at of each face or track: in the result as it was written, and in the source."""
+    told = {}
+    if isinstance(listed, PictureList):
+        rows = [(face.id, face.id, (0, 0), [((0, 0), why) for why in face.uncertain]) for face in listed.faces]
+    else:
+        rows = [(one.id, one.person, _span(one), list(one.uncertain)) for one in listed.tracks]
+        rows += [(-number, one.person, _span(one), []) for number, one in enumerate(listed.drawn, start=1)]
+    for number, owner, (first, last), searched in rows:
+        seen = None if written is None else written.doubts_about(listed, owner)
+        if seen is not None:  # what was foreseen is known by now, and that the place of a lost face is covered was known before
+            seen = [((max(start, first), min(end, last)), why) for (start, end), why in seen if start <= last and end >= first]
+            lost = [span for span, why in searched if why == LOST]
+            seen = [(span, why) for span, why in seen if not any(one[0] <= span[0] and span[1] <= one[1] for one in lost)]
+            searched = [one for one in searched if not one[1].startswith(FORESEEN)]
+        told[number] = seen or [], searched
+    return told
+
+
+def queue(listed: FaceList, written: Written | None = None) -> list[tuple[str, int]]:
+    """Words about each face or track, and its number; those first of whom the result is doubtful, then other doubtful ones."""
+    if isinstance(listed, PictureList):
+        words = {face.id: _words_about_face(face) for face in listed.faces}
+    else:
+        words = {track.id: _words_about_track(listed, track) for track in listed.tracks}
+        words |= {-number: f"drawn {number}: person {one.person}, {in_frames(_span(one))}"
+                  for number, one in enumerate(listed.drawn, start=1)}  # fmt: skip
+    video, told = isinstance(listed, VideoList), doubts(listed, written)
+    for number, both in told.items():
+        said = [f"{why}, {in_frames(frames)}" if video else why for part in both for frames, why in part]
+        words[number] = "; ".join([words[number], *said])
+    return [(words[number], number) for number in sorted(words, key=lambda one: [not part for part in told[one]])]
 
 
 def _words_about_face(face: ListedFace) -> str:
-    said = ["deleted"] * face.deleted + ["KEPT AS IT IS"] * face.keep + [f"candidate {face.candidate}"] * (face.candidate > 0)
-    return "; ".join([f"face {face.id}", *said, *face.uncertain])
+    said = ["DELETED"] * face.deleted + ["KEPT AS IT IS"] * face.keep + [f"candidate {face.candidate}"] * (face.candidate > 0)
+    return "; ".join([f"face {face.id}", *said])
 
 
 def _words_about_track(listed: VideoList, track: ListedTrack) -> str:
     who = person_of(listed, track.person)
     said = ["KEPT AS THEY ARE"] * who.keep + [f"candidate {who.candidate}"] * (who.candidate > 0)
-    said += [f"deleted {first} to {last}" for first, last in track.deleted]
-    said += [f"{reason} ({first} to {last})" for (first, last), reason in track.uncertain]
-    return "; ".join([f"track {track.id}: person {track.person}, frames {track.boxes[0][0]} to {track.boxes[-1][0]}", *said])
+    said += [f"DELETED in {in_frames(frames)}" for frames in track.deleted]
+    return "; ".join([f"track {track.id}: person {track.person}, {in_frames(_span(track))}", *said])
+
+
+def in_frames(frames: Range) -> str:
+    """A range of frames in words."""
+    first, last = frames
+    return f"frame {first}" if first == last else f"frames {first} to {last}"
+
+
+def _name(number: int) -> str:
+    return str(number) if number > 0 else f"drawn {-number}"
+
+
+def _span(track: ListedTrack | DrawnTrack) -> Range:
+    return track.boxes[0][0], track.boxes[-1][0]
+
+
+def span_of(listed: VideoList, number: int) -> Range:
+    """The first and the last frame of a track."""
+    return _span(listed.drawn[-number - 1] if number < 0 else _track_of(listed, number))
+
+
+def frame_of(listed: VideoList, number: int, frame: int, written: Written | None = None) -> int:
+    """Where a track is to be looked at: in its first doubtful frame; else in `frame`, or where it begins if it is not there."""
+    first, last = span_of(listed, number)
+    doubtful = [start for part in doubts(listed, written)[number] for (start, _), _ in part]
+    return doubtful[0] if doubtful else frame if first <= frame <= last else first
 
 
 def boxes_at(listed: FaceList, frame: int = 0) -> dict[int, Box]:
@@ -111,6 +219,17 @@ def boxes_at(listed: FaceList, frame: int = 0) -> dict[int, Box]:
     return {number: tuple(box_at(path, frame).tolist()) for number, path in paths.items() if path[0][0] <= frame <= path[-1][0]}
 
 
+def best_frame(track: ListedTrack) -> int:
+    """The frame that shows a track best: of those with the fewest doubts, the one with the largest box."""
+
+    def rank(frame: int) -> tuple[int, float]:
+        doubts = sum(first <= frame <= last for (first, last), _ in track.uncertain)
+        x0, y0, x1, y1 = box_at(track.boxes, frame)
+        return -doubts, (x1 - x0) * (y1 - y0)
+
+    return max(range(track.boxes[0][0], track.boxes[-1][0] + 1), key=rank)
+
+
 def number_at(listed: FaceList, frame: int, x: float, y: float) -> int | None:
     """Whose box is at a place: the smallest one about it."""
     about = {number: (x1 - x0) * (y1 - y0) for number, (x0, y0, x1, y1) in boxes_at(listed, frame).items()
@@ -118,41 +237,46 @@ def number_at(listed: FaceList, frame: int, x: float, y: float) -> int | None:
     return min(about, key=about.get, default=None)
 
 
-def draw(picture: np.ndarray, listed: FaceList, frame: int = 0, selected: int | None = None) -> np.ndarray:
-    """A copy of a picture `(H, W, 3)` uint8 with numbered boxes."""
+def draw(
+    picture: np.ndarray,
+    listed: FaceList,
+    frame: int = 0,
+    selected: int | None = None,
+    written: Written | None = None,
+    pending: Box | None = None,
+) -> np.ndarray:
+    """A copy of a picture `(H, W, 3)` uint8 with numbered boxes, and one that is not added yet."""
     drawn, thickness = picture.copy(), max(1, round(max(picture.shape[:2]) / 500))
-    doubtful = {one.id for one in (listed.faces if isinstance(listed, PictureList) else listed.tracks) if one.uncertain}
-    for number, box in boxes_at(listed, frame).items():
+    doubtful = {number for number, both in doubts(listed, written).items() if any(both)}
+    boxes = [(_name(number), box, SELECTED if number == selected else DOUBTFUL if number in doubtful else SURE)
+             for number, box in boxes_at(listed, frame).items()]  # fmt: skip
+    for name, box, colour in boxes if pending is None else [*boxes, ("new", pending, PENDING)]:
         (x0, y0), (x1, y1) = np.reshape(box, (2, 2)).round().astype(int).tolist()
-        colour = SELECTED if number == selected else DOUBTFUL if number in doubtful else SURE
-        cv2.rectangle(drawn, (x0, y0), (x1, y1), colour, thickness * (2 if number == selected else 1))
-        place = (x0, max(y0 - 3 * thickness, 12 * thickness))
-        cv2.putText(drawn, str(number), place, cv2.FONT_HERSHEY_SIMPLEX, 0.6 * thickness, colour, thickness)
+        cv2.rectangle(drawn, (x0, y0), (x1, y1), colour, thickness * (2 if colour == SELECTED else 1))
+        place = (x0, max(y0 - 3 * thickness, 16 * thickness))
+        cv2.putText(drawn, name, place, cv2.FONT_HERSHEY_SIMPLEX, 0.6 * thickness, colour, thickness)
     return drawn
 
 
-def timeline(listed: VideoList, frame: int = 0, selected: int | None = None) -> str:
+def timeline(listed: VideoList, frame: int = 0, selected: int | None = None, written: Written | None = None) -> str:
     """A drawing of the tracks, as SVG: a row each, doubtful frames orange, deleted ones empty, and a line at a frame."""
-    scale = WIDTH / max(listed.source.frames, 1)
-    rows = [(track.id, track.boxes, [span for span, _ in track.uncertain], track.deleted) for track in listed.tracks]
-    rows += [(-number, one.boxes, [], []) for number, one in enumerate(listed.drawn, start=1)]
+    scale, told = (100 - NAMES) / max(listed.source.frames, 1), doubts(listed, written)
+    rows = [(track.id, _span(track), track.deleted) for track in listed.tracks]
+    rows += [(-number, _span(one), ()) for number, one in enumerate(listed.drawn, start=1)]
     parts = []
-    for row, (number, boxes, doubtful, deleted) in enumerate(rows):
-        spans = (
-            [((boxes[0][0], boxes[-1][0]), SURE)]
-            + [(span, DOUBTFUL) for span in doubtful]
-            + [(span, SELECTED) for span in deleted]
-        )
+    for row, (number, whole, deleted) in enumerate(rows):
+        doubtful = [span for part in told[number] for span, _ in part]
+        spans = [(whole, SURE)] + [(span, DOUBTFUL) for span in doubtful] + [(span, SELECTED) for span in deleted]
         parts += [
-            f'<rect x="{50 + first * scale:.1f}" y="{row * ROW + 3}" width="{(last + 1 - first) * scale:.1f}" height="{ROW - 6}" '
-            f'fill="rgb{colour}" stroke="grey" stroke-width=".5"/>'
+            f'<rect x="{NAMES + first * scale:.2f}%" y="{row * ROW + 3}" width="{max((last + 1 - first) * scale, 0.5):.2f}%" '
+            f'height="{ROW - 6}" fill="rgb{colour}" stroke="{"grey" if colour == SELECTED else "none"}" stroke-width=".5"/>'
             for (first, last), colour in spans
         ]
         weight = "bold" if number == selected else "normal"
-        parts.append(f'<text x="2" y="{row * ROW + 12}" font-size="11" fill="grey" font-weight="{weight}">{number}</text>')
-    height, place = max(len(rows), 1) * ROW, 50 + (frame + 0.5) * scale
-    parts.append(f'<line x1="{place:.1f}" x2="{place:.1f}" y1="0" y2="{height}" stroke="red"/>')
-    return f'<svg viewBox="0 0 {WIDTH + 60} {height}" width="100%">{"".join(parts)}</svg>'
+        parts.append(f'<text x="2" y="{row * ROW + 12}" font-size="11" fill="grey" font-weight="{weight}">{_name(number)}</text>')
+    height, place = max(len(rows), 1) * ROW, NAMES + (frame + 0.5) * scale
+    parts.append(f'<line x1="{place:.2f}%" x2="{place:.2f}%" y1="0" y2="{height}" stroke="red"/>')
+    return f'<svg width="100%" height="{height}">{"".join(parts)}</svg>'
 
 
 # Corrections
@@ -200,10 +324,7 @@ def add(listed: FaceList, box: Box, first: int = 0, last: int = 0, person: int |
     if not 0 <= first <= last < listed.source.frames:
         raise ValueError(f"Name frames from 0 to {listed.source.frames - 1}, the first one first, got {first} to {last}.")
     boxes = ((first, box),) if first == last else ((first, box), (last, box))
-    known = [one.person for one in (*listed.tracks, *listed.drawn)] + [one.id for one in listed.people]  # some without a track
-    person = max(known, default=0) + 1 if person is None else person
-    _check_person(person)
-    return replace(listed, drawn=(*listed.drawn, DrawnTrack(person, boxes)))
+    return replace(listed, drawn=(*listed.drawn, DrawnTrack(_person_or_new(listed, person), boxes)))
 
 
 def move(listed: PictureList, number: int, box: Box) -> PictureList:
@@ -212,18 +333,21 @@ def move(listed: PictureList, number: int, box: Box) -> PictureList:
     return _face(listed, number, box=box)
 
 
-def assign(listed: VideoList, number: int, person: int) -> VideoList:
-    """With a track that is of another person, known or new."""
-    _check_person(person)
+def assign(listed: VideoList, number: int, person: int | None = None) -> VideoList:
+    """With a track that is of another person: of somebody new without a `person`."""
+    person = _person_or_new(listed, person)
     if number < 0:
         drawn = (replace(one, person=person) if row == -number else one for row, one in enumerate(listed.drawn, start=1))
         return replace(listed, drawn=tuple(drawn))
     return _track(listed, number, person=person)
 
 
-def _check_person(person: int) -> None:
+def _person_or_new(listed: VideoList, person: int | None) -> int:
+    known = [one.person for one in (*listed.tracks, *listed.drawn)] + [one.id for one in listed.people]  # some without a track
+    person = max(known, default=0) + 1 if person is None else person
     if not 1 <= person <= MOST:
         raise ValueError(f"People have numbers from 1 to {MOST}, got {person}.")
+    return person
 
 
 def person_number(listed: VideoList, number: int) -> int:

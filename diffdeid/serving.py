@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Generator, Iterable, Mapping
+from collections import defaultdict
+from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, wait
 from contextlib import suppress
 from copy import copy
 from dataclasses import asdict
+from itertools import islice
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,12 +18,17 @@ import numpy as np
 import torch
 from PIL import Image
 
+from diffdeid import reviewing
+from diffdeid.detection import list_video
 from diffdeid.engine.pictures import PictureJob, deidentify_pictures, draw_seeds
 from diffdeid.engine.reports import FaceReport, PersonReport
 from diffdeid.engine.written import Known, picture_check
 from diffdeid.errors import DiffDeIDError, ImageError, NoFaceFoundError, VideoError
+from diffdeid.face_lists import ListedTrack, VideoList, box_at
+from diffdeid.io.files import fingerprint
 from diffdeid.io.images import Picture, read_image, write_image
 from diffdeid.io.video_reader import VideoReader
+from diffdeid.models.onnx_model import OnnxModel
 from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.loading import precisions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
@@ -31,10 +38,12 @@ from diffdeid.stages.denoise import Callbacks
 from diffdeid.structures import Face, NewIdentity, Replaced
 
 MAX_MEGAPIXELS, MAX_FACES, MAX_FRAMES, MAX_SIDE = 25, 40, 750, 1920  # a page's; pipelines have none of these
-PREVIEW = 1280  # pixels of the longer side
+PREVIEW, PORTRAIT = 1280, 160  # pixels of the longer side, of photos and of the people of a video
+ABOUT_FACE = 0.4  # sizes of a face by which its portrait reaches beyond it
 SHOWABLE = (".jpg", ".jpeg", ".png", ".webp")
 PATIENCE = 0.5  # seconds between two looks at work on its way
 ON_CPU = ThreadPoolExecutor(1, "networks")
+WORK = {"analyse": "Looking for faces", "show": "Taking pictures of them", "render": "Painting", "verify": "Checking the file"}
 CLOSING = threading.Event()  # set when the server is to close: all work stops, or the process would wait for it
 
 
@@ -46,12 +55,19 @@ class Asked(NamedTuple):
 
 
 class Progress(NamedTuple):
-    """How far a video is: "analyse", "render" or "verify", frames done and expected, and seconds until this stage ends."""
+    """How far a video is: the stage, frames done and expected, and seconds until this stage ends.
+
+    Stages are "analyse", "show" (the people that were found), "render" and "verify".
+    """
 
     stage: str
     done: int
     total: int
     seconds_left: float
+
+    def in_words(self) -> str:
+        """A sentence for the page."""
+        return f"{WORK[self.stage]}: {self.done} of about {self.total} frames, {self.seconds_left:.0f} s left."
 
 
 class Stopped(BaseException):
@@ -74,13 +90,14 @@ class Watch:
     ) -> Generator[Any, None, Any]:
         """Have a function work on a pipeline in a thread: gives what `meanwhile` makes of its progress, and returns its result.
 
-        Closing the generator stops the work at the next step of the denoiser, and does not wait for that.
+        Closing the generator stops the work at the next step of the denoiser, frame or search, and does not wait for that.
 
         On CPUs, all work is done in one thread. OpenMP keeps helpers for every thread that it has worked for. When they are more
         than cores, each of them sleeps between any two layers, and a face takes half as long again.
         """
         own = copy(pipe)  # on the same components
         own.callbacks = Callbacks(on_step=self.on_step)
+        own.face_analyser, own.hand_finder = self._watched(pipe.face_analyser), self._watched(pipe.hand_finder)
         executor = ON_CPU if pipe.device.type == "cpu" else ThreadPoolExecutor(1)
         work = executor.submit(self._start, function, own, *given)
         try:
@@ -90,25 +107,38 @@ class Watch:
         finally:
             self._left.set()
 
+    def _watched(self, model: OnnxModel | None) -> OnnxModel | None:
+        """The same, but it does not run a graph again when nobody waits any more: large photos are searched part by part."""
+        if model is None:
+            return None
+
+        def run(*given: Any) -> list[np.ndarray]:
+            self.check()
+            return model.run(*given)
+
+        watched = copy(model)
+        watched.run = run
+        return watched
+
     def _start(self, function: Callable, *given: Any) -> Any:
-        self._check()
+        self.check()
         return function(*given)
 
-    def _check(self) -> None:
+    def check(self) -> None:
+        """Raise `Stopped` where nobody waits any more."""
         if self._left.is_set() or CLOSING.is_set():
             raise Stopped
 
     def on_step(self, step: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
         """For `Callbacks`: leaves the latents as they are."""
-        self._check()
+        self.check()
         return latents
 
     def on_frame(self, stage: str, done: int, total: int) -> None:
         """For `callback_on_frame`."""
-        self._check()
-        if done > MAX_FRAMES:  # a file need not say how long it is
-            raise VideoError(f"The video has more than {MAX_FRAMES} frames. Cut it, or use the command line, which has no limit.")
-        elapsed = time.monotonic() - self._started.setdefault(stage, time.monotonic())
+        self.check()
+        now = time.monotonic()
+        elapsed = now - self._started.setdefault(stage, now)
         total = max(total, done)
         self.progress = Progress(stage, done, total, elapsed / max(done, 1) * (total - done))
 
@@ -271,12 +301,72 @@ def name_of_result(photo: str | Path) -> str:
     return f"{Path(photo).stem}_anonymized{suffix if suffix in SHOWABLE else '.png'}"
 
 
-def deidentify_video(
-    pipe: DiffDeIDVideoPipeline, video: str | Path, target: Path, asked: Asked, watch: Watch
-) -> DiffDeIDVideoPipelineOutput:
-    """De-identify a video that is not beyond the limits of a page."""
+def find_people(pipe: DiffDeIDPipeline, video: str | Path, watch: Watch) -> tuple[VideoList, list[tuple[int, Image.Image]]]:
+    """The people of a video that is not beyond the limits of a page, and portraits of them with their numbers.
+
+    Tracks are taken for one person's by their likeness, which may be wrong. So there is a portrait of every track.
+    """
     check_video(video)
-    return pipe(video, target, generator=asked.generator, callback_on_frame=watch.on_frame, **asdict(asked.options))
+    listed = list_video(pipe, Path(video), callback_on_frame=_within_limits(watch))
+    if not listed.tracks:
+        raise NoFaceFoundError("No frame of the video shows a face.")
+    shown: dict[int, list[ListedTrack]] = defaultdict(list)
+    for track in listed.tracks:
+        shown[reviewing.best_frame(track)].append(track)
+    portraits = []
+    for number, frame in enumerate(islice(VideoReader(video), max(shown) + 1)):
+        watch.on_frame("show", number + 1, max(shown) + 1)
+        portraits += [(track, _portrait(frame.picture, box_at(track.boxes, number))) for track in shown.get(number, [])]
+    portraits.sort(key=lambda one: (one[0].person, one[0].id))
+    return listed, [(track.person, portrait) for track, portrait in portraits]
+
+
+def _portrait(picture: np.ndarray, box: np.ndarray) -> Image.Image:
+    """The face in a box `(4,)` of a picture `(H, W, 3)`, small."""
+    half = (0.5 + ABOUT_FACE) * max(box[2:] - box[:2])
+    centre = (box[:2] + box[2:]) / 2
+    cut = Image.fromarray(picture).crop(tuple(np.concatenate([centre - half, centre + half]).round().astype(int).tolist()))
+    cut.thumbnail((PORTRAIT, PORTRAIT))
+    return cut
+
+
+def deidentify_video(
+    pipe: DiffDeIDVideoPipeline,
+    video: str | Path,
+    target: Path,
+    asked: Asked,
+    watch: Watch,
+    wanted: Sequence[int] = (),
+    listed: VideoList | None = None,
+) -> DiffDeIDVideoPipelineOutput:
+    """De-identify a video that is not beyond the limits of a page: everybody, or those `wanted` of the people `listed`."""
+    check_video(video)
+    faces = _left_as_they_are(video, wanted, listed) if wanted else None
+    choices = asdict(asked.options) | {"faces": faces}
+    return pipe(video, target, generator=asked.generator, callback_on_frame=_within_limits(watch), **choices)
+
+
+def _within_limits(watch: Watch) -> Callable[[str, int, int], None]:
+    """Its `on_frame`, for videos of a page: a file need not say how long it is."""
+
+    def on_frame(stage: str, done: int, total: int) -> None:
+        if done > MAX_FRAMES:
+            raise VideoError(f"The video has more than {MAX_FRAMES} frames. Cut it, or use the command line, which has no limit.")
+        watch.on_frame(stage, done, total)
+
+    return on_frame
+
+
+def _left_as_they_are(video: str | Path, wanted: Sequence[int], listed: VideoList | None) -> VideoList:
+    """The list of a video with everybody kept but those who are wanted."""
+    if listed is None or listed.source.fingerprint != fingerprint(Path(video)):
+        raise VideoError("Nobody has looked yet who is in this video. Find its people first, and choose among them.")
+    if unknown := set(wanted) - {track.person for track in listed.tracks}:
+        raise VideoError(f"There is no person {min(unknown)} in this video. Choose again.")
+    for track in listed.tracks:
+        if track.person not in wanted:
+            listed = reviewing.keep(listed, track.id)
+    return listed
 
 
 def check_video(path: str | Path) -> None:
@@ -296,12 +386,13 @@ def seconds_for_video(path: str | Path, *_: Any) -> int:
 
 def in_words(number: int, report: FaceReport | PersonReport | None) -> str:
     """A sentence about a face, or a person of a video; no report: it was to stay."""
-    if report is None:
-        return f"**Face {number}** was left as it was, as you chose."
+    who = f"**{'Person' if isinstance(report, PersonReport) else 'Face'} {number}**"
+    if report is None or report.method == "kept":
+        return f"{who} was left unchanged, as you chose."
     if report.method != "diffusion":
         tried = f", after {report.attempts} attempts" if report.attempts else ""
-        return f"**Face {number}** is covered ({report.method}){tried}: {report.reason}."
+        return f"{who} is covered ({report.method}){tried}: {report.reason}."
     if report.identity_distance is None:
-        return f"**Face {number}** is covered in all frames: {report.reason}."
+        return f"{who} is covered in all frames: {report.reason}."
     attempts = f", at the attempt number {report.attempts}" if report.attempts > 1 else ""
-    return f"**Face {number}** is somebody else, at a distance of {report.identity_distance:.2f} from before{attempts}."
+    return f"{who} is somebody else, at a distance of {report.identity_distance:.2f} from before{attempts}."

@@ -22,8 +22,8 @@ class Face:
         landmarks: `(468, 3)` FaceMesh landmarks, z in pixels (smaller is nearer), or `None` when they could not be placed.
         iris: `(2, 5, 2)` per eye (right first) the iris centre and four points on its rim, or `None`.
         presence: the attention mesh's confidence that its crop shows a face, 0…1.
-        doubt: how far landmarks are expected to be off on average, in heights of the face, where the head mesh placed them; 0
-            where the attention mesh did.
+        doubt: mean error expected of the landmarks, in heights of the face, where the head mesh placed them; 0 where the
+            attention mesh did.
     """
 
     box: np.ndarray
@@ -37,7 +37,7 @@ class Face:
 
 @dataclass(frozen=True)
 class FaceCrop:
-    """An aligned square crop.
+    """An aligned square crop of a face.
 
     Attributes:
         image: `(size, size, 3)` uint8 RGB.
@@ -73,29 +73,29 @@ class MorphableCoefficients:
     SIZES = (80, 64, 80, 27, 6, 4)
 
     def pack(self) -> Tensor:
-        """All coefficients as `(B, 261)`."""
+        """All coefficients in one tensor `(B, 261)`."""
         return torch.cat([getattr(self, field.name) for field in fields(self)], dim=-1)
 
     @classmethod
     def unpack(cls, packed: Tensor) -> MorphableCoefficients:
-        """The inverse of `pack`."""
+        """The inverse of `pack`: `(B, 261)` -> coefficients. Raises `ValueError` for another last axis."""
         if packed.shape[-1] != sum(cls.SIZES):
             raise ValueError(f"`packed` must have {sum(cls.SIZES)} coefficients in its last axis, got {packed.shape[-1]}.")
         return cls(*packed.split(cls.SIZES, dim=-1))
 
     def pick(self, rows: Sequence[int]) -> MorphableCoefficients:
-        """Those of some faces of the batch."""
+        """The coefficients of some faces of the batch, by their rows."""
         return self.unpack(self.pack()[rows])
 
 
 @dataclass(frozen=True)
 class NewIdentity:
-    """Somebody who does not exist.
+    """A new identity: a person who does not exist.
 
     Attributes:
-        embedding: z' `(B, 128)`, of length 1; B is 1 but in batches.
+        embedding: z' `(B, 128)`, of length 1; B is 1 except in batches.
         shape: α' `(B, 80)`, standard deviations.
-        level: the level whose bound of the distance to the source is kept, 1…10.
+        level: the level, 1…10, whose least distance to the source this identity keeps.
     """
 
     embedding: Tensor
@@ -104,24 +104,24 @@ class NewIdentity:
 
     @classmethod
     def cat(cls, people: Sequence[NewIdentity], like: Tensor) -> NewIdentity:
-        """Several people as a batch, on the device and in the precision of a tensor; the level is the lowest."""
+        """Several identities as one batch, on the device and in the dtype of `like`; its level is the lowest of theirs."""
         embedding, shape = (torch.cat([getattr(one, name).to(like) for one in people]) for name in ("embedding", "shape"))
         return cls(embedding, shape, min(one.level for one in people))
 
 
 @dataclass(frozen=True)
 class FaceBatch:
-    """Faces that can be de-identified, of any pictures.
+    """Faces that can be de-identified; they may come from different pictures.
 
     Attributes:
-        crops: aligned crops of the pictures, one a face.
+        crops: F aligned crops of the pictures, one for each face.
         landmarks: `(F, 468, 3)` in crop pixels.
         images: `(F, 3, S, S)` in [-1, 1].
-        depths: `(F, 1, S, S)`, how deep in what is erased each pixel lies, in crop pixels; negative where it stays.
-        front: `(F, 1, S, S)`, 0…1, how much of a pixel is something that lies in front of the face, and stays in the picture.
+        depths: `(F, 1, S, S)`, how deep in the erased region each pixel lies, in crop pixels; negative outside of it.
+        front: `(F, 1, S, S)`, 0…1, how much of a pixel shows something in front of the face, which stays in the picture.
         coefficients: ρ of the faces.
         embedding: `(F, 128)` z_id of the faces.
-        context: `(F, context_dim)`, what the surroundings tell of the people; `None` where nobody asked.
+        context: `(F, context_dim)`, what the surroundings tell of the people; `None` if the options do not use it.
     """
 
     crops: list[FaceCrop]
@@ -142,7 +142,7 @@ class FaceBatch:
         return len(self.crops)
 
     def pick(self, rows: Sequence[int]) -> FaceBatch:
-        """Some of the faces, in this order; one may come several times."""
+        """The faces of these rows, in this order; a row may appear several times."""
         rows = list(rows)
         return FaceBatch(
             [self.crops[row] for row in rows],
@@ -162,11 +162,11 @@ class FaceJob:
 
     Attributes:
         picture: `(H, W, 3)` uint8 RGB.
-        face: with landmarks and irises.
+        face: the face, with landmarks and irises.
         others: all faces of the picture; they are erased from the surroundings.
         seeds: one for each candidate, see `stages.identity.face_generators`.
         coefficients: ρ `(1, 261)` if it is known.
-        identity: the new person if it is chosen already.
+        identity: the new identity if it is chosen already.
     """
 
     picture: np.ndarray
@@ -183,11 +183,12 @@ class Attempt:
 
     Attributes:
         patch: `(S, S, 3)` uint8 crop.
-        opacity: `(S, S)`, 0…1, where it replaces the picture.
+        opacity: `(S, S)`, 0…1, how much of the patch shows.
         result: `(S, S, 3)` uint8 crop of the picture with the patch in it.
         identity_distance: 1 - cosine to the source, `None` when it could not be measured.
-        problem: why it must not be used, `None` when it may.
-        maps: `(9, S, S)`, the spatial conditions that it was painted by.
+        problem: why the face must not be used, `None` when it may be.
+        maps: `(9, S, S)`, the spatial conditions that it was painted from.
+        straying: how far its features are from where they were meant to be, as a share of what is allowed.
     """
 
     patch: np.ndarray
@@ -196,6 +197,7 @@ class Attempt:
     identity_distance: float | None
     problem: str | None
     maps: Tensor
+    straying: float
 
 
 @dataclass(frozen=True)
@@ -204,11 +206,12 @@ class Replaced:
 
     Attributes:
         patch: `(S, S, 3)` uint8 crop.
-        opacity: `(S, S)`, 0…1, where it replaces the picture.
+        opacity: `(S, S)`, 0…1, how much of the patch shows.
         matrix: `(2, 3)` picture -> crop.
         identity_distance: 1 - cosine to the source.
-        identity: the new person; its level is that which was asked for when it was given.
-        attempts: identities tried.
+        identity: the new identity. If the caller gave it, its level is the one that was asked for.
+        attempts: how many identities were tried.
+        straying: how far its features are from where they were meant to be, as a share of what is allowed, 0…1.
     """
 
     patch: np.ndarray
@@ -217,6 +220,7 @@ class Replaced:
     identity_distance: float
     identity: NewIdentity
     attempts: int
+    straying: float
 
 
 @dataclass(frozen=True)
@@ -225,11 +229,11 @@ class Covered:
 
     Attributes:
         reason: why it was not de-identified.
-        attempts: identities tried.
+        attempts: how many identities were tried.
     """
 
     reason: str
     attempts: int = 0
 
 
-Outcome = Replaced | Covered  # of every face that was found: there is no third
+Outcome = Replaced | Covered  # what becomes of a face that was found; there is no third case

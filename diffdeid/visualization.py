@@ -32,7 +32,7 @@ from diffdeid.structures import Face, FaceJob, MorphableCoefficients
 MESH_WRITERS = {".obj": write_obj, ".ply": write_ply}
 GREY, WHITE = 0.6, 1.0
 LANDMARK_COLOUR = (0.1, 1.0, 0.3)
-STUDIO_LIGHT = (0.5, 0, 0.5, 0, 0, 0, 0, 0, 0)  # harmonics: from everywhere and from the viewer
+STUDIO_LIGHT = (0.5, 0, 0.5, 0, 0, 0, 0, 0, 0)  # spherical harmonics: light from all sides, and more from the viewer
 SIDE_DISTANCE = 3.0  # decimetres back, so that the whole head fits
 
 
@@ -56,6 +56,11 @@ def reconstruct_photo(
 
     Returns:
         The files written.
+
+    Raises:
+        NoFaceFoundError: no face with landmarks was found.
+        ImageError: the photo cannot be read, or an output exists and `overwrite` is off.
+        ValueError: the suffix of `mesh` is unknown, or an output is the input.
     """
     if mesh is not None and mesh.suffix.lower() not in MESH_WRITERS:
         raise ValueError(f"A mesh must be one of {', '.join(MESH_WRITERS)}, got `{mesh}`.")
@@ -89,17 +94,17 @@ def reconstruct_photo(
     for path, content in zip(meshes, files, strict=True):
         try:
             write_whole(path, content, overwrite)
-        except FileExistsError as error:  # somebody wrote it meanwhile
+        except FileExistsError as error:  # another program wrote it meanwhile
             raise ImageError(taken(path)) from error
     return [output, *meshes]
 
 
 @torch.no_grad()
 def draw(model: MorphableModel, crops: Tensor, coefficients: MorphableCoefficients, generator: torch.Generator) -> Tensor:
-    """Five panels side by side, a row a face, `(B * S, 5 * S, 3)` in 0…1.
+    """Draw five panels side by side, one row for each face, `(B * S, 5 * S, 3)` in 0…1.
 
-    Crop; crop under the render, with the landmarks of the fitted head; render; render of somebody else (random α', and δ' without
-    its tone) in the same pose, light, expression and gaze; head from the side.
+    They show the crop; the crop under the render, with the landmarks of the fitted head; the render; the render of somebody else
+    (random α' and δ', with the same skin tone) in the same pose, light, expression and gaze; and the head from the side.
 
     Args:
         crops: `(B, S, S, 3)` in 0…1.
@@ -166,10 +171,10 @@ def stages(
     options: DeidentifyOptions,
     generator: torch.Generator,
 ) -> dict[str, np.ndarray]:
-    """What becomes of one face that has landmarks and irises, step by step: captions and `(S, S, 3)` uint8 pictures.
+    """De-identify one face that has landmarks and irises, step by step: captions and `(S, S, 3)` uint8 pictures.
 
-    `others` are all faces of the picture, which are erased from the surroundings that the new person is to fit. One attempt is
-    made, whatever the filter says of it. **Most of these pictures show the source.**
+    `others` are all faces of the picture; they are erased from the surroundings that the new person is to fit. One attempt is
+    made, and shown even if it fails the checks. **Most of these pictures show the source.**
     """
     source, attempt = pipe.engine.try_once(FaceJob(picture, face, others, draw_seeds(generator, 1)), options)
     maps = {

@@ -1,12 +1,12 @@
-"""Put trained networks and fitted parts together: a folder that `DiffDeIDPipeline.from_pretrained` loads, in fp16.
+"""Assemble trained networks and fitted parts into a folder that `DiffDeIDPipeline.from_pretrained` loads, in fp16.
 
     python scripts/assemble_weights.py --pairs data/london [--networks runs/diffdeid_256/checkpoint-…] [--lds runs/lds]
         [--reconstructor runs/reconstructor/checkpoint-…]
 
-What is not given stays as it is in the folder.
+Parts that are not given stay as they are in the folder.
 
 `--pairs` is a store of prepared faces named `<person>_<anything>`. It calibrates the identity limit: the distance below which one
-in a thousand pairs of different people falls, or dlib's own limit where that is stricter.
+in a thousand pairs of different people falls, or dlib's own limit if that is stricter.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ from diffdeid.models.unet import DiffDeIDUNet2DModel
 from diffdeid.training.data import FaceStore
 
 FALSE_ACCEPT_RATE = 1e-3
-DLIB_LIMIT = 0.45  # dlib calls two faces one person below a Euclidean distance of 0.6, which is about this cosine distance
+DLIB_LIMIT = 0.45  # dlib takes two faces for one person below a Euclidean distance of 0.6, about this cosine distance
 
 
 def calibrate(store: FaceStore) -> dict[str, float]:
@@ -60,7 +60,7 @@ def calibrate(store: FaceStore) -> dict[str, float]:
 def quicker(folder: Path, subfolder: str) -> DPMSolverMultistepScheduler:
     """The scheduler of a training run as a multistep solver in even steps of log SNR, which needs half of the steps.
 
-    DPM-Solver++, Lu et al. 2022, arXiv 2211.01095; what DDIM alone knows is left out.
+    DPM-Solver++, Lu et al. 2022, arXiv 2211.01095. Settings that only DDIM has are left out.
     """
     trained = DDIMScheduler.load_config(folder, subfolder=subfolder)
     known, _, _ = DPMSolverMultistepScheduler.extract_init_dict(trained)
@@ -98,7 +98,7 @@ def main() -> None:
         identity_limit=calibration["identity_limit"],
     )
     for component in filter(None, pipeline.components.values()):
-        component.register_to_config(_name_or_path="")  # where it lay on this machine is nobody's business
+        component.register_to_config(_name_or_path="")  # paths of this machine must not be published
     pipeline.save_pretrained(args.out)
     files = sorted(path for path in args.out.rglob("*") if path.suffix in (".safetensors", ".onnx"))
     sums = [f"{hashlib.sha256(path.read_bytes()).hexdigest()}  {path.relative_to(args.out).as_posix()}\n" for path in files]

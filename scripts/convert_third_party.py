@@ -51,7 +51,7 @@ HEAD_MESH = (
 
 
 def convert_recogniser(path: Path) -> FaceRecognitionModel:
-    """dlib's tensors, whose per-channel affine layers are folded into the convolutions before them."""
+    """Convert dlib's tensors, folding its per-channel affine layers into the convolutions before them."""
     tensors = load_file(path)
     model = FaceRecognitionModel()
     convolutions = [model.stem, *(conv for block in model.blocks for conv in (block.conv1, block.conv2))]
@@ -66,10 +66,10 @@ def convert_recogniser(path: Path) -> FaceRecognitionModel:
 
 
 def free_sizes(graph: onnx.ModelProto) -> onnx.ModelProto:
-    """CenterFace for any batch and picture size.
+    """Make CenterFace accept any batch and picture size.
 
-    The declared sizes are wrong; and its weights are listed as inputs too, which keeps onnxruntime from folding the batch norms
-    (half of the run time).
+    The declared sizes are wrong. Its weights are also listed as inputs, which keeps onnxruntime from folding the batch norms and
+    doubles the run time.
     """
     used = {name for node in graph.graph.node for name in node.input}
     weights = [tensor for tensor in graph.graph.initializer if tensor.name in used]
@@ -87,7 +87,7 @@ def free_sizes(graph: onnx.ModelProto) -> onnx.ModelProto:
 
 
 def named(graph: onnx.ModelProto, outputs: list[str | None]) -> onnx.ModelProto:
-    """A graph with outputs of these names; `None` drops one."""
+    """Rename the outputs of a graph; `None` drops one."""
     pairs = [(value, name) for value, name in zip(graph.graph.output, outputs, strict=True) if name is not None]
     graph.graph.node.extend(onnx.helper.make_node("Identity", [value.name], [name]) for value, name in pairs)
     kept = []
@@ -101,7 +101,7 @@ def named(graph: onnx.ModelProto, outputs: list[str | None]) -> onnx.ModelProto:
 
 @torch.no_grad()
 def mean_descriptor(recogniser: FaceRecognitionModel, analyser: FaceAnalyserModel, paths: list[Path]) -> torch.Tensor:
-    """Mean over portraits that show one face each, `(128,)`."""
+    """Mean descriptor `(128,)` over portraits that show one face each."""
     chips = []
     for path in paths:
         image = cv2.cvtColor(cv2.imread(str(path)), cv2.COLOR_BGR2RGB)

@@ -1,4 +1,4 @@
-"""Draw docs/architecture.svg: the parts of the package, one row a floor, and which part imports which.
+"""Draw docs/architecture.svg: the parts of the package, in one row for each level, and which part imports which.
 
 python scripts/draw_architecture.py
 """
@@ -40,7 +40,7 @@ def imports(part: str) -> set[str]:
 
 
 def arrows() -> list[tuple[str, str]]:
-    """Who imports whom. What an import brings along anyway is left out."""
+    """Which part imports which, without imports that follow from others."""
     parts = [part for row in ROWS for part in row]
     uses = {part: imports(part) & set(parts) for part in parts}
     reached: dict[str, set[str]] = {}

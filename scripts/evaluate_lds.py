@@ -1,9 +1,9 @@
-"""Measure the identity sampler: does it copy training faces, miss some people, sample shapes that do not go with the identity, or
-people who do not fit?
+"""Measure the identity sampler: does it copy training faces, miss some people, or sample shapes that do not match the identity,
+or people who do not fit the conditions?
 
     python scripts/evaluate_lds.py STORE --validation-names FILE [--lds FOLDER] [--samples 1000]
 
-STORE is the one of `diffdeid data prepare` that the LDS was trained on.
+STORE is the store of `diffdeid data prepare` that the LDS was trained on.
 """
 
 from __future__ import annotations
@@ -32,7 +32,7 @@ def nearest(rows: Tensor, others: Tensor) -> np.ndarray:
 
 
 def explained(inputs: Tensor, outputs: Tensor, weights: Tensor) -> float:
-    """Share of the variance of `outputs` that a linear map tells from `inputs`."""
+    """Share of the variance of `outputs` that a linear map of `inputs` explains."""
     return 1 - ((outputs - inputs @ weights).var(0).sum() / outputs.var(0).sum()).item()
 
 
@@ -104,7 +104,7 @@ def main() -> None:
 
 
 def judge(pipeline: LDSPipeline, conditions: Tensor, identity: Tensor) -> Tensor:
-    """Correlation, attribute by attribute, of people drawn by conditions with the faces `(n, 128)` that these are of."""
+    """Correlation, by attribute, between faces `(n, 128)` and people drawn by the conditions of these faces."""
     generator, drawn, sampler = torch.Generator().manual_seed(1), [], pipeline.sampler
     with torch.no_grad():
         for row in conditions.split(1):

@@ -3,9 +3,9 @@
     python scripts/evaluate_reconstruction.py --photos VAL --people LONDON --clips CLIPS [--network FOLDER]
     python scripts/evaluate_reconstruction.py --turned renders.npz --photos VAL --network FOLDER
 
-All but `--turned` are stores of `diffdeid data prepare`. Those of people are named `<person>_neutral…` and `<person>_smiling…`,
-those of clips `<clip>__<frame>`. Turned heads are those that the training of the network has rendered (`head_renders`), of other
-people. Errors are in percent of the distance between the eyes' centres, in depth, too, for turned heads.
+All but `--turned` are stores of `diffdeid data prepare`. Faces of people are named `<person>_neutral…` and `<person>_smiling…`,
+those of clips `<clip>__<frame>`. Turned heads are renders from the training of the network (`head_renders`), of other people.
+Errors are in percent of the distance between the eyes' centres, which is three-dimensional for turned heads.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ Method = Callable[[Tensor, Tensor, Tensor], MorphableCoefficients]
 
 
 def area_under_curve(positive: np.ndarray, negative: np.ndarray) -> float:
-    """The chance that a positive score lies above a negative one (ties count half)."""
+    """The probability that a positive score is above a negative one (ties count half)."""
     less = np.searchsorted(np.sort(negative), positive, "left") + np.searchsorted(np.sort(negative), positive, "right")
     return float(less.mean() / (2 * len(negative)))
 
@@ -54,7 +54,7 @@ def read(store: FaceStore, names: list[str]) -> tuple[Tensor, Tensor, Tensor]:
 
 
 def reconstruct(method: Method, store: FaceStore, names: list[str], model: MorphableModel) -> tuple[MorphableCoefficients, dict]:
-    """ρ of the faces, one at a time as the pipeline does, and its errors, an array a metric."""
+    """Reconstruct the faces one at a time; gives ρ and its errors, an array for each metric."""
     packed, errors = [], {"landmarks": [], "photometric": [], "gaze": [], "pose": [], "seconds": []}
     for name in tqdm(names, unit="face"):
         landmarks, iris, picture = read(store, [name])
@@ -80,7 +80,7 @@ def reconstruct(method: Method, store: FaceStore, names: list[str], model: Morph
 
 
 def perspective_pose(model: MorphableModel, landmarks: Tensor) -> Tensor:
-    """The rotation vector `(1, 3)` that OpenCV's solvePnP finds for the mean head: rigid, so it errs with the face's shape."""
+    """The rotation vector `(1, 3)` by OpenCV's solvePnP for the mean head, which errs because faces have other shapes."""
     points = model.at_landmarks(model.mean).numpy().astype(float) * [1, -1, -1]  # OpenCV: y down, z away
     matrix = np.array([[FOCAL * SIZE, 0, SIZE / 2], [0, FOCAL * SIZE, SIZE / 2], [0, 0, 1]])
     start = np.zeros((3, 1)), np.array([[0], [0], [DISTANCE]])
@@ -94,7 +94,7 @@ def angle_between(first: Tensor, second: Tensor) -> float:
 
 
 def identity_and_expression(coefficients: MorphableCoefficients, names: list[str], units: list[str]) -> dict[str, float]:
-    """What α says of who, and β of the smile, for people with a neutral and a smiling photo each."""
+    """How well α tells people apart and β tells smiles, for people with a neutral and a smiling photo each."""
     person, smiling = np.array([name.split("_")[0] for name in names]), np.array(["smiling" in name for name in names])
     alpha = torch.nn.functional.normalize(coefficients.shape, dim=1)
     cosine = (alpha @ alpha.mT).numpy()
@@ -120,7 +120,7 @@ def identity_and_expression(coefficients: MorphableCoefficients, names: list[str
 
 
 def unrest(coefficients: MorphableCoefficients, names: list[str], model: MorphableModel) -> float:
-    """How far reconstructed landmarks leave the middle of their neighbours in time, pixels of a 256-pixel crop, head still."""
+    """Mean distance of landmarks, in head space, from the mean of the frames before and after, in pixels of a 256-pixel crop."""
     jitter = []
     clips = np.array([name.rsplit("__", 1)[0] for name in names])
     heads = torch.cat(
@@ -133,7 +133,7 @@ def unrest(coefficients: MorphableCoefficients, names: list[str], model: Morphab
 
 
 def turned_heads(network: FaceReconstructorModel, path: Path, model: MorphableModel) -> None:
-    """Print the errors on renders before grey, by how far they are turned."""
+    """Print the errors on renders in front of grey, by how far the heads are turned."""
     with np.load(path) as file:
         renders, labels, truth = (file[name] for name in ("pictures", "coefficients", "landmarks"))
     rho = MorphableCoefficients.unpack(torch.from_numpy(labels))
@@ -172,7 +172,7 @@ def main() -> None:
     parser.add_argument("--network", type=Path, help="a FaceReconstructorModel to measure beside the fit")
     args = parser.parse_args()
     if args.turned is not None and args.network is None:
-        parser.error("--turned is measured with a --network: what is fitted are landmarks, and turned heads' are known.")
+        parser.error("--turned needs a --network: the fit would get the true landmarks of turned heads.")
     torch.set_grad_enabled(False)
     model = MorphableModel.from_pretrained(args.model).float()
     methods: dict[str, Method] = {"fit": lambda landmarks, iris, picture: fit(model, landmarks, iris, picture)}

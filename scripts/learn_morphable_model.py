@@ -1,4 +1,4 @@
-"""Teach a morphable model which heads, expressions and skins are likely, from photographs.
+"""Learn from photographs which heads, expressions and skins are likely, for the morphable model.
 
     python scripts/learn_morphable_model.py --store STORE --model RAW_MODEL --out weights/diffdeid/morphable_model
 
@@ -6,7 +6,7 @@
 pictures, landmarks and irises are used. Only statistics leave the photographs. With `--landmarks-only`, for another network that
 places landmarks, `--model` is a released head, whose directions and priors stay: the denoiser was trained with them.
 
-1. Landmarks: where the network's points lie on the mesh, from neutral faces fitted without expression.
+1. Landmarks: find where the network's points lie on the mesh, from neutral faces fitted without expression.
 2. Shape: fit all faces, re-estimate the priors of α and β and the noise of the landmarks, repeat; then keep 80 directions.
 3. Skin: divide the colours seen at the vertices by the light, left and right together; three directions of skin tone, then a PCA
    of what tone does not explain. The light is fitted with the skin found so far, so this is done twice.
@@ -59,14 +59,14 @@ SKINS_OF_A_SET = {"cam": 350, "gen": 200, "aaf": 300, "sport": 400, "ai": 100, "
 NEUTRAL_SETS = ("scut",)
 SKIN, SCLERA = (0.72, 0.56, 0.48), 0.85  # where the iteration starts, in sRGB values
 MEAN_LIGHT_SPREAD, MEAN_LIGHT_CHROMA = 0.08, 0.04  # of the light over the whole face, all channels alike and each by itself
-FEW_FACES = 5  # what so few show of a vertex is half believed
-REACH = 0.13  # decimetres from the nearest landmark to which a vertex counts as face
+FEW_FACES = 5  # weight of the prior, in faces: a vertex that only so many show moves half of the way
+REACH = 0.13  # most decimetres from a landmark to a vertex of the face
 LIP_REACH = 0.08  # the same for the lips
-UPPER_LIP, LOWER_LIP = 0.3, 0.45  # of the farthest that opening the jaw moves anything: less than the one, more than the other
+UPPER_LIP, LOWER_LIP = 0.3, 0.45  # movement when the jaw opens, relative to the largest: the upper lip less, the lower lip more
 
 
 def sample_names(store: FaceStore, counts: dict[str, int], rng: np.random.Generator) -> list[str]:
-    """A random choice of faces, so many of each set."""
+    """A random choice of faces, `counts` of each set."""
     sets: dict[str, list[str]] = {}
     for name in store.names:
         sets.setdefault(store.open(name).metadata()["set"], []).append(name)
@@ -92,14 +92,14 @@ def fit_all(model: MorphableModel, landmarks: Tensor) -> HeadFit:
 
 
 def outer_skin(model: MorphableModel) -> Tensor:
-    """Triangles `(T, 3)` that show from the front and the sides: not the inside of the mouth, nor sockets or eyeballs."""
+    """Triangles `(T, 3)` that are seen from the front and the sides, without the mouth's inside, the sockets and the eyeballs."""
     sides = [torch.tensor([[pitch, yaw, 0, 0, 0, -2.5]]) for yaw in (-0.5, 0, 0.5) for pitch in (-0.2, 0, 0.2)]
     shown = shown_triangles(model.mean, model.triangles, sides)
     return model.triangles[shown & ~(model.eyeballs[model.triangles] > 0).any(1)]
 
 
 def lip_triangles(model: MorphableModel) -> tuple[Tensor, Tensor]:
-    """Triangles `(T, 3)` of the upper and of the lower lip, those in the closed mouth included."""
+    """Triangles `(T, 3)` of the upper and of the lower lip, including those inside the closed mouth."""
     near = torch.cdist(model.mean, model.at_landmarks(model.mean)[list(LIPS_INNER)]).amin(1) < LIP_REACH
     opening = model.expression_basis[model.config.expression_names.index("jawOpen")].norm(dim=-1)
     lips = model.triangles[near[model.triangles].all(1)]
@@ -108,7 +108,7 @@ def lip_triangles(model: MorphableModel) -> tuple[Tensor, Tensor]:
 
 
 def move_landmarks(model: MorphableModel, offsets: Tensor) -> None:
-    """Shift landmarks on the mean head and put them back on its surface, those of the inner lips each on its own lip."""
+    """Shift landmarks on the mean head, and put them back on its surface; those of the inner lips on their own lip."""
     lower, upper = list(LOWER_LIP_INNER), list(UPPER_LIP_INNER)
     others = sorted(set(range(468)) - {*lower, *upper})
     points = (model.at_landmarks(model.mean) + offsets).numpy()
@@ -137,7 +137,7 @@ def place_landmarks(model: MorphableModel, landmarks: Tensor, rounds: int = 3) -
 
 
 def learn_shape(model: MorphableModel, landmarks: Tensor, rounds: int = 4, landmarks_only: bool = False) -> None:
-    """Expectation-maximisation over the noise of each landmark and, if not of landmarks only, over the priors of α and β."""
+    """Expectation-maximisation of the noise of each landmark and, without `landmarks_only`, of the priors of α and β."""
     landmark_twins = mirror_twins(model.at_landmarks(model.mean))
     unit_twins = torch.tensor(expression_twins(model.config.expression_names))
     num_identity, num_expression = len(model.identity_basis), len(model.expression_basis)
@@ -163,10 +163,10 @@ def learn_shape(model: MorphableModel, landmarks: Tensor, rounds: int = 4, landm
 
 
 def start_skin(model: MorphableModel) -> None:
-    """One colour for all skin, three directions of it, and the prior of the light.
+    """Start with one colour for all skin, three directions of it, and the prior of the light.
 
-    How much of a colour is skin and how much light can't be learned from single photographs: the prior says that the brightness
-    of light varies less than that of skin, and its tint about as much (cameras' white balance).
+    Single photographs cannot tell how much of a colour is skin and how much is light. So the prior says that the brightness of
+    light varies less than that of skin, and its tint about as much (cameras' white balance).
     """
     twins = mirror_twins(model.mean)
     near = torch.cdist(model.mean, model.at_landmarks(model.mean)).amin(1) < REACH
@@ -185,7 +185,7 @@ def start_skin(model: MorphableModel) -> None:
     model.illumination_mean.copy_(mean[:, None].expand(9, 3).flatten())
     covariance = torch.kron(common.square().diag(), torch.ones(3, 3)) + torch.kron(chroma.square().diag(), torch.eye(3))
     precision = torch.cholesky_inverse(torch.linalg.cholesky(covariance))
-    # Several harmonics brighten a face as a whole: their sum is what must not vary much.
+    # Several harmonics together brighten a face as a whole, so their sum must not vary much.
     normals = vertex_normals(model.mean[None], model.triangles)[0, model.face_region > 0]
     whole = sh_basis(normals).mean(0)
     brightness = MEAN_LIGHT_SPREAD**2 * torch.ones(3, 3) + MEAN_LIGHT_CHROMA**2 * torch.eye(3)
@@ -215,7 +215,7 @@ def observe_skin(model: MorphableModel, images: Tensor, fitted: HeadFit) -> tupl
 
 
 def learn_skin(model: MorphableModel, images: Tensor, fitted: HeadFit) -> None:
-    """T̄ and P_t from what the faces show."""
+    """Learn T̄ and P_t from the skin of the faces."""
     albedo, weight, light = observe_skin(model, images, fitted)
     light = light.unflatten(0, (9, 3)).mean(1, keepdim=True).expand(9, 3).clone()  # white on average, and from no side
     light[[3, 4, 7]] = 0
@@ -280,7 +280,7 @@ def main() -> None:
         if name not in ("identity_basis", "albedo_basis"):
             getattr(model, name).copy_(buffer)
     model.identity_basis.copy_(raw.identity_basis[:NUM_IDENTITY])
-    model.half().float()  # what is fitted with from here on is what ships
+    model.half().float()  # from here on, fit with the precision of the released model
     start_skin(model)
     names = sample_names(store, SKINS_OF_A_SET, rng)
     images = read_crops(store, names)

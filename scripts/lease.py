@@ -1,4 +1,4 @@
-"""Train the denoiser on a GPU that is lent for minutes and reached through a narrow door.
+"""Train the denoiser on a GPU that is lent for minutes and to which only small files can be sent.
 
     python scripts/lease.py pack FOLDER=STORE ... --out parts               here: pictures as their files, 13 kB a face
     python scripts/lease.py unpack parts/part-0.safetensors ... STORE       there: renders the conditions, on all cores, and
@@ -7,9 +7,9 @@
                                                                             of at most 16 MB in OUT, anew at every checkpoint
     python scripts/lease.py merge OUT CHECKPOINT                            here: a checkpoint of these files
 
-FOLDER holds photos of one face each, STORE what `diffdeid data prepare` made of them: 1.1 MB a face. A part holds instead the
-file of the photo, where in it the crop is, landmarks, identity and coefficients (crops of clips travel as WebP); what was
-prepared is made again from these, the same but for rounding.
+FOLDER holds photos of one face each, STORE the faces that `diffdeid data prepare` made of them, 1.1 MB each. A part holds instead
+the file of the photo, the place of the crop in it, landmarks, identity and coefficients (crops of clips are sent as WebP). The
+prepared faces are made again from these, with only rounding errors.
 """
 
 from __future__ import annotations
@@ -41,7 +41,7 @@ from diffdeid.training.exchange import exchange_people, pool_of_cores
 from diffdeid.training.loop import train
 from diffdeid.training.maps import FULL, regions, shown
 
-SHARES = 64  # of a part, so that all cores end together
+SHARES = 64  # of a part, small enough that all cores finish at about the same time
 NETWORKS, NETWORK_FILE = ("unet", "texture_encoder"), "diffusion_pytorch_model.safetensors"
 ARRAYS = {"coefficients": np.float32, "identity": np.float16, "landmarks": np.float16, "matrix": np.float32}
 
@@ -53,7 +53,7 @@ def pack(sources: list[tuple[Path, Path]], out: Path, part_bytes: int):
     size = parts = 0
     stores = [(folder, FaceStore(store)) for folder, store in sources]
     faces = [(folder, store, name) for folder, store in stores for name in store.names]
-    random.Random(0).shuffle(faces)  # people are exchanged with those of the same part and of parts before
+    random.Random(0).shuffle(faces)  # people can only be exchanged within the parts that have arrived
     for folder, store, name in faces:
         entry = read(folder, store, name)
         weight = len(entry["picture"]) + len(entry["texture"]) + sum(entry[key].nbytes for key in ARRAYS)
@@ -66,7 +66,7 @@ def pack(sources: list[tuple[Path, Path]], out: Path, part_bytes: int):
 
 
 def read(folder: Path, store: FaceStore, name: str) -> dict:
-    """One face, its pictures as encoded bytes."""
+    """Read one face, with its pictures as encoded bytes."""
     with store.open(name) as file:
         entry = {key: file.get_tensor(key).astype(dtype) for key, dtype in ARRAYS.items()}
         entry |= {"name": name, "set": file.metadata()["set"], "texture": b""}
@@ -83,7 +83,7 @@ def _webp(crop: np.ndarray) -> bytes:
 
 
 def write(entries: list[dict], path: Path):
-    """One part."""
+    """Write one part."""
     blobs = [entry[key] for entry in entries for key in ("picture", "texture")]
     arrays = {key: np.stack([entry[key] for entry in entries]) for key in ARRAYS}
     arrays |= {"blobs": np.frombuffer(b"".join(blobs), np.uint8), "ends": np.cumsum([len(blob) for blob in blobs])}
@@ -102,7 +102,7 @@ def unpack(parts: list[Path], out: Path, validation_names: Path, model: Path):
 
 
 def unpack_share(out: Path, model: Path, part: Path, share: int, shares: int):
-    """One of `shares` equal shares of a part."""
+    """Unpack one of `shares` equal shares of a part."""
     morphable_model = MorphableModel.from_pretrained(model, subfolder="morphable_model").float()
     with safe_open(part, framework="np") as file:
         names = json.loads(file.metadata()["names"])
@@ -129,12 +129,12 @@ def _decoded(blob: np.ndarray) -> np.ndarray | None:
 
 
 def run(config: Path, out: Path, minutes: float):
-    """Train, and leave what every checkpoint gives in `out`, in place of what the one before gave: a lease can end early."""
+    """Train; each checkpoint replaces the results of the one before in `out`, because a lease can end early."""
     train(replace(TrainConfig.from_file(config), max_minutes=minutes), partial(leave, out))
 
 
 def leave(out: Path, checkpoint: Path):
-    """The averaged weights in fp16, the log and the last grids, in `out`, where nothing else may be."""
+    """Write the averaged weights in fp16, the log and the last grids to `out`, where nothing else may be."""
     weights = {
         f"{network}.{key}": value.half().contiguous()
         for network in NETWORKS
@@ -153,7 +153,7 @@ def leave(out: Path, checkpoint: Path):
 
 
 def merge(out: Path, checkpoint: Path, model: Path):
-    """What `leave` left, as a folder with `unet/`, `texture_encoder/` and `scheduler/`."""
+    """Turn the files of `leave` into a folder with `unet/`, `texture_encoder/` and `scheduler/`."""
     weights = load_file(out / "weights-0.safetensors") | load_file(out / "weights-1.safetensors")
     for network in NETWORKS:
         shutil.copytree(model / network, checkpoint / network, ignore=shutil.ignore_patterns("*.safetensors"))

@@ -1,13 +1,13 @@
-"""The paper's exhibits, and what it left out, on the data at hand: `docs/report/`.
+"""Make `docs/report/`: the paper's tables and figures, and more, on the data at hand.
 
     python scripts/make_report.py DATA    # measure, draw, write
-    python scripts/make_report.py         # write the pages again, from the numbers that are there
+    python scripts/make_report.py         # write the pages again, from the existing numbers
 
 DATA holds `london` (`<person>_neutral.jpg`, `<person>_smiling.jpg`), `wild` (photos from the web, `people.csv` says of whom),
-`val` (face crops) and `video/val` (clips). What goes to `docs/report/` shows none of these faces: numbers, plots, and the levels
-of the demo photo. What has changed since is a "note" in `numbers.json`, written by hand; the page shows it. The pages that show
-faces go to `runs/report/`, which is not for publishing. After an interruption run it again: pictures that are made are not made
-again.
+`val` (face crops) and `video/val` (clips). `docs/report/` shows none of these faces, only numbers, plots, and the levels of the
+demo photo. A "note" in `numbers.json`, written by hand, tells what has changed since; the page shows it. The pages that show
+faces go to `runs/report/`, which must not be published. After an interruption, run it again: it keeps the pictures that are
+finished.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def measure(data: Path) -> dict[str, Any]:
-    """All numbers; draws what needs more than them, and writes the pages with faces."""
+    """Measure all numbers, draw the figures that need more than numbers, and write the pages with faces."""
     pipe = DiffDeIDPipeline.from_pretrained(ROOT / "weights/diffdeid", reconstructor=None)
     pipe.set_progress_bar_config(disable=True)
     panel = judges(str(ROOT / "weights/diffdeid"), ROOT / "weights/evaluators")
@@ -98,7 +98,7 @@ def measure(data: Path) -> dict[str, Any]:
 
 
 def evaluate_attributes(folder: Path, identities: str, pipe: DiffDeIDPipeline, panel: Judges) -> list[Evaluation]:
-    """The other two sources of new people, beside the default."""
+    """Evaluate the other two values of `attributes`, besides the default."""
     evaluations = []
     for attributes in ("any", "source"):
         work = FACES / f"{folder.name}-{attributes}"
@@ -109,7 +109,7 @@ def evaluate_attributes(folder: Path, identities: str, pipe: DiffDeIDPipeline, p
 
 
 def split_off_attacks(evaluations: list[Evaluation]) -> tuple[list[Evaluation], list[Evaluation]]:
-    """What compares all methods, and what the adversary found about ours."""
+    """The evaluations that compare all methods, and the adversary's metrics of ours."""
 
     def is_his(metric: Metric) -> bool:
         return metric.block == "attacks" or "between candidates" in metric.name
@@ -136,7 +136,7 @@ def some_crops(folder: Path) -> Path:
 
 
 def photos_of_people(folder: Path) -> Path:
-    """Links to the photos of which it is known whom they show."""
+    """Links to the photos of known people."""
     with (folder / "people.csv").open(newline="") as file:
         return linked([folder / row["picture"] for row in csv.DictReader(file)], FACES / "photos")
 
@@ -216,7 +216,7 @@ def plot_clip(clip: Evaluation) -> Figure:
 
 
 def trend(levels: list[Evaluation], recogniser: str) -> str:
-    """Whether cosines to the own photo fall with the level. The same people at all levels: differences are paired."""
+    """Whether cosines to the own photo fall with the level; differences are paired, as all levels have the same people."""
     cosines = np.stack([evaluation.scores[recogniser].deidentified for evaluation in levels])
     steps = np.diff(cosines, axis=0)
     means, errors = steps.mean(1), steps.std(1, ddof=1) / np.sqrt(steps.shape[1])
@@ -250,27 +250,27 @@ with faces are not published.
 {note}
 ## The numbers that matter
 
-Two networks, which took no part in making the results, try to recognise them. *London* are smiling photos of {count["london"]}
-people of the Face Research Lab London Set, recognised among the neutral photos of all. *Web* are {count["wild"]} photos (press,
-red carpets, phones) of {people} people, recognised among one more photo of each.
+Two networks try to recognise the results. They took no part in making them. *London* are smiling photos of
+{count["london"]} people of the Face Research Lab London Set. They are compared with the neutral photos of all. *Web* are
+{count["wild"]} photos (press, red carpets, phones) of {people} people. They are compared with one more photo of each person.
 
 | | {" | ".join(sets.values())} |
 |---|{"---|" * len(sets)}
 {chr(10).join(_row(answer) for answer in asked)}
 
 {ALARM} means that identity leaks, or that a face was missed. The range in brackets is a 95 % interval: chance alone could have
-moved the number that far. Where several recognisers measured, the one that finds most is shown. [Evaluation](../evaluation.md)
-defines all numbers.
+moved the number that far. Where several recognisers measured, the table shows the one that finds most.
+[Evaluation](../evaluation.md) defines all numbers.
 
 An attacker who has these weights and photos of suspects can learn how results of each suspect look. This attack, "parrot", names
-{parrot:.1f} % of the suspects; without it {alone:.1f} % are named. There are [more attacks](tables.md#attacks).
+{parrot:.1f} % of the suspects. Without it, {alone:.1f} % are named. There are [more attacks](tables.md#attacks).
 
 ## Plots
 
 ### Beside other methods
 
 This is how often the nearest photo is the person's own, on *London*, by the recogniser `faceres`. Covers (`solid`, `mosaic`,
-`blur`) give least away, and leave no face.
+`blur`) give least away, but leave no face.
 
 ![Methods](methods.png)
 
@@ -281,8 +281,8 @@ This is the demo photo, and what levels 1…10 make of it with the same seed.
 ![Levels](levels.jpg)
 
 A higher level asks for a new person who is farther from the old one. The plots are of {count["levels"]} people with the same
-seeds at all levels. They show how alike the results are to the own photo, how often it is the nearest, and how far expression,
-pose and gaze moved.
+seeds at all levels. They show how alike the results are to the person's own photo, how often that photo is the nearest, and how
+far expression, pose and gaze moved.
 
 ![Cosine](level-cosine.png) ![Rank-1](level-rank-1.png) ![Utility](level-utility.png)
 
@@ -308,22 +308,23 @@ The [report](README.md) has the numbers that matter and the plots. [Evaluation](
 {note}
 ## Table 1: {count["london"]} people
 
-Smiling photos of the Face Research Lab London Set, recognised among the neutral photos of all; defaults.
+These are smiling photos of the Face Research Lab London Set. They are compared with the neutral photos of all. All methods
+have their defaults.
 
 {block("london")}
-The paper's own Table 1, **measured on other data (1,000 videos of FaceForensics++) by other networks** (its EXP and POSE are
-those of Deep3DFaceRecon, its FID is Inception's), so that no number of it compares with one above:
+This is the paper's own Table 1. It was **measured on other data (1,000 videos of FaceForensics++) by other networks**: its EXP
+and POSE are those of Deep3DFaceRecon, and its FID is Inception's. So no number of it compares with one above:
 
 {PUBLISHED}
 ## {count["wild"]} photos from the web
 
-Press, red carpets, phones, of {people} people; the first photo of each is in the gallery.
-Defaults, and the two other values of `--attributes`.
+These are photos of {people} people by the press, on red carpets and by phones. The first photo of each person is in the
+gallery. The columns are the defaults, and the two other values of `--attributes`.
 
 {block("wild")}
 ## {count["val"]} held-out crops
 
-Of all the training sets; everybody is another person and the attacker has the originals themselves.
+These are crops of all the training sets. Everybody is another person, and the attacker has the originals themselves.
 
 {block("val")}
 ## Attacks
@@ -331,14 +332,14 @@ Of all the training sets; everybody is another person and the attacker has the o
 {block("attacks")}
 ## Numbers against the level
 
-{count["levels"]} people, the same seeds at all levels. Mean cosine to the own photo:
+These are {count["levels"]} people, with the same seeds at all levels. The mean cosine to the own photo changes like this:
 
 {chr(10).join(f"- {words}" for words in numbers["trends"])}
 
 {block("levels")}
 ## Along a clip
 
-{values(clip, "frames")[0]:.0f} frames of a talking head, two passes, the defaults.
+These are {values(clip, "frames")[0]:.0f} frames of a talking head, in two passes, with the defaults.
 
 {block("clip")}"""
     return {"README.md": index, "tables.md": tables}

@@ -1,4 +1,4 @@
-"""Build what is published: a folder for the Hub, checked by loading it again, or the folder of the Space.
+"""Build the folders to publish: one for the Hub, which is checked by loading it again, or that of the Space.
 
     python scripts/release.py diffdeid out/diffdeid            # also diffdeid_lds, diffdeid_video
     python scripts/release.py diffdeid out/diffdeid --push ORG/diffdeid
@@ -6,7 +6,7 @@
 
 The Space has the app, the package, the weights that they need, and the examples. Any other folder has the weights (safetensors),
 configs, licences, the card and the one-line `pipeline.py` of `pipelines/<name>/`. It is loaded again in a fresh process, by our
-class and by diffusers' generic one, and must give what the weights here give, to the last bit. Only then is anything uploaded,
+class and by diffusers' generic one, and must give the same results as the weights here, to the last bit. Only then is it uploaded
 and tagged `v<version>`.
 """
 
@@ -42,19 +42,19 @@ CLASSES = {"diffdeid": DiffDeIDPipeline, "diffdeid_lds": LDSPipeline, "diffdeid_
 
 
 def load(name: str, folder: Path) -> DiffusionPipeline:
-    """A pipeline from its own folder, or from the weights here, which have all parts of all."""
+    """Load a pipeline from its own folder, or from the weights here, which have the parts of all pipelines."""
     if name == "diffdeid_lds" and (folder / "unet").is_dir():
         return DiffDeIDPipeline.from_pretrained(folder, use_safetensors=True).identity_sampler
     return CLASSES[name].from_pretrained(folder, use_safetensors=True)
 
 
 def load_by_diffusers(folder: Path) -> DiffusionPipeline:
-    """A pipeline by diffusers' own class, which runs the folder's `pipeline.py`."""
+    """Load a pipeline by diffusers' own class, which runs the folder's `pipeline.py`."""
     return DiffusionPipeline.from_pretrained(folder, custom_pipeline=str(folder), trust_remote_code=True, use_safetensors=True)
 
 
 def golden(pipe: DiffusionPipeline) -> str:
-    """A digest of what a pipeline makes of the demo photo, or, the LDS, of nothing, from one seed."""
+    """A hash of a pipeline's result for the demo photo (the LDS needs no photo), from one seed."""
     pipe.set_progress_bar_config(disable=True)
     torch.set_num_threads(1)
     generator = torch.Generator().manual_seed(0)
@@ -70,7 +70,7 @@ def golden(pipe: DiffusionPipeline) -> str:
 
 
 def build(name: str, model: Path, out: Path, repository: str | None = None):
-    """Write the folder, which appears complete and checked or not at all; its card says where it will be, if that is known."""
+    """Write the folder, which appears complete and checked or not at all; its card names the `repository`, if given."""
     if out.exists():
         raise SystemExit(f"`{out}` exists. Choose a new folder.")
     pipe = load(name, model)
@@ -121,7 +121,7 @@ def build_space(model: Path, out: Path):
 
 
 def push_space(out: Path, repository: str):
-    """Upload the folder of the Space, which then replaces what was there."""
+    """Upload the folder of the Space, replacing what was there."""
     HfApi().create_repo(repository, repo_type="space", space_sdk="gradio", exist_ok=True)
     message = f"DiffDeID {__version__}"
     HfApi().upload_folder(repo_id=repository, repo_type="space", folder_path=out, commit_message=message, delete_patterns="*")
@@ -129,7 +129,7 @@ def push_space(out: Path, repository: str):
 
 
 def open_repository(repository: str):
-    """Make sure that it exists and has no release of our version yet."""
+    """Create the repository if it does not exist, and stop if it has a release of our version already."""
     HfApi().create_repo(repository, exist_ok=True)
     if any(released.name == TAG for released in HfApi().list_repo_refs(repository).tags):
         raise SystemExit(f"`{repository}` has {TAG} already. Raise `__version__`.")

@@ -33,7 +33,7 @@ def astronaut() -> Path:
 
 @pytest.fixture(scope="session")
 def pipeline():
-    """The pipeline on the weights that ship."""
+    """The pipeline on the released weights."""
     from diffdeid import DiffDeIDPipeline
 
     pipeline = DiffDeIDPipeline.from_pretrained(ROOT / "weights" / "diffdeid")

@@ -1,4 +1,4 @@
-"""Pictures of heads that nobody has."""
+"""Pictures of rendered heads."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Landmarks of FaceMesh that only tests name (MediaPipe, Apache-2.0)."""
+"""Indices of FaceMesh landmarks that only tests use (MediaPipe, Apache-2.0)."""
 
 FACE_OVAL = (
     10, 338, 297, 332, 284, 251, 389, 356, 454, 323, 361, 288, 397, 365, 379, 378, 400, 377,

@@ -1,4 +1,4 @@
-"""Connections to this machine alone, for tests and for the processes they start."""
+"""Allow connections to this machine only, for tests and for the processes that they start."""
 
 import socket
 
@@ -6,7 +6,7 @@ HOME = ("127.0.0.1", "localhost", "::1")
 
 
 def at_home_only(connect):
-    """`socket.connect` or `connect_ex` that fails for any other machine."""
+    """Wrap `socket.connect` or `connect_ex` so that it fails for any other machine."""
 
     def checked(self, address, *rest):
         if self.family in (socket.AF_INET, socket.AF_INET6) and address[0] not in HOME:
@@ -17,6 +17,6 @@ def at_home_only(connect):
 
 
 def stay_home(set_attribute=setattr) -> None:
-    """Allow no others from now on; `set_attribute` may be pytest's, which undoes it."""
+    """Allow no other connections from now on; `set_attribute` may be pytest's, which undoes it later."""
     for name in ("connect", "connect_ex"):
         set_attribute(socket.socket, name, at_home_only(getattr(socket.socket, name)))

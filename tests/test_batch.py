@@ -1,7 +1,11 @@
+import io
 import itertools
+import pickle
+import tempfile
 from pathlib import Path
 from threading import Event, Lock
 from types import SimpleNamespace
+from uuid import uuid4
 
 import numpy as np
 import pytest
@@ -11,9 +15,12 @@ from PIL import Image
 
 from diffdeid import FileOptions, VideoOptions, batch, read_image, write_image
 from diffdeid.batch import How
+from diffdeid.engine.pictures import draw_seeds
 from diffdeid.engine.reports import FaceReport
+from diffdeid.errors import NoFaceFoundError, VerificationError
 from diffdeid.face_lists import ListedFace, PictureList
 from diffdeid.io.manifest import Manifest
+from diffdeid.io.stores import location
 from diffdeid.planning import Job, plan, shard
 
 
@@ -129,9 +136,9 @@ class Pipe:
     def __init__(self, *conditions):
         self.conditions = list(conditions)
 
-    def __call__(self, image, num_images_per_prompt, **_):
+    def __call__(self, images, **_):
         assert self.conditions.pop(0).wait(20)
-        return SimpleNamespace(images=[image] * num_images_per_prompt, faces=[[]] * num_images_per_prompt)
+        return SimpleNamespace(images=images, faces=[[]] * len(images), errors=[None] * len(images))
 
 
 def test_pictures_are_decoded_and_encoded_while_others_are_worked_on(tmp_path, monkeypatch):
@@ -191,7 +198,7 @@ def test_pictures_whose_faces_are_not_known_are_searched(tmp_path, known):
     """`None` has a picture searched; an empty list would leave all of its faces as they are."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     seen = []
-    pipe = lambda *_, **options: seen.append(options.get("faces")) or Numbered()(None, 1, None)  # noqa: E731
+    pipe = lambda *given, **options: seen.append(options.get("faces")) or Numbered()(*given, **options)  # noqa: E731
     list(batch.run(lambda _: pipe, plan([str(tmp_path)], None, 1), How(VideoOptions(), FileOptions(), verify=False), known))
     assert seen == [None]
 
@@ -199,18 +206,70 @@ def test_pictures_whose_faces_are_not_known_are_searched(tmp_path, known):
 class Numbered:
     """Makes pictures whose colour is the number of the candidate, and of the seed, in place of those it is given."""
 
-    def __call__(self, image, num_images_per_prompt, generator, **_):
-        seed = 0 if generator is None else generator.initial_seed()
-        images = [Image.new("RGB", (8, 8), (number, seed, 0)) for number in range(num_images_per_prompt)]
+    def __call__(self, images, num_images_per_prompt, generator, **_):
+        seeds = [0 if one is None else one.initial_seed() for one in generator]
+        made = [Image.new("RGB", (8, 8), (number, seed, 0)) for seed in seeds for number in range(num_images_per_prompt)]
         reports = [FaceReport((0, 0, 1, 1), None, "fill", None, None, 0, "test")]
-        return SimpleNamespace(images=images, faces=[reports] * num_images_per_prompt)
+        return SimpleNamespace(images=made, faces=[reports] * len(made), errors=[None] * len(images))
 
 
-def run(jobs, manifest=None, on_no_face="error", existing="error", seed=None, pipe=None, **options):
+def run(jobs, manifest=None, on_no_face="error", existing="error", seed=None, pipe=None, at_once=1, **options):
     """The records of jobs, by the name of the input."""
     how = How(VideoOptions(**options), FileOptions(), on_no_face, existing, seed, verify=False)
-    done = batch.run(lambda _: pipe or Numbered(), jobs, how, None, manifest)
+    done = batch.run(lambda _: pipe or Numbered(), jobs, how, None, manifest, at_once)
     return [(Path(record["input"]).name, record["status"]) for records in done for record in records]
+
+
+class Grouped(Numbered):
+    """Notes how many pictures it is given at once. Of several none may be red, and nobody is in black ones."""
+
+    def __init__(self):
+        self.groups: list[int] = []
+        self.drawn: set[int] = set()
+
+    def __call__(self, images, **given):
+        self.groups.append(len(images))
+        self.drawn.update(*(draw_seeds(one, 1) for one in given["generator"]))
+        if len(images) > 1 and any(image.getpixel((0, 0))[0] for image in images):
+            raise RuntimeError("red")
+        output = super().__call__(images, **given)
+        output.errors = [None if image.getbbox() else NoFaceFoundError("nobody") for image in images]
+        return output
+
+
+@pytest.mark.parametrize(
+    ("colours", "at_once", "groups"),
+    [
+        ("bbbbb", 1, [1] * 5),
+        ("bbbbb", 3, [3, 2]),
+        ("bb-bb", 2, [2, 1, 1]),  # one that cannot be read
+        ("bb.bb", 3, [3, 2]),  # one that shows nobody
+        ("bbBbb", 4, [3, 2]),  # a large one
+        ("bbrb", 4, [4, 1, 1, 1, 1]),  # one that lets a group fail
+    ],
+)
+def test_pictures_go_to_the_networks_in_groups_and_none_touches_another(tmp_path, monkeypatch, colours, at_once, groups):
+    monkeypatch.setattr(batch, "MOST_PIXELS", 2000)
+    expected = []
+    for number, kind in enumerate(colours):
+        file, side = tmp_path / f"{number}.png", 40 if kind == "B" else 8
+        Image.new("RGB", (side, side), {"r": "red", ".": "black"}.get(kind, "blue")).save(file)
+        if kind == "-":
+            file.write_bytes(b"no picture")
+        expected.append((file.name, {"-": "error", ".": "no_face"}.get(kind, "fallback")))
+    pipe, jobs = Grouped(), plan([str(tmp_path)], None, 2)
+    done = run(jobs, seed=3, pipe=pipe, at_once=at_once)
+    assert pipe.groups == groups and list(dict.fromkeys(done)) == expected
+    assert len(pipe.drawn) == 1  # whatever failed before, all randomness comes from the seed
+    made = [job.outputs for job, (_, status) in zip(jobs, expected, strict=True) if status == "fallback"]
+    assert all([colour(path) for path in outputs] == [(0, 3, 0), (1, 3, 0)] for outputs in made)
+
+
+def test_videos_are_in_no_group():
+    tasks = [SimpleNamespace(job=Job(Path(name), (), Path(name)), picture=None, read=lambda: None) for name in
+             ("a.png", "b.png", "c.mp4", "d.mp4", "e.png")]  # fmt: skip
+    groups = batch.gathered(tasks, 64)
+    assert [[task.job.source.stem for task in group] for group in groups] == [["a", "b"], ["c"], ["d"], ["e"]]
 
 
 def colour(path: Path) -> tuple[int, ...]:
@@ -236,6 +295,20 @@ def test_missing_candidates_are_made_and_the_others_stay(tmp_path):
     assert colour(jobs[0].outputs[0])[0] == 0 and colour(jobs[0].outputs[2])[0] == 2
 
 
+def test_a_candidate_that_fails_stops_no_other(tmp_path, monkeypatch):
+    Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
+    jobs = plan([str(tmp_path / "a.png")], None, 3)
+
+    def write(path, *given):
+        if path == jobs[0].outputs[1]:
+            raise VerificationError("it shows the source")
+        write_image(path, *given)
+
+    monkeypatch.setattr(batch, "write_image", write)
+    assert [status for _, status in run(jobs)] == ["fallback", "error", "fallback"]
+    assert [path.exists() for path in jobs[0].outputs] == [True, False, True]
+
+
 def test_a_run_goes_on_from_its_manifest(tmp_path):
     for name in "ab":
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
@@ -248,6 +321,9 @@ def test_a_run_goes_on_from_its_manifest(tmp_path):
     assert go_on() == ["fallback", "fallback", "error"]
     assert go_on() == ["skipped", "skipped", "error"]  # without --existing skip
     assert go_on(level=3) == ["error", "error", "error"]  # what is there was made otherwise
+    how = How(VideoOptions(level=3), FileOptions(), seed=1, verify=False)
+    ((record,), *_) = batch.run(lambda _: Numbered(), jobs, how, None, Manifest(path, 1))
+    assert "the options" in record["error"] and "have changed. Pass `--existing replace`" in record["error"]
     assert go_on(level=3, existing="replace") == ["fallback", "fallback", "error"]
     Image.new("RGB", (9, 9)).save(tmp_path / "b.png")
     Image.new("RGB", (8, 8)).save(tmp_path / "c.png")
@@ -270,6 +346,69 @@ def test_an_interrupted_run_has_all_finished_files_in_its_manifest(tmp_path, mon
     with pytest.raises(KeyboardInterrupt):
         run(jobs, Manifest(path, 0), pipe=Interrupted())
     assert [status for _, status in run(jobs, Manifest(path, 0))] == ["skipped", "skipped", "fallback"]
+
+
+@pytest.fixture(params=["memory", "local"])
+def store(request, tmp_path, monkeypatch):
+    """A folder of a store with two pictures and a damaged one, where nothing of them may stay on this disk."""
+    folder = location(f"memory://{uuid4().hex}" if request.param == "memory" else f"local://{tmp_path}/store")
+    folder.fs.makedirs((folder / "in").path)
+    for name, content in {"a.png": png((8, 8)), "b.png": b"damaged", "c.png": png((8, 8))}.items():
+        folder.fs.pipe_file((folder / "in" / name).path, content)
+    (tmp_path / "private").mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "private"))
+    yield folder
+    assert not list((tmp_path / "private").iterdir())
+
+
+def png(size: tuple[int, int]) -> bytes:
+    written = io.BytesIO()
+    Image.new("RGB", size).save(written, "png")
+    return written.getvalue()
+
+
+def test_a_store_is_read_and_written_as_a_disk_is(store, tmp_path):
+    def go_on(**choices):
+        jobs = plan([f"{store}/in"], location(f"{store}/out"), 2)
+        return run(jobs, Manifest(tmp_path / "done.jsonl", 0), seed=1, **choices)
+
+    damaged = [("b.png", "error")]
+    assert go_on() == [("a.png", "fallback")] * 2 + damaged + [("c.png", "fallback")] * 2
+    names = [f"{name}_anonymized_{number}.png" for name in "ac" for number in (1, 2)]
+    assert sorted(path.name for path in (store / "out").iterdir()) == names
+    assert go_on() == [("a.png", "skipped")] * 2 + damaged + [("c.png", "skipped")] * 2
+    assert go_on(level=3) == [("a.png", "error"), *damaged, ("c.png", "error")]
+    store.fs.pipe_file((store / "in/a.png").path, png((9, 9)))
+    store.fs.rm_file((store / "out/c_anonymized_2.png").path)
+    assert go_on() == [("a.png", "error"), *damaged, ("c.png", "skipped"), ("c.png", "fallback")]
+    assert go_on(existing="replace") == [("a.png", "fallback")] * 2 + damaged + [("c.png", "skipped")] * 2
+
+
+def test_records_say_urls(store):
+    jobs = plan([f"{store}/in/{name}.png" for name in "bc"], location(f"{store}/out/"), 1)
+    how = How(VideoOptions(), FileOptions(), verify=False)
+    (bad,), (good,) = batch.run(lambda _: Numbered(), jobs, how)
+    assert bad["input"] == f"{store}/in/b.png" and bad["error"].startswith(f"`{store}/in/b.png` is no picture")
+    assert good["input"] == f"{store}/in/c.png" and good["output"] == f"{store}/out/c_anonymized.png"
+
+
+def test_an_interrupted_run_leaves_no_copy(store):
+    """Neither of the picture in hand nor of the next one; the fixture looks."""
+
+    def interrupt(*_, **__):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(plan([f"{store}/in"], location(f"{store}/out"), 1), pipe=interrupt)
+
+
+def test_workers_elsewhere_get_tasks_with_urls(store):
+    (job,) = plan([f"{store}/in/a.png"], location(f"{store}/out"), 1)
+    task = pickle.loads(pickle.dumps(batch.Task(job, How(VideoOptions(), FileOptions(), verify=False))))
+    task.decide()
+    task.read()
+    batch.make([task], lambda _: Numbered())
+    assert task.finish()[0]["output"] == f"{store}/out/a_anonymized.png" and task.job.outputs[0].exists()
 
 
 names = st.sets(st.text("abcdé/ ", min_size=1).map(lambda name: name.strip("/") + ".png"), min_size=1)

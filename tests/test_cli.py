@@ -1,4 +1,5 @@
 import json
+import tempfile
 from fractions import Fraction
 from pathlib import Path
 
@@ -9,10 +10,11 @@ import torch
 from PIL import Image
 from typer.testing import CliRunner
 
-from diffdeid import DiffDeIDPipeline, DiffDeIDVideoPipeline, NoFaceFoundError, __version__, batch, cli, write_image
+from diffdeid import WEIGHTS, DiffDeIDPipeline, DiffDeIDVideoPipeline, NoFaceFoundError, __version__, batch, cli, write_image
 from diffdeid.cli import app
 from diffdeid.engine.faces import Engine
 from diffdeid.io.images import read_image
+from diffdeid.io.stores import location
 from diffdeid.io.video_reader import Frame, VideoReader
 from diffdeid.io.video_writer import VideoWriter
 from tests.tiny import tiny_pipeline
@@ -174,6 +176,37 @@ def test_a_video_without_a_face(anonymize, tmp_path, on_no_face, code, written):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a.mp4", *written]
 
 
+def test_photos_and_videos_of_a_store(anonymize, photo, clip, tmp_path, monkeypatch):
+    store = location("memory://cli/in")
+    for file in (photo, clip):
+        store.fs.pipe_file(f"{store.path}/deep/{file.name}", file.read_bytes())
+    private = tmp_path / "private"
+    private.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(private))
+    code, records, _ = anonymize("memory://cli/in", "-o", "memory://cli/out")
+    assert code == 0 and {record["input"]: (record["output"], record["verified"]) for record in records} == {
+        "memory://cli/in/deep/clip.mov": ("memory://cli/out/deep/clip_anonymized.mp4", True),
+        "memory://cli/in/deep/photo.jpg": ("memory://cli/out/deep/photo_anonymized.jpg", True),
+    }
+    written = [store.fs.cat_file(record["output"]) for record in records]
+    assert all(map(len, written)) and not any(SECRET in content for content in written)
+    assert not [path for path in private.iterdir() if path.name.startswith("diffdeid-")]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["anonymize", "memory://cli/in", "-o", "nothing://out"], "cannot be reached"),
+        (["anonymize", "{photo}", "-o", "memory://cli/a.mp4", "--manifest", "memory://cli/done.jsonl"], "on this computer"),
+        (["anonymize", "{clip}", "-o", "memory://cli", "--resume"], "--resume"),
+        (["detect", "memory://cli/in"], "detect"),
+    ],
+)
+def test_what_urls_are_not_for_is_wrong_usage(photo, clip, arguments, said):
+    result = invoke(*[argument.format(photo=photo, clip=clip) for argument in arguments])
+    assert result.exit_code == 2 and said in " ".join(result.stderr.split())
+
+
 def test_an_end_before_the_start(clip):
     result = invoke("anonymize", clip, "--start", 3, "--end", 2)
     assert result.exit_code == 2 and "--end" in result.stderr
@@ -199,6 +232,7 @@ def test_what_happens_without_a_face_is_the_users_choice(anonymize, empty_scene,
     output = empty_scene.with_name("scene_anonymized.jpg")
     code, [record], _ = anonymize(empty_scene, "--on-no-face", choice)
     assert code == expected and record["status"] == "no_face" and (record["error"] is None) == (choice != "error")
+    assert choice != "error" or {"`--on-no-face", "`--threshold`"} <= {word.strip(".") for word in record["error"].split()}
     assert output.exists() == (choice == "copy") == (record["output"] is not None)
     if choice == "copy":
         assert SECRET in empty_scene.read_bytes() and SECRET not in output.read_bytes()
@@ -225,7 +259,7 @@ def test_existing_outputs_are_skipped_if_told_and_change_no_exit_code(anonymize,
     (tmp_path / "clip_anonymized.mp4").write_bytes(b"mine")
     code, records, _ = anonymize(tmp_path, "--existing", "skip")
     assert code == 0 and [record["status"] for record in records] == ["skipped", "skipped"]
-    assert records[1]["output"] == str(output) and output.read_bytes() == b"mine"
+    assert records[1]["output"] == str(output) and output.read_bytes() == b"mine" and records[1]["verified"] is None
     assert "(skipped)" in invoke("anonymize", photo, "--existing", "skip").stdout
 
 
@@ -386,6 +420,11 @@ def test_every_command_has_help(command):
     assert invoke(*command, "--help").exit_code == 0
 
 
+def test_help_does_not_say_where_the_weights_lie():
+    for command in (["anonymize"], ["evaluate"], ["data", "prepare"], ["convert", "bfm"]):
+        assert str(WEIGHTS.parent) not in "".join(invoke(*command, "--help").stdout.replace("│", "").split())
+
+
 def test_identities_are_json_lines_or_a_file(tmp_path):
     from safetensors.torch import load_file
 
@@ -411,7 +450,8 @@ def test_who_agreed_is_named_and_stays(anonymize, astronaut, tmp_path):
     faces = sorted(both["faces"], key=lambda face: face["box"][0])
     assert code == 0 and [face["person"] for face in faces] == ["ben", None] and both["status"] in ("ok", "fallback")
     assert faces[0]["method"] == "kept" and 0 < faces[0]["margin"] < 0.2 and faces[1]["method"] != "kept"
-    assert faces[0]["reason"] is faces[0]["level"] is faces[1]["margin"] is None
+    assert faces[0]["reason"] is faces[0]["level"] is faces[0]["not_kept"] is faces[1]["margin"] is None
+    assert faces[1]["not_kept"] == "it is not surely somebody who stays"
     assert alone["status"] == "ok" and len(alone["faces"]) == 1  # everybody stays: that is not a picture without a face
 
 

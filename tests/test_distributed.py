@@ -2,18 +2,22 @@
 
 import json
 import os
+import pickle
 import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from PIL import Image
 from typer.testing import CliRunner
 
-from diffdeid import distributed
+from diffdeid import FileOptions, VideoOptions, distributed
+from diffdeid.batch import How, Task
 from diffdeid.cli import app
 from diffdeid.errors import ConfigurationError
+from diffdeid.planning import Job
 
 ROOT = Path(__file__).parents[1]
 OPTIONS = ["photos", "-o", "out", "--seed", "3", "--steps", "2", "--device", "cpu", "--dtype", "float32", "--json"]
@@ -107,3 +111,33 @@ def test_a_worker_for_each_device_and_none_that_would_wait_for_ever(monkeypatch,
     else:
         pool = distributed._pool(workers, device)
         assert (pool["size"], pool["num_gpus"]) == expected
+
+
+def test_a_part_of_pictures_fills_batches_and_a_video_is_a_part(tmp_path, monkeypatch):
+    names, how = (
+        ["a.png", "b.png", "c.mp4", "d.png", "e.png"],
+        How(VideoOptions(), FileOptions(), on_no_face="skip", verify=False),
+    )
+    tasks = {
+        number: Task(Job(tmp_path / name, (tmp_path / f"new_{name}",), Path(name)), how) for number, name in enumerate(names)
+    }
+    parts = distributed._parts(tasks, 3)
+    assert [list(part) for part in parts] == [[2], [0, 1, 3], [4]]
+
+    groups = []
+
+    def pipe(images, **_):
+        groups.append(len(images))
+        return SimpleNamespace(images=images, faces=[[]] * len(images), errors=[None] * len(images))
+
+    pipe.engine = SimpleNamespace(mixed_batch_size=2)
+    monkeypatch.setattr(distributed, "load", lambda *_: pipe)
+    monkeypatch.setattr(distributed, "for_videos", lambda _: None)
+    monkeypatch.chdir(tmp_path)  # the worker goes where it is told
+    for number in (0, 1):  # the other one is not there
+        Image.new("RGB", (8, 8)).save(tasks[number].job.source)
+    for number in (0, 1, 3):
+        tasks[number].missing = list(tasks[number].job.outputs)
+    done = distributed._Worker(str(tmp_path), "", "", "", "")({"tasks": pickle.dumps(parts[1])})
+    statuses = {number: record["status"] for number, (record,) in json.loads(done["records"])}
+    assert statuses == {0: "no_face", 1: "no_face", 3: "error"} and groups == [2]

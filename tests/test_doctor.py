@@ -1,4 +1,4 @@
-"""`diffdeid doctor`, on the weights that ship and on spoilt ones."""
+"""`diffdeid doctor`, on the released weights and on damaged ones."""
 
 import hashlib
 import shutil

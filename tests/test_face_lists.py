@@ -134,8 +134,14 @@ def test_a_list_of_other_pictures_is_refused(photo, face_list):
 def test_what_is_no_list_is_refused_with_its_line(tmp_path, line):
     path = tmp_path / "list.jsonl"
     path.write_text('{"input": "b.jpg", "faces": []}\n\n' + line + "\n")
-    with pytest.raises(ValueError, match="Line 3 of .*list.jsonl"):
+    with pytest.raises(ValueError, match="Line 3 of .*list.jsonl") as error:
         read_face_list(path)
+    assert "Error" not in str(error.value)
+
+
+def test_a_line_that_names_no_photo_is_told_so(tmp_path):
+    with pytest.raises(ValueError, match="'input' is missing. Correct the line"):
+        read_face_list(lines(tmp_path, {"faces": []}))
 
 
 def test_a_list_may_name_a_picture_and_a_link_to_it(tmp_path):
@@ -247,7 +253,7 @@ def test_slips_in_a_face_are_refused(tmp_path, broken):
 def test_a_face_that_was_found_must_be_listed_and_things_are_said_once(tmp_path):
     record = PictureList(FACES, 2, PHOTO).record("a.jpg")
     twice = json.dumps(record).replace('"keep": false', '"keep": false, "keep": true', 1)
-    with pytest.raises(ValueError, match="said twice"):
+    with pytest.raises(ValueError, match="appears twice"):
         read_face_list(lines(tmp_path, twice))
     del record["faces"][1]
     with pytest.raises(ValueError, match='face 2 is not listed.*"deleted": true'):

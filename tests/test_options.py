@@ -14,7 +14,7 @@ from diffdeid.options import DeidentifyOptions, FileOptions, VideoOptions
         (VideoOptions, {"on_miss": None}, "`on_miss` must be"),
         (FileOptions, {"crf": 64}, "`crf` must be between 0 and 63"),
         (FileOptions, {"start": -1}, "`start` must be at least 0"),
-        (FileOptions, {"start": 2, "end": 1}, "`end` must lie behind `start`"),
+        (FileOptions, {"start": 2, "end": 1}, "`end` must be later than `start`"),
     ],
 )
 def test_what_is_no_choice_is_refused(kind, wrong, word):

@@ -1,4 +1,4 @@
-"""What is published beside the weights; tests/hub builds and publishes."""
+"""The files that are published beside the weights; tests/hub builds and publishes."""
 
 import runpy
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""The weights that ship: whole, licensed, small, and nothing but data."""
+"""The released weights are complete, licensed, small, and nothing but data."""
 
 import hashlib
 import json

@@ -4,8 +4,8 @@ Source: `BFM_model_front.mat` as Deep3DFaceRecon (Deng et al. 2019) makes it fro
 and the expressions of FaceWarehouse (Cao et al. 2014): 35709 vertices of the face, decimetres, x to the right of the picture,
 y up, z towards the viewer; directions times their standard deviations; colours 0…255. Neither may be passed on, nor the result.
 
-The file lacks what the pipeline wants beside it, so that is made here: the FaceMesh landmarks, priors of light and of FaceMesh's
-errors (round numbers, not learned), and our origin. Eyeballs are part of the skin: none are marked, so no irises are painted.
+The pipeline needs more than the file holds, so it is made here: the FaceMesh landmarks, priors of light and of FaceMesh's errors
+(round numbers, not learned), and our origin. Eyeballs are part of the skin: none are marked, so no irises are painted.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ EYE_ORIGIN = (0.0, 0.249, 0.681)  # where the midpoint of the four eye corners l
 LIPS = (62, 66)  # middle of the upper and of the lower inner lip among the 68 iBUG points
 SYMMETRY_TOLERANCE = 0.02  # decimetres between the mesh and its mirror image
 LANDMARK_NOISE = (0.02, 0.06)  # decimetres, across and along the line of sight, where FaceMesh guesses
-LIGHT = (0.65, 0.25)  # white, from everywhere and more from the front: a picture value of 0.9 at albedo 1
+LIGHT = (0.65, 0.25)  # white light from all sides, and more from the front: a picture value of 0.9 at albedo 1
 LIGHT_SPREAD = (0.3, 0.3, 0.3, 0.3, 0.1, 0.1, 0.1, 0.1, 0.1)  # standard deviation of each harmonic
 TINT = 0.2  # a channel's own share of that deviation, relative to what the three have in common
 
@@ -61,7 +61,7 @@ def convert_bfm(path: Path, out: Path, face_analyser: Path) -> None:
     model.triangles.copy_(torch.from_numpy(source["tri"] - 1))
     model.face_region.zero_()[torch.from_numpy(source["frontmask2_idx"] - 1)] = 1  # where Deep3DFaceRecon compares colours
 
-    # FaceMesh's pictures are taken of the face around the origin.
+    # The renders that FaceMesh sees show the face around the origin.
     model.mean.sub_(model.mean.mean(0))
     lips = torch.from_numpy(source["keypoints"][list(LIPS)] - 1)
     corners, weights = _place_landmarks(model, lips, FaceAnalyserModel.from_pretrained(face_analyser))
@@ -72,7 +72,7 @@ def convert_bfm(path: Path, out: Path, face_analyser: Path) -> None:
     light = torch.zeros(9, 3)
     light[0], light[2] = torch.tensor(LIGHT)[:, None]
     model.illumination_mean.copy_(light.flatten())
-    colour = torch.linalg.cholesky(1 + TINT**2 * torch.eye(3)).inverse()  # of white light that varies, and a little in its tint
+    colour = torch.linalg.cholesky(1 + TINT**2 * torch.eye(3)).inverse()  # white light that varies, a little in tint too
     model.illumination_whitening.copy_(torch.block_diag(*(colour / spread for spread in LIGHT_SPREAD)))
     model.landmark_noise.copy_(torch.tensor(LANDMARK_NOISE))
     model.half().save_pretrained(out)
@@ -80,7 +80,11 @@ def convert_bfm(path: Path, out: Path, face_analyser: Path) -> None:
 
 
 def read_bfm(path: Path) -> dict[str, np.ndarray]:
-    """What a model needs of the file, checked; vectors are flat, indices count from 1."""
+    """Read and check the arrays that a model needs; vectors are flat, indices count from 1.
+
+    Raises:
+        ConfigurationError: scipy is missing, or the file is not a front model of Deep3DFaceRecon.
+    """
     try:
         from scipy.io import loadmat
     except ModuleNotFoundError as error:
@@ -89,7 +93,7 @@ def read_bfm(path: Path) -> dict[str, np.ndarray]:
         content = loadmat(path)
     except OSError:
         raise
-    except Exception as error:  # whatever scipy stumbles over
+    except Exception as error:  # scipy raises many kinds for damaged files
         raise ConfigurationError(f"`{path}` cannot be read as a MATLAB file of version 7.2 or older: {error}") from error
     if missing := [key for key in KEYS if key not in content]:
         raise ConfigurationError(f"`{path}` lacks {missing}. Expected the `BFM_model_front.mat` that Deep3DFaceRecon makes.")
@@ -103,7 +107,7 @@ def read_bfm(path: Path) -> dict[str, np.ndarray]:
         if source[key].shape != shape:
             raise ConfigurationError(f"`{key}` in `{path}` should have shape {shape}, has {source[key].shape}.")
         if not np.isfinite(source[key]).all():
-            raise ConfigurationError(f"`{key}` in `{path}` has values that are not finite. Make the file anew.")
+            raise ConfigurationError(f"`{key}` in `{path}` has values that are not finite. Make the file again.")
     for key in ("tri", "keypoints", "frontmask2_idx"):
         low, high = source[key].min(), source[key].max()
         if low < 1 or high > count:
@@ -134,7 +138,7 @@ def _by_vertex(values: np.ndarray) -> Tensor:
 
 
 def _place_landmarks(model: MorphableModel, lips: Tensor, analyser: FaceAnalyserModel) -> tuple[Tensor, Tensor]:
-    """Corners and weights `(468, 3)` of the landmarks. The mouth opens by what best parts the two vertices `lips`."""
+    """Corners and weights `(468, 3)` of the landmarks. What parts the two vertices `lips` opens the mouth."""
 
     def look(picture: np.ndarray) -> np.ndarray | None:
         middle = np.array([0.2, 0.2, 0.8, 0.8], np.float32) * len(picture)

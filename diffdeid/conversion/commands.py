@@ -9,7 +9,7 @@ import typer
 
 from diffdeid.command_line import DEFAULT_MODEL, NewFolder, errors_in_one_line
 
-convert = typer.Typer(help="Bring your own, licence-restricted models.", no_args_is_help=True)
+convert = typer.Typer(help="Convert models that you brought, and that may not be passed on.", no_args_is_help=True)
 
 
 @convert.command()
@@ -17,7 +17,13 @@ def bfm(
     source: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="BFM_model_front.mat")],
     out: NewFolder,
     face_analyser: Annotated[
-        Path, typer.Option(exists=True, file_okay=False, help="Folder with FaceMesh, which places the landmarks.")
+        Path,
+        typer.Option(
+            exists=True,
+            file_okay=False,
+            help="The folder of the face analyser, whose mesh places the landmarks.",
+            show_default="that of the weights that come with the package",
+        ),
     ] = Path(DEFAULT_MODEL, "face_analyser"),
 ) -> None:
     """Turn the Basel Face Model, as Deep3DFaceRecon prepares it, into a `morphable_model` folder."""
@@ -31,7 +37,7 @@ def bfm(
 def d3dfr(
     source: Annotated[Path, typer.Argument(exists=True, dir_okay=False, metavar="epoch_20.pth")],
     out: NewFolder,
-    morphable_model: Annotated[Path, typer.Option(exists=True, file_okay=False, help="What `convert bfm` wrote.")],
+    morphable_model: Annotated[Path, typer.Option(exists=True, file_okay=False, help="The folder that `convert bfm` wrote.")],
 ) -> None:
     """Turn a network of Deep3DFaceRecon into a `reconstructor` folder."""
     from diffdeid.conversion.d3dfr import convert_d3dfr

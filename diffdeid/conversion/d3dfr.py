@@ -11,9 +11,9 @@ made to fit, and how:
     view         its pictures are centred 17 pixels lower in the face. Moving the picture is nearly the same as turning the camera
                  by 1°: off by 0.1 pixels of 256, at most 0.3; the light is not turned.
     rotation     Euler angles, turned into our vector in `forward`
-    translation  of the mean vertex, which is the origin there; ours is elsewhere (`deep3d_pivot`)
+    translation  theirs moves the mean vertex, which is their origin; our origin is elsewhere (`deep3d_pivot`)
     γ            channel-major, with constants and signs in the harmonics, and an offset: folded into the head, mean and std
-    ω            zero: the network knows no gaze. The pipeline takes it from the iris.
+    ω            zero: the network does not tell the gaze. The pipeline takes it from the iris.
 """
 
 from __future__ import annotations
@@ -81,12 +81,16 @@ def convert_d3dfr(path: Path, out: Path, morphable_model: Path) -> None:
 
 
 def read_d3dfr(path: Path) -> dict[str, Tensor]:
-    """The tensors of `net_recon`. Nothing but tensors and plain values is unpickled."""
+    """Read the tensors of `net_recon`; nothing but tensors and plain values is unpickled.
+
+    Raises:
+        ConfigurationError: the file is not a ResNet-50 of Deep3DFaceRecon, or holds more than tensors.
+    """
     try:
         content = torch.load(path, map_location="cpu", weights_only=True)
     except (pickle.UnpicklingError, RuntimeError, EOFError) as error:
         raise ConfigurationError(
-            f"`{path}` is no file that torch reads, or holds more than tensors, which is refused: loading it could run code."
+            f"`{path}` is not a file that torch reads, or holds more than tensors, which is refused: loading it could run code."
         ) from error
     state = content.get("net_recon") if isinstance(content, dict) else None
     if not isinstance(state, dict):
@@ -113,7 +117,7 @@ def _architecture(state: dict[str, Tensor]) -> dict[str, int | tuple[int, ...]]:
 
 
 def _backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """torchvision's names -> ours."""
+    """Rename torchvision's parameters to those of our `backbone`."""
     renamed = {}
     for key, value in state.items():
         if not key.startswith("backbone."):
@@ -130,7 +134,7 @@ def _backbone(state: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def _head(state: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The seven layers as one, in the order of ρ; no gaze."""
+    """The seven output layers as one, in the order of ρ; the weights of the gaze are zero."""
     identity, expression, albedo, angles, light, *translation = torch.arange(sum(HEADS)).split(HEADS)
     light = light.unflatten(0, (3, 9)).T.flatten()  # harmonic-major
     order = torch.cat([identity, expression, albedo, light, angles, *translation])

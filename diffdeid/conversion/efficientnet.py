@@ -18,7 +18,7 @@ EPSILON = 1e-3  # of the batch normalisation
 
 @torch.no_grad()
 def load_trunk(path: str | Path, **config) -> ContextEncoderModel:
-    """A context encoder with this trunk and a random head; `config` as for `ContextEncoderModel`."""
+    """A context encoder with the trunk in the file `path` and a random head; `config` as for `ContextEncoderModel`."""
     state = torch.load(path, map_location="cpu", weights_only=True)
     model = ContextEncoderModel(**config).eval()
 

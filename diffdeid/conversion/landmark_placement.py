@@ -1,5 +1,6 @@
-"""Where the 468 FaceMesh landmarks lie on a mesh: the head is rendered from nine sides, FaceMesh looks at the pictures, and what
-it points at is looked up on the surface. Needs scipy.
+"""Find where the 468 FaceMesh landmarks lie on a mesh. Needs scipy.
+
+The head is rendered from nine sides, FaceMesh finds its landmarks in the pictures, and each is looked up on the surface there.
 """
 
 from __future__ import annotations
@@ -27,17 +28,21 @@ FaceMesh = Callable[[np.ndarray], np.ndarray | None]
 def place_landmarks(
     vertices: Tensor, albedo: Tensor, triangles: Tensor, skin: Tensor, opening: Tensor, facemesh: FaceMesh, symmetric: bool = True
 ) -> tuple[Tensor, Tensor]:
-    """The landmarks of a head with closed lips.
+    """Place the landmarks on a head with closed lips.
 
     Args:
         vertices, albedo: `(V, 3)`, the face around the origin, decimetres.
         triangles: `(T, 3)`.
         skin: `(T,)` bool, where landmarks may lie.
         opening: `(V,)`, how far each vertex moves when the mouth opens: tells the lower lip from the upper one.
-        symmetric: the right half of the mesh is the mirror image of the left.
+        facemesh: gives the landmarks of a render.
+        symmetric: whether the right half of the mesh is the mirror image of the left.
 
     Returns:
         Corners `(468, 3)` int64, indices of vertices, and their barycentric weights `(468, 3)`.
+
+    Raises:
+        ConfigurationError: `facemesh` finds no face in a render.
     """
     shown = shown_triangles(vertices, triangles)
     points, twin = _locate(vertices, albedo, triangles, triangles[shown & skin], facemesh)
@@ -54,7 +59,7 @@ def place_landmarks(
 
 
 def shown_triangles(vertices: Tensor, triangles: Tensor, sides: list[Tensor] = SIDES) -> Tensor:
-    """`(T,)` bool: what shows from some side, each a pose `(1, 6)`. Not the inside of the mouth, nor the sockets."""
+    """Which triangles, `(T,)` bool, are seen in some pose `(1, 6)` of `sides`: not the inside of the mouth, nor the sockets."""
     shown = torch.zeros(len(triangles), dtype=torch.bool)
     for pose in sides:
         triangle = rasterize(project(to_camera(vertices[None], pose), SIZE), triangles, SIZE).triangle
@@ -65,7 +70,7 @@ def shown_triangles(vertices: Tensor, triangles: Tensor, sides: list[Tensor] = S
 def _locate(
     vertices: Tensor, albedo: Tensor, triangles: Tensor, surface: Tensor, facemesh: FaceMesh
 ) -> tuple[np.ndarray, np.ndarray]:
-    """What FaceMesh points at on the triangles `surface`, `(468, 3)`, and the index of each one's mirror image, `(468,)`."""
+    """The points on the triangles `surface` that FaceMesh finds, `(468, 3)`, and the indices of their mirror images, `(468,)`."""
     from scipy.ndimage import distance_transform_edt
     from scipy.optimize import linear_sum_assignment
 
@@ -86,7 +91,7 @@ def _locate(
         row, column = distance_transform_edt(~fragments.mask[0].numpy(), return_distances=False, return_indices=True)
         x, y = np.clip(landmarks[:, :2].astype(int), 0, SIZE - 1).T
         points += seen[row[y, x], column[y, x]] / len(SIDES)
-        # A mirrored picture shows which landmark is whose twin.
+        # A mirrored picture shows which landmark is the mirror image of which.
         unlikeness += np.linalg.norm(landmarks[:, None] - (mirrored * [-1, 1, 1] + [SIZE, 0, 0]), axis=-1)
     _, twin = linear_sum_assignment(unlikeness)
     return points, twin

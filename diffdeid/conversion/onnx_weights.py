@@ -1,4 +1,4 @@
-"""ONNX graphs that take half of the room."""
+"""Store the weights of ONNX graphs in half of the room."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import numpy as np
 import onnx
 from onnx import TensorProto, helper, numpy_helper
 
-LARGE = 64  # numbers of a weight from which on it is kept as float16; sizes and scales must stay constants
+LARGE = 64  # elements from which on a weight is kept as float16; smaller ones hold sizes and scales, which must stay constants
 
 
 def halved(model: onnx.ModelProto) -> onnx.ModelProto:

@@ -30,11 +30,17 @@ Mode = Literal["keep", "only"]
 SURELY_THEM = 0.15  # 1 - cosine up to which a face is surely that of a person: of 200,000 pairs of two people none is so near
 SURELY_OTHERS = 0.8  # … and from which on it surely is not: of 148 pairs of web photos of one person the farthest has .51
 RIVAL = 0.1  # by how much anybody else must be farther from a person, or a face from anybody else who agreed
+NEAR = SURELY_THEM + RIVAL  # up to which it is said whom a face that does not stay looks like: no two of a folder are so near
 LEAST_HEIGHT = 64.0  # pixels from the forehead to the chin; smaller faces look more alike, and less like themselves
 LEAST_FRONTALITY = 0.25  # about 30° to the side
 LEAST_PRESENCE = 0.9  # of the attention mesh
 LEAST_DETAIL = 0.025  # of a face, relative: a blur of .01 of its height leaves .03, and one of .02 leaves .016
 MOST_HIDDEN = 0.25  # of a face by what is in front of it; hair over the forehead is up to .2 of it
+# Why a face does not stay. The first one is said of everybody whom nobody is near, so that it tells nothing of anybody:
+DOUBTED = "it is not surely somebody who stays"
+HIDDEN = "it is blurred, or something is in front of it"
+SHARED = "something that looks like another face lies in it"
+FAILED = "an error kept it from being compared"
 
 logger = logging.getLogger(__name__)
 
@@ -53,6 +59,7 @@ class Kept:
 
 
 BY_HAND = Kept()
+Verdict = Kept | str  # why a face does not stay; of those who are not to be seen, and of others, no name is said
 
 
 @dataclass(frozen=True, eq=False)
@@ -128,22 +135,28 @@ class Consent:
             for name, photos in self.people.items()
         }
 
-    def judge(self, embedding: np.ndarray, hidden: float = 0.0) -> Kept | None:
+    def judge(self, embedding: np.ndarray, hidden: float = 0.0) -> Verdict:
         """Whether a clearly seen face with a unit embedding `(128,)` stays, if a share `hidden` of it, 0…1, cannot be seen.
 
         What is no number is in doubt.
         """
+        if not hidden <= MOST_HIDDEN:
+            return HIDDEN
         distances = self.distances(embedding)
-        if not (hidden <= MOST_HIDDEN and np.isfinite(list(distances.values())).all()):
-            return None
+        if not np.isfinite(list(distances.values())).all():
+            return DOUBTED
         (name, nearest), *others = sorted(distances.items(), key=lambda one: one[1])
         if self.mode == "only":
-            return Kept(None, nearest - SURELY_OTHERS) if nearest >= SURELY_OTHERS else None
-        told_apart = all(distance - nearest >= RIVAL for _, distance in others)
-        return Kept(name, SURELY_THEM - nearest) if nearest <= SURELY_THEM and told_apart else None
+            return Kept(None, nearest - SURELY_OTHERS) if nearest >= SURELY_OTHERS else DOUBTED
+        if not nearest <= NEAR:
+            return DOUBTED
+        if not nearest <= SURELY_THEM:
+            return f"it looks like {name}, but not surely enough"
+        rival = next((other for other, distance in others if not distance - nearest >= RIVAL), None)
+        return Kept(name, SURELY_THEM - nearest) if rival is None else f"it looks like {name}, and nearly as much like {rival}"
 
-    def without_rivals(self, verdicts: Mapping[int, Kept], embeddings: Mapping[int, np.ndarray]) -> dict[int, Kept]:
-        """Verdicts on faces that are seen together, without those where somebody else there is as near to the same person.
+    def without_rivals(self, verdicts: Mapping[int, Kept], embeddings: Mapping[int, np.ndarray]) -> dict[int, Verdict]:
+        """Verdicts on faces that are seen together, where none stays if somebody else there is as near to the same person.
 
         Nobody is there twice: twins and mirrors are in doubt.
         """
@@ -153,12 +166,15 @@ class Consent:
             others = [near[other][person] for other in near if other != number] if person is not None else []
             return not all(distance - near[number][person] >= RIVAL for distance in others if np.isfinite(distance))
 
-        return {number: kept for number, kept in verdicts.items() if not is_rivalled(number, kept.person)}
+        return {
+            number: f"another face beside it looks as much like {kept.person}" if is_rivalled(number, kept.person) else kept
+            for number, kept in verdicts.items()
+        }
 
     def staying(
         self, engine: Engine, picture: np.ndarray, faces: Sequence[Face], seen: Sequence[Face], min_face: float
-    ) -> dict[int, Kept]:
-        """Which faces of a picture stay, by their numbers.
+    ) -> list[Verdict]:
+        """Which faces of a picture stay.
 
         Args:
             engine: looks at them.
@@ -169,20 +185,24 @@ class Consent:
         """
         try:
             _check_parts(engine)
-            clear = [number for number, face in enumerate(faces) if why_unclear(face, min_face) is None]
-            embeddings, verdicts = {}, {}
+            verdicts: dict[int, Verdict | None] = {number: why_unclear(face, min_face) for number, face in enumerate(faces)}
+            clear, embeddings = [number for number, reason in verdicts.items() if reason is None], {}
             for some in split(clear, engine.batch_size):
                 rows = zip(some, *look(engine, [picture] * len(some), [faces[number] for number in some]), strict=True)
                 for number, embedding, hidden in rows:
                     embeddings[number], verdicts[number] = embedding, self.judge(embedding, hidden)
-            sure = {number: kept for number, kept in verdicts.items() if kept is not None}
-            sure = self.without_rivals(sure, embeddings)
-            return {number: kept for number, kept in sure.items() if not is_shared(faces[number], seen, faces)}
+            verdicts |= self.without_rivals(
+                {number: one for number, one in verdicts.items() if isinstance(one, Kept)}, embeddings
+            )
+            return [
+                SHARED if isinstance(one, Kept) and is_shared(faces[number], seen, faces) else one
+                for number, one in verdicts.items()
+            ]
         except ConfigurationError:
             raise
         except Exception as error:  # whatever it is: whoever is in doubt is de-identified
             logger.warning("All faces are de-identified: %s: %s", type(error).__name__, error)
-            return {}
+            return [FAILED] * len(faces)
 
     def _check_apart(self) -> None:
         """Raise where two people who are to stay look so much alike that one would pass for the other."""
@@ -243,7 +263,7 @@ def _embed_photo(engine: Engine, file: Path) -> np.ndarray:
     if reason is None:
         (embedding,), (hidden,) = look(engine, [picture], faces)
         shown = hidden <= MOST_HIDDEN and np.isfinite(embedding).all()
-        reason = None if shown else "it is blurred, or something is in front of it"
+        reason = None if shown else HIDDEN
     if reason is not None:
         raise ValueError(f"`{file}` does not show the face clearly enough: {reason}. Take another photo.")
     return embedding

@@ -1,7 +1,7 @@
-"""What somebody who looked a video over says of its faces, laid over what the analysis finds.
+"""Apply the corrections in a list of faces to the faces that the analysis of a video finds.
 
-Landmarks are in no list. So the video is analysed again, which gives the same tracks, and these are corrected. Where they are not
-those of the list, nobody can tell what its corrections are about, and there is no result.
+Lists hold no landmarks. So the video is analysed again, which gives the same tracks, and these are corrected. If they are not
+those of the list, nobody can tell which faces its corrections are about, and an error is raised.
 """
 
 from __future__ import annotations
@@ -23,14 +23,14 @@ SAME_PLACE = 0.8  # least intersection over union of a box of a list and the one
 
 
 class Corrections:
-    """A list of faces on its way through a video.
+    """Applies a list of faces to a video.
 
     Args:
-        listed: what it says.
-        tracker, people: those of the video.
+        listed: the list.
+        tracker, people: of the video.
 
     Attributes:
-        deleted: boxes by frame in which there is no face by the list: whoever searches the result finds them again.
+        deleted: by frame, boxes in which there is no face according to the list: a search of the result finds them again.
     """
 
     def __init__(self, listed: VideoList, tracker: FaceTracker, people: People):
@@ -39,7 +39,7 @@ class Corrections:
         self._drawn = [(one, tracker.drawn(-number)) for number, one in enumerate(listed.drawn, start=1)]
 
     def draw(self, picture: np.ndarray) -> list[Track]:
-        """The tracks that somebody has drawn into the frame that was fed last. Where no mesh sees a face there, it is covered."""
+        """The drawn tracks in the frame that was fed last. Where the attention mesh finds no face, the face will be covered."""
         frame, present = self.tracker.num_frames - 1, []
         for one, track in self._drawn:
             if one.boxes[0][0] <= frame <= one.boxes[-1][0]:
@@ -50,20 +50,20 @@ class Corrections:
         return present
 
     def apply(self) -> None:
-        """Say whose tracks are whose, add those that were drawn, and strike out what is no face.
+        """Assign tracks to people as the list does, add the drawn tracks, and remove what is not a face.
 
-        Nobody is forgotten whose tracks are struck out: others must not come to look like the one who stands in for them.
+        People all of whose tracks are removed still get stand-ins: nobody else may come to look like them.
 
         Raises:
-            ValueError: the tracks are not those of the list.
+            ValueError: the tracks differ from those of the list.
         """
         found = {track.number + 1: track for track in self.tracker.tracks}
         listed = {one.id: one for one in self.listed.tracks}
         same = self.listed.source.frames == self.tracker.num_frames and found.keys() == listed.keys()
         if not same or not all(_is_same(track, listed[number]) for number, track in found.items()):
             raise ValueError(
-                "What is found in the video are not the faces of the list, so its corrections may be about others. It was made "
-                "by another version, with other weights or on another device. Make it anew with `diffdeid detect`."
+                "The faces found in the video differ from those of the list, so its corrections may be about other faces. It was "
+                "made by another version, with other weights or on another device. Make it again with `diffdeid detect`."
             )
         said = {one.id: one for one in self.listed.people}
         for track, number in [(track, listed[number].person) for number, track in found.items()] + [

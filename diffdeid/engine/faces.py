@@ -1,4 +1,4 @@
-"""Faces in batches: new people, painted and checked, again and again for those that fail."""
+"""De-identify faces in batches: draw new people, paint and check them, and try again for those that fail."""
 
 from __future__ import annotations
 
@@ -29,24 +29,25 @@ from diffdeid.structures import (
 )
 
 MAX_ATTEMPTS = 4  # at a face, before it is covered
-CPU_BATCH = 4  # faces that networks are shown at once; 8 are hardly faster, and what they leave free is in ever smaller pieces
-GPU_BATCH, GPU_BYTES = 64, 256 * 2**20  # at most, and memory that each may take
-MARGIN, MARGIN_SEEN = 0.15, 0.2  # how far beyond the limit z' and the reference of a video are, for frames differ from it …
-CASTS = 4  # … and how many people are tried at each attempt until one is
+CPU_BATCH = 4  # faces in a batch; 8 are hardly faster, and fragment the memory
+GPU_BATCH, GPU_BYTES = 64, 256 * 2**20  # most faces in a batch, and the memory that each may take
+# A stand-in's z' and its painted reference must be farther from the person than the limit, because frames differ from it:
+MARGIN, MARGIN_SEEN = 0.15, 0.2  # by so much …
+CASTS = 4  # … and this many people are tried at each attempt until one is
 
 logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
 class StandIn:
-    """Somebody who does not exist, ready to stand for a person in every frame of a video.
+    """A new person, ready to stand in for somebody in every frame of a video.
 
     Attributes:
         identity: z' and α'.
-        coefficients: ρ of the reference, whose δ and γ all frames get, and from whose α theirs is counted.
-        texture: K and V of the de-identified reference I_d.
+        coefficients: ρ of the reference. All frames get its δ and γ; their α is taken as a difference from its α.
+        texture: keys K and values V of the de-identified reference I_d.
         noise: `(1, 3, S, S)`, from which all frames start.
-        attempts: people tried.
+        attempts: how many people were tried.
     """
 
     identity: NewIdentity
@@ -57,21 +58,29 @@ class StandIn:
 
 
 class Engine(Components):
-    """The components of a pipeline at work."""
+    """The components of a pipeline, and the loops that run the stages on them."""
 
     @property
     def batch_size(self) -> int:
-        """Faces that the networks are shown at once."""
+        """How many faces share a batch; on a GPU as many as its free memory allows."""
         if self.device.type != "cuda":
             return CPU_BATCH
         free, _ = torch.cuda.mem_get_info(self.device)
-        free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)  # torch keeps what it had
+        free += torch.cuda.memory_reserved(self.device) - torch.cuda.memory_allocated(self.device)  # held by torch, but free
         fitting = min(max(int(free // 2 // GPU_BYTES), 1), GPU_BATCH)
-        return 1 << fitting.bit_length() - 1  # of few sizes, for results differ by roundings from one to the next
+        return 1 << fitting.bit_length() - 1  # a power of two: rounding differs between sizes, so use few of them
+
+    @property
+    def mixed_batch_size(self) -> int:
+        """Faces of a batch whose results should not depend on one another: of different files, and of a list that is corrected.
+
+        On a CPU each is alone: batches gain less there, and so results stay bit-identical. On a GPU they differ by roundings.
+        """
+        return self.batch_size if self.device.type == "cuda" else 1
 
     @torch.no_grad()
     def deidentify(self, jobs: Sequence[FaceJob], options: DeidentifyOptions) -> Iterator[list[Outcome]]:
-        """De-identify faces of any pictures: for each of them an outcome for each of its seeds."""
+        """De-identify faces, which may come from different pictures: for each of them an outcome for each of its seeds."""
 
         def run(part: Sequence[FaceJob]) -> list[list[Outcome]]:
             batch = self.reconstruct(part, options)
@@ -97,7 +106,7 @@ class Engine(Components):
         chosen: Sequence[NewIdentity | None],
         options: DeidentifyOptions,
     ) -> list[Outcome]:
-        """New people, painted and checked, again and again for those that fail."""
+        """Draw new people for a batch, paint and check them, and try again for those that fail."""
         generators = [face_generators(seed) for seed in seeds]
         refused = self.refuse(batch, options.keep_mouth)
         outcomes: list[Outcome] = [Covered(problem or "nothing was tried") for problem in refused]
@@ -111,7 +120,7 @@ class Engine(Components):
                 own = batch.embedding[row, None]
                 try:
                     drawn[row] = chosen[row] or castings[row].draw(own, options.level, self.identity_limit, attempt=number)
-                except NoIdentityFoundError as error:  # hundreds were refused; further attempts would hardly find anybody
+                except NoIdentityFoundError as error:  # hundreds were refused; another attempt would hardly find anybody
                     outcomes[row] = Covered(str(error), number)
                     given_up.add(row)
             if not drawn:
@@ -125,7 +134,7 @@ class Engine(Components):
 
     @torch.no_grad()
     def try_once(self, job: FaceJob, options: DeidentifyOptions) -> tuple[FaceBatch, Attempt]:
-        """One attempt at a face, whatever becomes of it, and the face as it was seen: for those who want to look inside."""
+        """The source of a face and one attempt at it, even a failed one, for pictures of the stages."""
         source, (people, noise) = self.reconstruct([job], options), face_generators(job.seeds[0])
         (casting,) = self.castings(source, [people], options, [True])
         person = casting.draw(source.embedding, options.level, self.identity_limit)
@@ -141,23 +150,27 @@ class Engine(Components):
         against: Sequence[Tensor],
         options: DeidentifyOptions,
     ) -> list[Attempt]:
-        """Paint people in the place of the faces of a batch, from noise of one generator each, and finish them."""
+        """Paint `people` in place of the faces of a batch, from noise of one generator each, and finish and check them."""
         together, latents = NewIdentity.cat(people, batch.embedding), self.prepare_latents(noises)
         return self.finish(self.paint(batch, together, texture, latents, options), against)
 
     def cast(
         self, view: FaceBatch, seen: Tensor, others: Tensor | None, options: DeidentifyOptions, seed: int
     ) -> StandIn | Covered:
-        """Find somebody who does not exist for a person: z', α' and the de-identified reference I_d.
+        """Find a stand-in for a person: z', α' and the de-identified reference I_d.
 
-        A frame in which they are nearer to each other than the limit is covered. So they are asked to differ by more, and where
-        nobody in the reference does by `MARGIN_SEEN`, the best of all who were tried is taken.
+        A frame in which the two are nearer to each other than the limit is covered. So the stand-in must differ by more, and if
+        nobody's reference does by `MARGIN_SEEN`, the best of all who were tried is taken.
 
         Args:
             view: the best early view of the person, a batch of one.
             seen: `(n, 128)`, all embeddings of the person, their mean first.
-            others: `(m, 128)`, people whom nobody may resemble.
+            others: `(m, 128)`, people whom the stand-in may not resemble, or `None`.
+            options: of the video.
             seed: of this person's randomness.
+
+        Returns:
+            The stand-in, or why the person has to be covered.
         """
         (problem,) = self.refuse(view, keep_mouth=True)  # the mouth moves from frame to frame
         if problem is not None:
@@ -171,7 +184,7 @@ class Engine(Components):
         for number in range(1, CASTS * MAX_ATTEMPTS + 1):
             try:
                 drawn = casting.draw(against, options.level, self.identity_limit, others, (number - 1) // CASTS + 1, MARGIN)
-            except NoIdentityFoundError as error:  # hundreds were refused; further attempts would hardly find anybody
+            except NoIdentityFoundError as error:  # hundreds were refused; another attempt would hardly find anybody
                 problem = str(error)
                 break
             (attempt,) = self.attempt(view, [drawn], texture, [noise], [against], options)
@@ -189,10 +202,11 @@ class Engine(Components):
 
 
 def judged(attempt: Attempt, crop: FaceCrop, identity: NewIdentity, number: int) -> Outcome:
-    """What becomes of an attempt, the `number`-th."""
+    """The outcome of the `number`-th attempt: a new face, or a cover if it has a problem."""
     if attempt.problem is not None:
         return Covered(attempt.problem, number)
-    return Replaced(attempt.patch, attempt.opacity, crop.matrix, attempt.identity_distance, identity, number)
+    where = attempt.patch, attempt.opacity, crop.matrix
+    return Replaced(*where, attempt.identity_distance, identity, number, attempt.straying)
 
 
 def split(items: Sequence, size: int) -> Iterator[Sequence]:
@@ -203,9 +217,9 @@ def split(items: Sequence, size: int) -> Iterator[Sequence]:
 def guarded(
     run: Callable[[Sequence], list], items: Sequence, cover: Callable[[object, str], object] = lambda _, reason: Covered(reason)
 ) -> list:
-    """`run` of all items; of each alone if that fails; and `cover` of an item and the reason where it fails alone.
+    """Run all items together; if that fails, each alone; and give `cover(item, reason)` for an item that fails alone.
 
-    Items that are `Covered` stay so.
+    Items that are `Covered` already are passed through.
     """
     open_ones = [item for item in items if not isinstance(item, Covered)]
     if len(open_ones) < len(items):
@@ -215,7 +229,7 @@ def guarded(
         return run(items)
     except ConfigurationError:
         raise
-    except Exception as error:  # whatever it is: the face must not leave as it came
+    except Exception as error:  # fail closed: no error may let a face through as it was
         if len(items) > 1:
             return [done for item in items for done in guarded(run, [item], cover)]
         logger.warning("A face is covered: %s: %s", type(error).__name__, error, exc_info=logger.isEnabledFor(logging.DEBUG))

@@ -1,4 +1,4 @@
-"""Frames of a video: known people in them are replaced by those who stand in for them."""
+"""Replace the known people in the frames of a video by their stand-ins."""
 
 from __future__ import annotations
 
@@ -21,19 +21,19 @@ from diffdeid.structures import Covered, Face, MorphableCoefficients, NewIdentit
 from diffdeid.temporal.filter import TemporalFilter
 
 FRAME_STRAYING = 1.5 * STRAYING  # frames are smoothed, cannot be painted again, and covers flicker
-UNPROVEN = "it had to be covered again and again"
+UNPROVEN = "it had to be covered in frames shortly before"
 
 
 @dataclass(frozen=True)
 class Appearance:
-    """A face of a frame that somebody stands in for.
+    """A face of a frame that a stand-in replaces.
 
     Attributes:
         stand_in: who takes its place.
-        embedding: `(1, 128)`, who the person is in the mean of all frames.
-        seen: whether the frame shows the face, which is then compared with the result as well. Else something may hide it.
+        embedding: `(1, 128)` mean z_id of the person over all frames.
+        seen: whether the face was found in the frame; if so, the result is compared with it too. Otherwise something may hide it.
         doubt: `Face.doubt` of the face; features may stray farther by it.
-        frame: its number.
+        frame: the number of the frame.
         temporal_filter: makes the face fit the frame before.
     """
 
@@ -56,10 +56,10 @@ class FrameJob:
 def render(
     engine: Engine, groups: Iterable[Sequence[FrameJob]], options: VideoOptions
 ) -> Iterator[list[tuple[np.ndarray, list[Outcome]]]]:
-    """Groups of frames that follow each other -> the frames with new faces, and an outcome for each face.
+    """Groups of consecutive frames -> the frames with new faces, and an outcome for each face.
 
-    A second thread does what is left when faces are painted, which is in part work for the host, while the networks paint the
-    next batch; that may be one of the group that follows.
+    A second thread finishes painted faces, which is in part work for the CPU, while the networks paint the next batch, which may
+    belong to the next group.
     """
     with ThreadPoolExecutor(1) as finisher:
         waiting: Future | None = None
@@ -73,7 +73,7 @@ def render(
 
 
 def _begin(engine: Engine, group: Sequence[FrameJob], options: VideoOptions, finisher: ThreadPoolExecutor) -> Future:
-    """Paint the faces of some frames; what is promised are the finished frames."""
+    """Paint the faces of some frames; the future gives the finished frames."""
     faces = {(frame, face): entry for frame, job in enumerate(group) for face, (_, entry) in enumerate(job.faces)}
     outcomes = {place: entry for place, entry in faces.items() if isinstance(entry, Covered)}
     finished: list[tuple[Sequence, Future]] = []
@@ -99,10 +99,10 @@ def _begin(engine: Engine, group: Sequence[FrameJob], options: VideoOptions, fin
 def _paint_frames(
     engine: Engine, batch: Sequence[tuple[np.ndarray, Face, Appearance]], options: VideoOptions
 ) -> list[Painted | Covered]:
-    """A new face for each of a batch of appearances whose faces can be seen.
+    """A new face for each appearance of a batch, or a cover where the face is turned away.
 
-    α of a frame takes a part of every movement, above all of the mouth; so what is rendered of α' moves as α does, from the
-    reference on. In C it stays, for there it says who it is.
+    The α fitted to a frame absorbs a part of every movement, above all of the mouth. So the rendered α' moves with it: the
+    difference from the reference is added. The condition vector C keeps α' itself, because there it says who it is.
     """
     pictures, faces, appearances = zip(*batch, strict=True)
     roles = [appearance.stand_in for appearance in appearances]
@@ -121,9 +121,9 @@ def _paint_frames(
     return [next(painted) if problem is None else Covered(problem) for problem in turned]
 
 
-@torch.no_grad()  # holds for one thread, and this is the second
+@torch.no_grad()  # of the caller holds in its own thread only
 def _finish_frames(engine: Engine, appearances: Sequence[Appearance], painted: Sequence[Painted | Covered]) -> list[Outcome]:
-    """Register, filter, verify. No filter may see a frame twice, nor steady what is no face: it remembers the frames before."""
+    """Register, filter, verify. Filters remember the frames before, so none may see a frame twice, or a broken face."""
     painted = guarded(_refuse_broken, painted)
     registered = guarded(lambda some: list(zip(some, engine.register(some), strict=True)), painted)
     steadied = [

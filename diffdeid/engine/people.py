@@ -1,4 +1,4 @@
-"""The people of a video: whose track is whose, and who stands in for them."""
+"""The people of a video: which tracks are whose, and who stands in for them."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from diffdeid.temporal.filter import TemporalFilter
 from diffdeid.temporal.spool import Spool
 from diffdeid.temporal.track import Sighting, State, Track, likeness
 
-EARLY = 2.0  # seconds of a track, not counting those in which a head looks aside, in which its best view is looked for
+EARLY = 2.0  # seconds of a track in which its best view is looked for; those in which a head looks aside do not count
 ASIDE = 0.01  # least `frontality` of a view that shows more than a head that looks aside
 BETTER = 1.1  # by which factor a view must be better to take the place of the best one
 DOUBTFUL = "not seen clearly enough, or for too long, to stay"
@@ -37,15 +37,16 @@ logger = logging.getLogger(__name__)
 
 @dataclass(eq=False)
 class Person:
-    """Somebody in the video, and who stands in for them in every frame.
+    """A person of the video, and who stands in for them in every frame.
 
     Attributes:
         number: in order of appearance, from 1.
         tracks: where they are.
         embedding: `(1, 128)` mean of their z_id.
         stand_in: who takes their place, or why nobody can.
-        candidate: which of those who can be drawn for them, from 0.
-        kept: why they stay as they are instead, `None` when they do not.
+        candidate: which of the new people that can be drawn for them, from 0.
+        kept: why they are left as they are, `None` when they are not.
+        not_kept: why they are not, as their longest track tells, if anybody was to be left.
     """
 
     number: int
@@ -54,17 +55,18 @@ class Person:
     stand_in: StandIn | Covered = Covered("no frame shows the face well enough")
     candidate: int = 0
     kept: Kept | None = None
+    not_kept: str | None = None
 
 
 @dataclass(frozen=True)
 class Presence:
-    """Somebody in a frame.
+    """A person in a frame.
 
     Attributes:
         person: who it is.
         state: how the face was seen.
         face: with smoothed landmarks.
-        entry: its appearance, why it is covered, or why it stays.
+        entry: how the face is replaced, why it is covered, or why it is left as it is.
     """
 
     person: Person
@@ -73,7 +75,7 @@ class Presence:
     entry: Appearance | Covered | Kept
 
     def summary(self) -> bytes:
-        """All that what is shown of the face depends on, but for the picture and for whom the same seed gives everybody."""
+        """All that decides how the face is shown, apart from the picture and the seed of the video."""
         who, face, role = self.person, self.face, self.entry
         reason = role.reason if isinstance(role, Covered) else None
         said = [repr((who.number, who.candidate, self.state, face.doubt, reason, isinstance(role, Kept))).encode()]
@@ -86,14 +88,14 @@ class Presence:
 
 
 class People:
-    """Who is who in a video.
+    """The people of a video.
 
     Args:
-        engine: finds those who stand in.
+        engine: finds stand-ins.
         options: of the video.
         seed: of all randomness.
         rate: frames a second.
-        watch: tells who stays; nobody does without one.
+        watch: tells who is left as they are; nobody is without one.
     """
 
     def __init__(self, engine: Engine, options: VideoOptions, seed: int, rate: float, watch: Watch | None = None):
@@ -103,7 +105,7 @@ class People:
         self._owners: dict[Track, Person] = {}
         self._qualities: dict[Track, float] = {}  # how well the best early view of a track shows somebody
         self._looks: dict[Track, int] = {}  # frames of a track that show more than a head that looks aside
-        self._views: dict[Track, int] = {}  # those that have not served yet, by their numbers in the spool
+        self._views: dict[Track, int] = {}  # views that no stand-in was found by yet: their numbers in the spool
         self._spool = Spool()
         self._ended: set[Track] = set()
         self._count = 0
@@ -124,7 +126,7 @@ class People:
                     self._drop_view(track)
                     self._views[track] = self._spool.store(view)
                     self._qualities[track] = quality
-                except Exception as error:  # another frame may do, and without one the person is covered
+                except Exception as error:  # another frame may work; without any, the person is covered
                     logger.warning("A view of a face cannot be used: %s: %s", type(error).__name__, error)
 
     def _drop_view(self, track: Track) -> None:
@@ -132,7 +134,7 @@ class People:
             self._spool.release(self._views.pop(track))
 
     def assign(self, track: Track, number: int) -> Person:
-        """Say whose track it is, before anybody is asked; gives that person."""
+        """Fix whose track it is, instead of letting `belongs` decide; gives that person."""
         person = next((one for one in self.everybody if one.number == number), None)
         if person is None:
             person = Person(number, [])
@@ -143,12 +145,13 @@ class People:
         return person
 
     def belongs(self, track: Track) -> Person:
-        """Whose track it is: somebody known who looks alike and is not in the same frames, else somebody new.
+        """Whose track it is: a known person who looks alike and is not in the same frames, else somebody new.
 
-        Nobody who stays is the same as somebody who does not.
+        A person who is left as they are never shares tracks with one who is not.
         """
         if track not in self._owners:
-            kept = None if self.watch is None else self.watch.kept(track)
+            verdict = None if self.watch is None else self.watch.verdict(track)
+            kept = verdict if isinstance(verdict, Kept) else None
             person = self._known(track, kept)
             if person is None:
                 self._count += 1
@@ -156,22 +159,24 @@ class People:
                 self.everybody.append(person)
             elif kept is not None:
                 person.kept = min(kept, person.kept, key=lambda one: one.margin)
+            if isinstance(verdict, str) and len(track) > max(map(len, person.tracks), default=0):
+                person.not_kept = verdict
             person.tracks.append(track)
             self._owners[track] = person
         return self._owners[track]
 
     def owner(self, track: Track) -> Person:
-        """Whose track it is; somebody stands in for that person from the first track on that shows them well."""
+        """Whose track it is, with a stand-in as soon as a track shows the person well enough."""
         person = self.belongs(track)
         if track in self._views:
             view = self._spool.load(self._views[track])
             self._drop_view(track)
             if isinstance(person.stand_in, Covered) and (person.kept is None or self.watch is None):
-                self._cast(person, view)  # of a list, those who stay as well: so others get whom they would have got
+                self._cast(person, view)  # with a list also those who are kept, so that keeping one changes nobody else
         return person
 
     def _known(self, track: Track, kept: Kept | None) -> Person | None:
-        """Whose track it is among those known: where somebody stays by name, theirs of this name."""
+        """Whose track it is among the known people, if any: with a name by consent, the person of that name."""
         like = [person for person in self.everybody if (person.kept is None) == (kept is None)]
         if kept is not None and kept.person is not None:
             return next((person for person in like if person.kept.person == kept.person), None)
@@ -184,8 +189,8 @@ class People:
         return None if person is None or alike[person] < 1 - self.engine.identity_limit else person
 
     def _cast(self, person: Person, view: FaceBatch) -> None:
-        """Find who stands in for a person, and does not look like anybody else of the video or their stand-ins."""
-        embeddings = [one for track in person.tracks for one in track.embeddings]  # none of somebody who only looks aside
+        """Find a stand-in who does not look like anybody else of the video, nor like their stand-ins."""
+        embeddings = [one for track in person.tracks for one in track.embeddings]  # there are none if the person only looks aside
         seen = torch.from_numpy(np.stack(embeddings)).to(view.embedding) if embeddings else view.embedding
         person.embedding = F.normalize(seen.mean(0, keepdim=True), dim=1)
         others = [one for one in self.everybody if isinstance(one.stand_in, StandIn) and one is not person]
@@ -206,7 +211,7 @@ class People:
         Raises:
             DiffDeIDError: a face was lost there, and `on_miss` is "error".
         """
-        found, filters = [], {}  # filters see covers too: a face does not flash up between them
+        found, filters = [], {}  # filters see covered frames too, so that no face flashes up between covers
         for track in tracks:
             person, sighting = self.owner(track), track.smoothed(frame)
             if person.kept is not None:
@@ -226,7 +231,7 @@ class People:
         return found
 
     def stays(self, track: Track, frame: int) -> bool:
-        """Whether the face of a track is left as it is in a frame. Where nobody watches, somebody has said so."""
+        """Whether the face of a track is left as it is in a frame; without a watch, the list of faces has said so."""
         return self.owner(track).kept is not None and (self.watch is None or self.watch.trusts(track, frame))
 
     def refuse_gaps(self, tracks: Sequence[Track]) -> None:
@@ -244,11 +249,11 @@ class People:
         return person.stand_in.reason if reason is None and isinstance(person.stand_in, Covered) else reason
 
     def begin_anew(self) -> None:
-        """Forget what the last frame looked like."""
+        """Forget the last frame: the next one does not follow it."""
         self._filters.clear()
 
     def forget(self, tracks: Sequence[Track]) -> None:
-        """Drop what is known of tracks that have ended long ago: all but the last people, and of each all but the last tracks."""
+        """Drop what is known of tracks that ended long ago; only the latest people, and the latest tracks of each, stay known."""
         self._ended.update(tracks)
         for track in tracks:
             self._qualities.pop(track, None)
@@ -268,10 +273,10 @@ class People:
 
 
 def _lost(frame: int) -> DiffDeIDError:
-    return DiffDeIDError(f"A face was lost in frame {frame} (`on_miss='error'`). Let it be interpolated or covered.")
+    return DiffDeIDError(f"A face was lost in frame {frame}. To go on there, set `on_miss` to 'interpolate' or 'cover'.")
 
 
 def view_quality(landmarks: np.ndarray) -> float:
-    """How well a view of `(468, 3)` landmarks in the picture shows who somebody is: large, and seen from the front."""
+    """How well a face with `(468, 3)` landmarks shows who it is: the larger and the more frontal, the better."""
     width, height = (np.hypot(*(landmarks[one] - landmarks[other])[:2]) for one, other in ((454, 234), (152, 10)))
     return float(min(max(width, height), 200) * frontality(landmarks))

@@ -1,4 +1,4 @@
-"""Pictures and their faces."""
+"""De-identify pictures with all their faces."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ from diffdeid.structures import Covered, Face, FaceJob, NewIdentity, Outcome
 
 @dataclass(frozen=True)
 class PictureJob:
-    """A picture that is to be de-identified. Faces go by their number in `faces`.
+    """A picture that is to be de-identified. Its faces are named by their index in `faces`.
 
     Attributes:
         picture: `(H, W, 3)` uint8 RGB.
         faces: all of its faces.
         seeds: one for each candidate, see `draw_seeds`.
-        coefficients: ρ `(1, 261)` where it is known.
-        identities: the new people where they are chosen.
-        staying: the faces that are left as they are.
+        coefficients: ρ `(1, 261)` of faces for which it is known.
+        identities: the new identities of faces for which they are chosen already.
+        staying: faces that are left as they are.
     """
 
     picture: np.ndarray
@@ -46,7 +46,11 @@ class PictureJob:
         coefficients: Tensor | None = None,
         identity: tuple[Tensor, Tensor] | None = None,
     ) -> PictureJob:
-        """A job with known ρ `(F, 261)`, z' `(F, 128)` and α' `(F, 80)` of those faces that can be de-identified."""
+        """A job with `coefficients` ρ `(F, 261)` and `identity` z' `(F, 128)`, α' `(F, 80)` of the F faces with landmarks.
+
+        Raises:
+            ValueError: there are not as many rows as faces with landmarks.
+        """
         usable = [number for number, face in enumerate(faces) if why_covered(face, options.min_face) is None]
         for name, rows in (("coefficients", coefficients), ("identity", None if identity is None else identity[0])):
             if rows is not None and len(rows) != len(usable):
@@ -60,7 +64,7 @@ class PictureJob:
 
 
 def draw_seeds(generator: torch.Generator | None, count: int) -> list[int]:
-    """Seeds of candidates; fresh randomness without a generator."""
+    """Draw `count` seeds, one for each candidate; from fresh randomness without a generator."""
     if generator is None:
         generator = torch.Generator()
         generator.seed()
@@ -68,7 +72,7 @@ def draw_seeds(generator: torch.Generator | None, count: int) -> list[int]:
 
 
 def seed_of(seed: int, number: int, candidate: int = 0) -> int:
-    """The seed of a face of a picture, or of a person of a video, by that of the result. No other face depends on `candidate`."""
+    """The seed of one face of a picture or person of a video, from the seed of the result. Other faces ignore `candidate`."""
     return seed + number + (candidate << 21)  # numbers are smaller, see `face_lists.MOST`
 
 

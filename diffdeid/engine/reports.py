@@ -23,13 +23,18 @@ class FaceReport:
         landmarks: `(468, 3)` in picture pixels, `None` where they could not be placed.
         method: "diffusion", or the cover that hides the face: "fill", "solid", "mosaic", "blur"; "kept" where it stays on
             purpose.
-        level: the level whose bound the new identity keeps, at most the one asked for (which it is where an identity was given);
-            `None` for a cover.
+        level: the level whose least distance the new identity keeps, at most the one that was asked for (and exactly that one if
+            the identity was given); `None` for a cover.
         identity_distance: 1 - cosine between source and result by the recogniser, `None` for a cover.
-        attempts: identities tried.
+        attempts: how many identities were tried.
         reason: why the face was covered instead of de-identified, else `None`.
-        person: whose face stays, by the name of a `Consent`; `None` for all others, and where everybody but some people stays.
-        margin: by how much a face that stays is on the right side of the limit, 1 - cosine, else `None`.
+        person: the name in a `Consent` of a person whose face is kept; `None` for all others, and with a `Consent` that keeps
+            everybody but some people.
+        margin: by how much a kept face is on the right side of the limit, 1 - cosine, else `None`.
+        not_kept: why the face is not kept if there is a `Consent`, else `None`. It names a person only if the face is near
+            (`consent.NEAR`) to somebody who agreed to be seen. It says the same of all other faces.
+        straying: how far features of the new face are from where they were meant to be, as a share of what is allowed. If it is
+            near 1, the face may look wrong. `None` if there is no new face.
     """
 
     box: tuple[float, float, float, float]
@@ -41,20 +46,23 @@ class FaceReport:
     reason: str | None = None
     person: str | None = None
     margin: float | None = None
+    not_kept: str | None = None
+    straying: float | None = None
 
     @classmethod
-    def of(cls, face: Face, outcome: Outcome | Kept, fallback: str) -> FaceReport:
-        """What the outcome says, for a face that is covered by `fallback` if it had to be."""
+    def of(cls, face: Face, outcome: Outcome | Kept, fallback: str, not_kept: str | None = None) -> FaceReport:
+        """The report of an outcome; `fallback` is the cover of faces that could not be de-identified."""
         where = tuple(face.box.tolist()), face.landmarks
         if isinstance(outcome, Kept):
             return cls(*where, "kept", None, None, 0, None, outcome.person, outcome.margin)
         if isinstance(outcome, Replaced):
-            return cls(*where, "diffusion", outcome.identity.level, outcome.identity_distance, outcome.attempts)
-        return cls(*where, fallback, None, None, outcome.attempts, outcome.reason)
+            new = outcome.identity.level, outcome.identity_distance, outcome.attempts
+            return cls(*where, "diffusion", *new, not_kept=not_kept, straying=outcome.straying)
+        return cls(*where, fallback, None, None, outcome.attempts, outcome.reason, not_kept=not_kept)
 
 
 def ranges(frames: Sequence[int]) -> list[tuple[int, int]]:
-    """Frames in their order as ranges, first and last one included."""
+    """Ascending frame numbers as ranges, both ends included."""
     groups = groupby(enumerate(frames), lambda pair: pair[1] - pair[0])
     spans = [[frame for _, frame in group] for _, group in groups]
     return [(span[0], span[-1]) for span in spans]
@@ -68,16 +76,19 @@ class PersonReport:
         number: in order of appearance, from 1.
         method: "diffusion"; for somebody who is covered throughout, the cover: "fill", "solid", "mosaic", "blur"; "kept" for
             somebody who stays on purpose.
-        level: the level whose bound the new identity keeps, at most the one asked for; `None` for a cover.
+        level: the level whose least distance the new identity keeps, at most the one asked for; `None` for a cover.
         identity_distance: the smallest 1 - cosine between source and result of all frames, `None` for a cover.
-        attempts: identities tried.
-        reason: why the person, or the last face that was, had to be covered, else `None`.
+        attempts: how many identities were tried.
+        reason: why the person, or the face that was covered last, had to be covered, else `None`.
         found: frames in which the face was found and rendered.
         interpolated: frames in which it was lost, and rendered between frames in which it was found.
         covered: frames in which it, or the place where it may be, was covered.
-        kept: frames in which it stays as it is.
-        person: who stays, by the name of a `Consent`; `None` for all others, and where everybody but some people stays.
-        margin: by how much somebody who stays is on the right side of the limit, 1 - cosine, else `None`.
+        kept: frames in which it is left as it is.
+        person: the name of a kept person in a `Consent`; `None` for all others, and with a `Consent` that keeps everybody but
+            some people.
+        margin: by how much a kept person is on the right side of the limit, 1 - cosine, else `None`.
+        not_kept: why the person is not kept, see `FaceReport`.
+        nearest: the frame of the `identity_distance`, else `None`.
     """
 
     number: int
@@ -92,24 +103,27 @@ class PersonReport:
     kept: list[tuple[int, int]] = field(default_factory=list)
     person: str | None = None
     margin: float | None = None
+    not_kept: str | None = None
+    nearest: int | None = None
 
     @classmethod
     def stored(cls, values: dict[str, Any]) -> PersonReport:
-        """A report that was kept as JSON, which knows no tuples."""
+        """Read a report that was stored as JSON, which has lists instead of tuples."""
         ranges = {name: [tuple(one) for one in values[name]] for name in ("found", "interpolated", "covered", "kept")}
         return cls(**values | ranges)
 
     def joined(self, later: PersonReport) -> PersonReport:
-        """A report of what happened up to the end of a later one."""
+        """This report and a `later` one of the same person as one."""
         spans = {}
         for name in ("found", "interpolated", "covered", "kept"):
             frames = [frame for first, last in (*getattr(self, name), *getattr(later, name)) for frame in range(first, last + 1)]
             spans[name] = ranges(frames)
-        distances = [one.identity_distance for one in (self, later) if one.identity_distance is not None]
-        return replace(later, identity_distance=min(distances, default=None), reason=later.reason or self.reason, **spans)
+        seen = [(one.identity_distance, one.nearest) for one in (self, later) if one.identity_distance is not None]
+        distance, nearest = min(seen, key=lambda pair: pair[0], default=(None, None))
+        return replace(later, identity_distance=distance, nearest=nearest, reason=later.reason or self.reason, **spans)
 
     def cast(self, stand_in: StandIn | Covered) -> None:
-        """Enter who stands in for the person, or why nobody does, which leaves `method` at the cover."""
+        """Enter who stands in for the person, or why nobody does; `method` then stays the cover."""
         self.attempts = stand_in.attempts
         if isinstance(stand_in, Covered):
             self.reason = stand_in.reason
@@ -117,11 +131,11 @@ class PersonReport:
             self.method, self.level, self.reason = "diffusion", stand_in.identity.level, None
 
     def keep(self, kept: Kept) -> None:
-        """Enter that the person stays."""
+        """Enter that the person is left as they are."""
         self.method, self.person, self.margin = "kept", kept.person, kept.margin
 
     def add(self, frame: int, state: Literal["found", "interpolated", "lost"], outcome: Outcome | Kept) -> None:
-        """Enter how a face was seen in a frame and what became of it; frames come in their order."""
+        """Enter how a face was seen in a frame and what became of it; call it for frames in ascending order."""
         what = {Covered: "covered", Kept: "kept"}.get(type(outcome), state)
         ranges = getattr(self, what)
         if ranges and ranges[-1][1] >= frame - 1:
@@ -130,5 +144,5 @@ class PersonReport:
             ranges.append((frame, frame))
         if isinstance(outcome, Covered):
             self.reason = outcome.reason if self.method == "diffusion" or self.reason is None else self.reason
-        elif isinstance(outcome, Replaced):
-            self.identity_distance = min(outcome.identity_distance, self.identity_distance or outcome.identity_distance)
+        elif isinstance(outcome, Replaced) and (self.nearest is None or outcome.identity_distance < self.identity_distance):
+            self.identity_distance, self.nearest = outcome.identity_distance, frame

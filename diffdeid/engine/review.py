@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import torch
 
 from diffdeid.engine.consent import BY_HAND
-from diffdeid.engine.faces import Engine
+from diffdeid.engine.faces import Engine, split
 from diffdeid.engine.pictures import seed_of
 from diffdeid.engine.reports import FaceReport
 from diffdeid.errors import NoFaceFoundError
@@ -18,12 +18,15 @@ from diffdeid.stages.compose import compose
 from diffdeid.stages.detect import detect_faces, why_covered
 from diffdeid.structures import Covered, Face, FaceJob, Outcome
 
+Key = tuple[Box, int, int]  # of a face that was rendered: its box, id and candidate
+
 
 class PictureReview:
     """A picture and what was made of its faces so far.
 
-    A face is rendered alone, by its box, its id and its candidate. So whatever is corrected about others, it stays bit-identical;
-    but for pixels that two of them share, and for covers filled from the colours of a new face beside them.
+    A face is rendered once, by its box, its id and its candidate. So whatever is corrected about others, it stays bit-identical;
+    but for pixels that two of them share, and for covers filled from the colours of a new face beside them. Another review gives
+    the same face, on a GPU but for roundings: see `Engine.mixed_batch_size`.
 
     Args:
         engine: renders faces.
@@ -35,7 +38,7 @@ class PictureReview:
     def __init__(self, engine: Engine, picture: np.ndarray, options: DeidentifyOptions, seed: int):
         self.engine, self.picture, self.options, self.seed = engine, picture, options, seed
         self._faces: dict[tuple[Box, float], Face] = {}
-        self._outcomes: dict[tuple[Box, int, int], Outcome] = {}
+        self._outcomes: dict[Key, Outcome] = {}
 
     @torch.no_grad()
     def render(self, listed: Sequence[ListedFace]) -> tuple[np.ndarray, dict[int, FaceReport]]:
@@ -46,9 +49,10 @@ class PictureReview:
         """
         listed = [one for one in listed if not one.deleted]
         if not listed:
-            raise NoFaceFoundError("The list names no face of the picture, so nothing can be said about it being de-identified.")
+            raise NoFaceFoundError("The list names no face of the picture, so nobody can tell whether it is de-identified.")
+        render_faces([(self, listed)])
         faces = {one.id: self._face(one) for one in listed}
-        outcomes = {one.id: self._outcome(one, faces) for one in listed if not one.keep}
+        outcomes = {one.id: self._outcomes[_key(one)] for one in listed if not one.keep}
         pairs = [(faces[number], outcome) for number, outcome in outcomes.items()]
         result = compose(self.picture, pairs, self.options.fallback, self.options.cover_scale)
         fallback = self.options.fallback
@@ -61,12 +65,32 @@ class PictureReview:
             (self._faces[key],) = detect_faces(self.engine.face_analyser, self.picture, [boxed])
         return self._faces[key]
 
-    def _outcome(self, listed: ListedFace, faces: dict[int, Face]) -> Outcome:
-        key = listed.box, listed.id, listed.candidate
-        if key not in self._outcomes:
-            face, seed = faces[listed.id], seed_of(self.seed, listed.id - 1, listed.candidate)
-            problem = why_covered(face, self.options.min_face)
-            job = FaceJob(self.picture, face, list(faces.values()), [seed])
-            ((outcome,),) = [[Covered(problem)]] if problem else self.engine.deidentify([job], self.options)
-            self._outcomes[key] = outcome
-        return self._outcomes[key]
+    def _jobs(self, listed: Sequence[ListedFace]) -> Iterator[tuple[Key, FaceJob]]:
+        """The faces of a list that are still to be rendered; those that cannot be are covered."""
+        listed = [one for one in listed if not one.deleted]
+        faces = {one.id: self._face(one) for one in listed}
+        for one in listed:
+            if one.keep or _key(one) in self._outcomes:
+                continue
+            face, seed = faces[one.id], seed_of(self.seed, one.id - 1, one.candidate)
+            if problem := why_covered(face, self.options.min_face):
+                self._outcomes[_key(one)] = Covered(problem)
+            else:
+                yield _key(one), FaceJob(self.picture, face, list(faces.values()), [seed])
+
+
+@torch.no_grad()
+def render_faces(lists: Sequence[tuple[PictureReview, Sequence[ListedFace]]]) -> None:
+    """Render what is new in lists of the faces of pictures, for reviews with one engine and the same options."""
+    new = [(review, key, job) for review, listed in lists for key, job in review._jobs(listed)]
+    if not new:
+        return
+    engine, options = new[0][0].engine, new[0][0].options
+    for part in split(new, engine.mixed_batch_size):
+        outcomes = engine.deidentify([job for _, _, job in part], options)
+        for (review, key, _), (outcome,) in zip(part, outcomes, strict=True):
+            review._outcomes[key] = outcome
+
+
+def _key(listed: ListedFace) -> Key:
+    return listed.box, listed.id, listed.candidate

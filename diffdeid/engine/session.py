@@ -1,4 +1,4 @@
-"""A video on its way through the engine, frame by frame, wherever its frames come from and go to."""
+"""One video in the engine, frame by frame. It does not matter where frames come from and go to: files, streams or cameras."""
 
 from __future__ import annotations
 
@@ -27,15 +27,15 @@ from diffdeid.temporal.tracker import FaceTracker
 
 @dataclass
 class Session:
-    """What was found out about a video so far.
+    """What is known about a video so far.
 
     Attributes:
-        engine: at work.
+        engine: runs the stages.
         options: of the video.
         tracker: where faces are.
         people: who they are, and who stands in for them.
         reports: what happened, by the number of the person.
-        corrections: what somebody who looked the video over says of it, if anybody did.
+        corrections: of somebody who looked the video over, if there are any.
     """
 
     engine: Engine
@@ -46,9 +46,10 @@ class Session:
     corrections: Corrections | None = None
 
     def report(self, person: Person) -> PersonReport:
-        """The report of a person, which says who stands in for them by now."""
+        """The report of a person, updated with their stand-in or with why they are kept."""
         report = self.reports.setdefault(person.number, PersonReport(person.number, self.options.fallback))
         report.cast(person.stand_in) if person.kept is None else report.keep(person.kept)
+        report.not_kept = person.not_kept
         return report
 
     @torch.no_grad()
@@ -66,21 +67,21 @@ class Session:
 
         Raises:
             DiffDeIDError: a face was lost for a moment, and `on_miss` is "error".
-            ValueError: the corrections are those of another analysis.
+            ValueError: the corrections belong to another analysis.
         """
         if self.corrections is not None:
             self.corrections.apply()
         self.people.refuse_gaps(self.tracker.tracks)
         people = dict.fromkeys(self.people.owner(track) for track in self.tracker.tracks)
-        return [person for person in people if any(map(len, person.tracks))]  # the others were struck out
+        return [person for person in people if any(map(len, person.tracks))]  # the corrections removed all tracks of the others
 
     def begin_anew(self) -> None:
-        """Forget what the last frame looked like, and what happened so far."""
+        """Forget the last frame and all reports: a new pass begins."""
         self.people.begin_anew()
         self.reports.clear()
 
     def digest(self, frames: Sequence[int]) -> str:
-        """Of what the result shows in some frames that follow each other, when nothing is remembered of those before."""
+        """A hash of all that decides what the result shows in consecutive frames, if nothing is remembered of those before."""
         said = hashlib.blake2b(repr(frames).encode(), digest_size=16)
         for frame in frames:
             for one in self.people.present(frame, self.tracker.at(frame)):
@@ -89,7 +90,7 @@ class Session:
         return said.hexdigest()
 
     def known(self, frame: int) -> list[Known]:
-        """The faces of a frame that was analysed, for those who check what was written."""
+        """The faces of an analysed frame, for the check of the written file."""
         struck_out = [] if self.corrections is None else self.corrections.deleted.get(frame, [])
         known = [self._known(track, frame) for track in self.tracker.at(frame)]
         return known + [Known(Face(box), stays=True) for box in struck_out]
@@ -104,7 +105,7 @@ class Session:
 
     @torch.no_grad()
     def render(self, groups: Iterable[list[tuple[int, np.ndarray]]]) -> Iterator[list[np.ndarray]]:
-        """Groups of frames that were analysed and follow each other, numbers and pictures -> the frames with new faces."""
+        """Groups of consecutive analysed frames, as numbers and pictures -> the frames with new faces."""
         planned: deque[list[tuple[int, list[Presence]]]] = deque()
 
         def jobs() -> Iterator[list[FrameJob]]:

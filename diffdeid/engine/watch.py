@@ -8,13 +8,27 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from diffdeid.engine.consent import MOST_HIDDEN, Consent, Kept, is_shared, look, why_unclear
+from diffdeid.engine.consent import (
+    DOUBTED,
+    FAILED,
+    HIDDEN,
+    MOST_HIDDEN,
+    SHARED,
+    SURELY_THEM,
+    Consent,
+    Kept,
+    Verdict,
+    is_shared,
+    look,
+    why_unclear,
+)
 from diffdeid.engine.faces import Engine
 from diffdeid.errors import ConfigurationError
 from diffdeid.structures import Face
 from diffdeid.temporal.track import Track
 
 TRUSTED = 1.0  # seconds from a frame that shows clearly who somebody is, in which a face that is followed needs no other look
+IN_PART = "it looks like {} in some frames, but not in all"
 
 logger = logging.getLogger(__name__)
 
@@ -26,14 +40,18 @@ class Trail:
     Attributes:
         total: the sum of the embeddings of its clear views, and in the end their mean.
         clear: the frames of these views.
+        near: the people whom single ones of them surely are.
         denied: the people who they contradict: whom it cannot be, or who it may be although these are not to be seen.
-        closed: it does not stay, and no look can change that.
+        unclear: why its last view that was not clear was not.
+        closed: why it does not stay, where no look can change that.
     """
 
     total: np.ndarray | None = None
     clear: set[int] = field(default_factory=set)
+    near: set[str] = field(default_factory=set)
     denied: set[str] = field(default_factory=set)
-    closed: bool = False
+    unclear: str | None = None
+    closed: str | None = None
 
 
 class Watch:
@@ -53,7 +71,7 @@ class Watch:
         self.engine, self.consent, self.min_face = engine, consent, min_face
         self.reach = max(1, round(TRUSTED * rate))
         self._trails: dict[Track, Trail] = {}
-        self._kept: dict[Track, Kept] | None = None
+        self._verdicts: dict[Track, Verdict] | None = None
 
     def look(self, frame: int, picture: np.ndarray, tracks: Sequence[Track], seen: Sequence[Face]) -> None:
         """Look at the faces of tracks that were found in a frame; `seen` is what looked like a face to the detector."""
@@ -61,45 +79,58 @@ class Watch:
         for track in tracks:
             trail = self._trails.setdefault(track, Trail())
             try:
-                if not trail.closed and why_unclear(track.last, self.min_face) is None:
+                unclear = why_unclear(track.last, self.min_face)
+                trail.unclear = unclear or trail.unclear
+                if trail.closed is None and unclear is None:
                     self._look(frame, picture, track.last, trail)
-                    trail.closed |= is_shared(track.last, seen, faces)
+                    if is_shared(track.last, seen, faces):
+                        trail.closed = SHARED
             except ConfigurationError:
                 raise
             except Exception as error:  # whatever it is: whoever is in doubt is de-identified
                 logger.warning("A face is de-identified: %s: %s", type(error).__name__, error)
-                trail.closed = True
+                trail.closed = FAILED
 
     def _look(self, frame: int, picture: np.ndarray, face: Face, trail: Trail) -> None:
         (embedding,), (hidden,) = look(self.engine, [picture], [face])
         keeps, limit = self.consent.mode == "keep", self.engine.identity_limit
-        if keeps and not hidden <= MOST_HIDDEN:  # a hand before a face makes somebody else of it
-            return
+        if not hidden <= MOST_HIDDEN:
+            trail.unclear = HIDDEN
+            if keeps:  # a hand before a face makes somebody else of it
+                return
         for name, distance in self.consent.distances(embedding).items():
             if not (distance <= limit if keeps else distance >= limit):
                 trail.denied.add(name)
-        trail.closed = trail.denied == set(self.consent.people) if keeps else bool(trail.denied)
+            elif keeps and distance <= SURELY_THEM:
+                trail.near.add(name)
+        if trail.denied == set(self.consent.people) if keeps else trail.denied:
+            trail.closed = DOUBTED if hidden <= MOST_HIDDEN else HIDDEN  # as of anybody who is hidden
         if hidden <= MOST_HIDDEN:
             trail.clear.add(frame)
             trail.total = embedding if trail.total is None else trail.total + embedding
 
-    def kept(self, track: Track) -> Kept | None:
+    def verdict(self, track: Track) -> Verdict:
         """Whether a track stays."""
-        if self._kept is None:
-            self._kept = self._settle()
-        return self._kept.get(track)
+        if self._verdicts is None:
+            self._verdicts = self._settle()
+        return self._verdicts.get(track, DOUBTED)
 
-    def _settle(self) -> dict[Track, Kept]:
+    def _settle(self) -> dict[Track, Verdict]:
         means = {track: trail.total / np.linalg.norm(trail.total) for track, trail in self._trails.items() if trail.clear}
-        verdicts = {track: self.consent.judge(mean) for track, mean in means.items() if not self._trails[track].closed}
-        sure = {
-            track: kept for track, kept in verdicts.items() if kept is not None and kept.person not in self._trails[track].denied
-        }
-        kept: dict[Track, Kept] = {}
-        for track, its_verdict in sure.items():
-            together = {other: mean for other, mean in means.items() if other is track or track.meets(other)}
-            kept |= self.consent.without_rivals({track: its_verdict}, together)
-        return kept
+        verdicts: dict[Track, Verdict] = {}
+        for track, trail in self._trails.items():
+            verdict = self.consent.judge(means[track]) if track in means else trail.closed or trail.unclear or DOUBTED
+            if isinstance(verdict, Kept) and verdict.person in trail.denied:
+                verdict = IN_PART.format(verdict.person)
+            elif verdict == DOUBTED and trail.near:
+                verdict = IN_PART.format(min(trail.near))
+            elif isinstance(verdict, Kept) and trail.closed is not None:
+                verdict = trail.closed
+            elif isinstance(verdict, Kept):
+                together = {other: mean for other, mean in means.items() if other is track or track.meets(other)}
+                verdict = self.consent.without_rivals({track: verdict}, together)[track]
+            verdicts[track] = verdict
+        return verdicts
 
     def trusts(self, track: Track, frame: int) -> bool:
         """Whether the face of a track that stays is known well enough in a frame to stay there.

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from functools import partial
+from io import BytesIO
 from itertools import zip_longest
 from pathlib import Path
 from typing import NamedTuple
@@ -23,7 +24,7 @@ from typing import NamedTuple
 import cv2
 import numpy as np
 import torch
-from PIL import Image
+from PIL import Image, JpegImagePlugin, UnidentifiedImageError
 
 from diffdeid.engine.faces import Engine
 from diffdeid.engine.reports import FaceReport
@@ -143,7 +144,8 @@ def check_picture(
         raise VerificationError("its colour profile is not that of the source")
     if not _equal_alpha(written.alpha, expected.alpha):
         raise VerificationError("its transparency is not that of the source")
-    pixels, meant, original = np.asarray(written.image), Glimpse.of(np.asarray(expected.image), known), Glimpse.of(source, known)
+    pixels, original = np.asarray(written.image), Glimpse.of(source, known)
+    meant = Glimpse.of(_as_coded(path, expected.image), known)
     _refuse_other_size(pixels, meant)
     for one, patch, checked in zip(known, original.patches, meant.patches, strict=True):
         if not one.stays:
@@ -227,6 +229,22 @@ class VideoCheck:
         if self.search:
             _refuse_missed_faces(self.engine.face_analyser, pixels, known, source.patches, self.threshold, FRAME_PIXELS)
         _refuse_other_picture(pixels, source, [_done_box(one.face) for one in known if not one.stays])
+
+
+def _as_coded(path: Path, image: Image.Image) -> np.ndarray:
+    """A picture `(H, W, 3)` as a JPEG with the tables and the sampling of a file shows it; as it is where the file is no JPEG.
+
+    Of a small face a coarse JPEG leaves so little that it may be nearer to the source than to what was to be written.
+    """
+    coded = BytesIO()
+    try:
+        with Image.open(path, formats=["JPEG"]) as file:
+            sampling = max(JpegImagePlugin.get_sampling(file), 0)
+            image.convert(file.mode).save(coded, "JPEG", qtables=file.quantization, subsampling=sampling)
+    except UnidentifiedImageError:
+        return np.asarray(image)
+    with Image.open(coded) as shown:
+        return np.asarray(shown.convert("RGB"))
 
 
 def _refuse_other_size(written: np.ndarray, meant: Glimpse) -> None:

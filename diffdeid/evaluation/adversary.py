@@ -1,6 +1,7 @@
-"""An adversary: de-identifies more photos himself, as attacks need it, and runs them.
+"""The adversary of an evaluation: de-identifies the photos that attacks need, and runs the attacks.
 
-He has the weights, the options, and a photo of every suspect: that of the gallery. What he makes is kept beside the results.
+The adversary has the weights, the options, and one photo of every suspect: that of the gallery. The pictures made for attacks are
+kept beside the results.
 """
 
 from __future__ import annotations
@@ -29,9 +30,9 @@ from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.stages.identity import face_generators
 from diffdeid.structures import Face, FaceBatch, FaceCrop, FaceJob
 
-SUSPECTS = 40
-VERSIONS = 4  # de-identified by the adversary of each photo, besides the published one
-SEED = 100_000  # of the first picture he makes, far from those of published ones
+SUSPECTS = 40  # at most
+VERSIONS = 4  # of each photo that the adversary makes, besides the published one
+SEED = 100_000  # of the adversary's first picture, far from the seeds of published ones
 SIDE = 112  # pixels of the crops that the reconstruction network sees
 STEPS = 400  # of its training
 
@@ -40,7 +41,8 @@ class Adversary:
     """Attacks the results of the method "diffdeid".
 
     Args:
-        pipe: what made the results.
+        pipe: made the results.
+        examiner: the networks that judge faces.
         evaluation: the results.
         originals: by name.
         costs: of the results, by name, see `methods.run_method`.
@@ -66,7 +68,10 @@ class Adversary:
         return len(self.originals[name].faces) == 1 and cost["faces"] == 1 and cost["covered"] == 0
 
     def attack(self) -> list[Metric]:
-        """All attacks, by the two recognisers that ship and, where the pipeline's own identities are concerned, by its filter."""
+        """Run all attacks, by the independent recognisers and, on the pipeline's own identities, by its filter.
+
+        There are no metrics if fewer than three suspects are usable.
+        """
         if len(self.suspects) < 3:
             return []
         people = [pair.person for pair in self.suspects]
@@ -101,7 +106,7 @@ class Adversary:
         return metrics + self._replay(people)
 
     def _choices(self) -> np.ndarray:
-        """Identities of the published results and versions, as if results showed them perfectly: what the choice gives away."""
+        """Identities drawn for the published results and versions, `(n, m, 128)`: what the choice alone gives away."""
         chosen, engine = [], self.pipe.engine
         for number, source in enumerate(self._sources()):
             seeds = draw_seeds(torch.Generator().manual_seed(SEED + number), 1 + VERSIONS)
@@ -113,29 +118,29 @@ class Adversary:
 
     @property
     def choice(self) -> DeidentifyOptions:
-        """What the results were made with."""
+        """The options that the results were made with."""
         return DeidentifyOptions(**self.options)
 
     @torch.no_grad()
     def _sources(self) -> Iterator[FaceBatch]:
-        """What was de-identified in the published results, from the original photos."""
+        """The source faces of the published results, reconstructed from the original photos."""
         for pair in self.suspects:
             picture = np.asarray(read_image(self.originals[pair.name].path).image)
             yield self.pipe.engine.reconstruct([FaceJob(picture, pair.source.face)], self.choice)  # the only one: `_is_single`
 
     def _make(self, pictures: dict[str, Path], name: str, number: int, **options: Any) -> list[dict[str, np.ndarray]]:
-        """De-identify photos once more; embeddings of the results, in order."""
+        """De-identify photos once more; gives the embeddings of the results, in order."""
         out, seed = self.work / name, SEED * (1 + number)
         run_method("diffdeid", self.pipe, pictures, out, seed, **self.options | options)
         return [self._embed(np.asarray(read_image(out / f"{key}.png").image), key) for key in pictures]
 
     def _embed(self, picture: np.ndarray, name: str) -> dict[str, np.ndarray]:
-        """Where the face was, if none is found."""
+        """Embed the face of a picture; if none is found, the place where it was."""
         source = self.originals[name].examined.face
         return self._embed_at(picture, source.box, source.landmarks)
 
     def _one_identity_each(self, photos: dict[str, Path], probes: dict[str, Path]) -> list[list[dict[str, np.ndarray]]]:
-        """Both photos of each suspect with one new identity, as in the frames of a clip."""
+        """De-identify both photos of each suspect with one new identity, as in the frames of a clip."""
         made: list[list[dict[str, np.ndarray]]] = [[], []]
         for number, pair in enumerate(zip(photos, probes, strict=True)):
             sampled = self.pipe.identity_sampler(generator=torch.Generator().manual_seed(SEED + number))
@@ -145,12 +150,12 @@ class Adversary:
         return made
 
     def _cover(self, names: Iterable[str]) -> list[dict[str, np.ndarray]]:
-        """Photos without any face: so much their surroundings tell."""
+        """Embed photos whose face is black, which shows how much their surroundings tell."""
         pictures = [(name, np.asarray(read_image(self.originals[name].path).image)) for name in names]
         return [self._embed(cover(picture, [self.originals[name].examined.face], "solid"), name) for name, picture in pictures]
 
     def _undo(self) -> dict[str, list[dict[str, np.ndarray]]]:
-        """What attacks that make pictures see in the published ones."""
+        """Run the attacks that try to restore the published pictures; gives the embeddings of what they make."""
         others = {self.known[pair.person]: self.originals[self.known[pair.person]].path for pair in self.others}
         crops = [_small(crop) for pair in self.others for crop in pair.crops]
         for name, path in others.items():
@@ -180,12 +185,12 @@ class Adversary:
         return self._embed_at(crop, np.concatenate([points.min(0), points.max(0)]).astype(np.float32), points)
 
     def _embed_at(self, picture: np.ndarray, box: np.ndarray, otherwise: np.ndarray) -> dict[str, np.ndarray]:
-        """By the landmarks of the face found in a box, or by others if there is none."""
+        """Embed by the landmarks of the face found in a box, or by the landmarks `otherwise` if none is found."""
         (found,) = self.examiner.analyser(picture, [Face(box)])
         return self.examiner.embed(picture, otherwise if found.landmarks is None else found.landmarks)
 
     def _replay(self, people: list[str]) -> list[Metric]:
-        """With the seeds of the published results; the adversary knows them only where they were given away."""
+        """Attack with the seeds of the published results, which an adversary knows only if they were given away."""
         tries = [self.costs[pair.name]["evaluations"] // self.choice.num_inference_steps for pair in self.suspects]
         seeds = [self.seeds[pair.name] for pair in self.suspects]
         observed = np.stack([pair.result.embeddings[FILTER] for pair in self.suspects])

@@ -1,4 +1,4 @@
-"""The few numbers that matter, of all that were measured, each with the question of a newcomer that it answers."""
+"""The few of all measured numbers that matter most, each with the question of a newcomer that it answers."""
 
 from __future__ import annotations
 
@@ -16,11 +16,11 @@ class Question(NamedTuple):
     """What a newcomer asks, and the metric that answers it.
 
     Attributes:
-        metric: its name without brackets. Of several networks the one with the largest number counts, which is the worst; never
-            the recogniser of the method itself.
+        metric: its name without brackets. Of several networks the one with the largest value counts, which is the worst; the
+            recogniser of the method itself never does.
         words: the question.
         meaning: what the number is, and whether low or high is good.
-        beside: names of metrics, without brackets, without which the number could mislead.
+        beside: names of metrics, without brackets, to show with it, because the number alone could mislead.
     """
 
     metric: str
@@ -30,14 +30,14 @@ class Question(NamedTuple):
 
 
 class Answer(NamedTuple):
-    """A question, and of each method the alarm or nothing, the number, and what stands beside it."""
+    """A question and its cells, one for each method: the alarm or "", the number, and notes beside it."""
 
     words: str
     meaning: str
     cells: list[tuple[str, str, list[str]]]
 
 
-# Pictures have five of these, and clips five.
+# Evaluations of pictures answer five of these, and evaluations of clips five.
 QUESTIONS = (
     Question(
         "rank-1",
@@ -98,7 +98,7 @@ QUESTIONS = (
 
 
 def answers(evaluations: Sequence[Evaluation]) -> list[Answer]:
-    """Those that were measured of any of the methods."""
+    """The answers to all questions whose metric was measured for any of the methods."""
     found = []
     for question in QUESTIONS:
         cells = [_cell(question, [in_percent(metric) for metric in evaluation.metrics]) for evaluation in evaluations]
@@ -108,7 +108,7 @@ def answers(evaluations: Sequence[Evaluation]) -> list[Answer]:
 
 
 def _cell(question: Question, metrics: list[Metric]) -> tuple[str, str, list[str]] | None:
-    """Of all networks the worst; an alarm of any of them counts."""
+    """The worst value of all networks; an alarm of any of them counts."""
     measured = [metric for metric in metrics if _is(metric, question.metric)]
     if not measured:
         return None
@@ -138,7 +138,7 @@ def _with_unit(value: str, unit: str) -> str:
 
 
 def format_numbers(values: Sequence[float], unit: str = "") -> list[str]:
-    """With as many decimals as show three digits of the largest, but no more than are of use; counts with none."""
+    """Numbers with as many decimals as show three digits of the largest, within sensible bounds; counts get none."""
     sizes = [abs(value) for value in values if math.isfinite(value)]
     largest = max(sizes, default=0)
     decimals = max(0, 2 - math.floor(math.log10(largest))) if largest else 1

@@ -1,17 +1,17 @@
-"""What an adversary who knows the method makes of de-identified pictures.
+"""Attacks on de-identified pictures by an adversary who knows the method. Each name is followed by what the attacker has.
 
 parrot           de-identified pictures of known people, made by the attacker: other photos, other seeds (embeddings)
 linkability      two de-identified pictures of every person (embeddings)
-averaging        several de-identified versions of every photo (embeddings); with one version it attacks the level alone
+averaging        several de-identified versions of every photo (embeddings); one version attacks the level alone
 reconstruction   de-identified and original crops of other people: `reconstruct`, then `reidentification`
 replay           the weights, the options and the seed, and photos of the suspects
 inversion        the weights: `invert`, then `reidentification`
 
-Embeddings are unit vectors of one recogniser, `label` names it. Each attack ends in scores of the probes against the people of a
-gallery, and gives two metrics: rank-1, and AUC, the share of other people whom the right one is preferred to. Rank-1 is what is
-claimed of methods; AUC shows a leak long before. Ties count as guesses. Intervals are 95 % percentiles over resampled people.
-Chance is the mean over permutations of who is who among the probes' people; photos of one person stay together in both. The
-alarm is raised above the 97.5 % quantile of the permutations: by each metric in at most 2.5 % of the cases where nothing leaks.
+Embeddings are unit vectors of one recogniser, which `label` names. Each attack ends in scores of the probes against the people of
+a gallery, and gives two metrics: rank-1, and AUC, the share of other people whom the right one is preferred to. Methods are
+usually judged by rank-1; AUC shows a leak much earlier. Ties count as guesses. Intervals are 95 % percentiles over resampled
+people. Chance is the mean over permutations of who is who among the probes' people; photos of one person stay together in both.
+The alarm is raised above the 97.5 % quantile of the permutations, so that at most 2.5 % of metrics alarm where nothing leaks.
 """
 
 from __future__ import annotations
@@ -38,9 +38,9 @@ from diffdeid.structures import Face, FaceBatch, FaceJob, NewIdentity
 
 SHRINKAGE = 0.5  # of the covariance within people: a few hundred samples of hundreds of numbers say little of it
 BATCH, LEARNING_RATE = 8, 2e-3
-LIKENESS = 20.0  # how well a result shows its identity
-DISTANCE_ERROR = 0.05  # of the cosine distance, by another photo of the source
-INVERSION_STEPS = 50  # each way, of DDIM; with 25 the way back does not lead to where it began
+LIKENESS = 20.0  # factor of cosines in a softmax: how well a result shows its identity
+DISTANCE_ERROR = 0.05  # of the cosine distance, because the attacker has another photo of the source
+INVERSION_STEPS = 50  # of DDIM in each direction; with 25 the way back does not lead to where it began
 
 
 def parrot(
@@ -48,9 +48,9 @@ def parrot(
 ) -> list[Metric]:
     """A recogniser retrained on de-identified pictures (McPherson et al. 2016, arXiv 1609.00408).
 
-    The attacker de-identifies photos of the suspects himself and trains a linear discriminant (one covariance, shrunk) on them.
-    It also learns hair, clothes and light, which no face method hides: what it makes of faces in solid black is the floor to
-    compare with, for photos of one session above all.
+    The attacker de-identifies photos of the suspects and trains a linear discriminant (one covariance, shrunk) on them. It also
+    learns hair, clothes and light, which no method for faces hides. So compare with its result on black faces, above all for
+    photos of one session.
 
     Args:
         train: `(k, d)` de-identified pictures of `train_people`, several of each.
@@ -60,7 +60,7 @@ def parrot(
     means = np.stack([train[rows == row].mean(0) for row in range(len(columns))])
     deviations = train - means[rows]
     covariance = deviations.T @ deviations / max(len(train) - len(columns), 1)
-    scale = np.trace(covariance) / len(covariance) or 1.0  # zero where there is but one sample each: then nearest means
+    scale = np.trace(covariance) / len(covariance) or 1.0  # 0 with one sample each: then it is the nearest mean
     weights = np.linalg.solve((1 - SHRINKAGE) * covariance + SHRINKAGE * scale * np.eye(len(covariance)), means.T)
     known = np.isin(test_people, columns)
     scores = test[known] @ weights - (means.T * weights).sum(0) / 2
@@ -70,8 +70,8 @@ def parrot(
 def linkability(first: np.ndarray, second: np.ndarray, people: Sequence[str], label: str) -> list[Metric]:
     """Whether two de-identified pictures, `(n, d)` each, of the same `n` people are recognised as one person's.
 
-    The attacker knows nothing but the pictures. With a fresh identity per picture only what is left of the source may link them;
-    with one identity per person they are linked by design. Surroundings link as well, as for the parrot.
+    The attacker knows only the pictures. With a fresh identity for each picture, only what is left of the source can link them;
+    with one identity for each person they are linked by design. The surroundings link them as well, as for `parrot`.
     """
     scores, columns = person_scores(first, second, list(people))
     return identification("linkability", label, [lambda said: scores], _places(people, columns))
@@ -80,12 +80,12 @@ def linkability(first: np.ndarray, second: np.ndarray, people: Sequence[str], la
 def averaging(
     candidates: np.ndarray, people: Sequence[str], gallery: np.ndarray, gallery_people: Sequence[str], label: str
 ) -> list[Metric]:
-    """Several de-identified versions of each photo, taken together; the best of three attacks, as in the permutations.
+    """Combine several de-identified versions of each photo; the best of three attacks counts, in the permutations too.
 
-    What differs between versions cancels, what they share of the source stays. "nearest": who is most alike to the mean version.
-    "farthest": who is least, because identities near the source are refused. "level": all versions are at least as far from the
-    source as the level's bound, and from others they are not, so who is at the usual distance each time? By the ratio of two
-    Gaussians, whose parameters the attacker learns on other people whom he de-identifies himself (leave one person out).
+    What differs between versions cancels; what they share of the source stays. "nearest" names who is most like the mean version.
+    "farthest" names who is least like it, because identities near the source are refused. "level" uses that all versions keep the
+    level's least distance from the source, but not from others: it names who is at the usual distance each time, by the ratio of
+    two Gaussians, whose parameters the attacker learns on other people's photos (leave one person out).
 
     Args:
         candidates: `(n, m, d)`, m versions of each of n photos of `people`.
@@ -94,7 +94,7 @@ def averaging(
         [person_scores(version, gallery, list(gallery_people))[0] for version in candidates.swapaxes(0, 1)], axis=1
     )
     columns = list(dict.fromkeys(gallery_people))
-    cosines = cosines - cosines.mean((0, 1))  # some people of the gallery are like everybody, and some versions too
+    cosines = cosines - cosines.mean((0, 1))  # some people of the gallery, and some versions, are like everybody
     cosines = (cosines - cosines.mean(2, keepdims=True)) / (cosines.std(2, keepdims=True) + 1e-9)
     mean = cosines.mean(1)
 
@@ -140,10 +140,10 @@ def _block(inputs: int, outputs: int) -> nn.Sequential:
 def reconstruct(
     train_results: np.ndarray, train_sources: np.ndarray, results: np.ndarray, steps: int = 400, seed: int = 0
 ) -> np.ndarray:
-    """Undo a de-identification by a network trained to (Todt et al. 2024, "Fantômas", arXiv 2210.10651).
+    """Undo a de-identification with a network trained for it (Todt et al. 2024, "Fantômas", arXiv 2210.10651).
 
-    The attacker de-identifies photos of other people and learns the way back. The loss is L1 at four scales: where the way back
-    is not certain, coarse ones still tell what there was.
+    The attacker de-identifies photos of other people and learns the way back. The loss is L1 at four scales: coarse scales still
+    tell what was there where fine ones are uncertain.
 
     Args:
         train_results, train_sources: uint8 crops `(k, S, S, 3)` of other people, de-identified and original; S a multiple of 16.
@@ -194,18 +194,19 @@ def replay(
 ) -> list[Metric]:
     """Draw identities again with the seed that was used: for which of the suspects would the published one have been taken?
 
-    Whom the seed draws does not depend on the source, but who of them is refused does. The attacker knows another photo of each
-    suspect, by which distances are a little wrong. So a suspect counts by how likely it is that all before the published identity
-    were refused for him and that it was not, times how alike the result is to it. With `attributes="source"` whom the seed draws
-    depends on the suspect as well. Everything else of K is given to him as it was, which is more than the result shows.
-    Of each attempt only the first round is followed; hardly any has a second.
+    Which identities a seed draws does not depend on the source, but which of them are refused does. The attacker has another
+    photo of each suspect, so distances are a little wrong. A suspect scores by how likely it is that all identities before the
+    published one were refused for this suspect and that one was not, times how much the result looks like it. With
+    `attributes="source"` the drawn identities depend on the suspect as well. The attacker is given all the rest of K as it was,
+    which is more than the result shows. Only the first round of each attempt is followed; hardly any has a second.
 
     Args:
-        sources: `(n)` what was de-identified, each a batch of one.
-        seeds: `(n,)` of the generators, a fresh one for each picture, of which the first face is meant.
-        attempts: `(n,)` how many there were, as reported.
+        sources: n source faces, each a batch of one.
+        seeds: n seeds, of a fresh generator for each picture, whose first face is meant.
+        attempts: n numbers of attempts, as reported.
         options: that the pictures were made with.
         observed: `(n, 128)` z_id of the results.
+        people: n names, whom the results show.
         gallery: `(p, 128)` z_id of photos of `gallery_people`.
     """
     engine = pipe.engine
@@ -228,7 +229,7 @@ def replay(
 
 
 def _drawn(engine: Engine, source: FaceBatch, options: DeidentifyOptions, seed: int, attempts: int) -> tuple[Tensor, Tensor]:
-    """Whom the last attempt at the first face of a picture chose from, `(DRAWS, 128)`, and who of them may be painted."""
+    """The identities that the last attempt at the first face of a picture drew, `(DRAWS, 128)`, and which may be painted."""
     (picture_seed,) = draw_seeds(torch.Generator().manual_seed(seed), 1)
     people, _ = face_generators(picture_seed)
     (casting,) = engine.castings(source, [people], options, [True])
@@ -242,9 +243,9 @@ def _drawn(engine: Engine, source: FaceBatch, options: DeidentifyOptions, seed: 
 def invert(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face, num_inference_steps: int = INVERSION_STEPS) -> np.ndarray:
     """Run deterministic DDIM backwards from a result to its noise (Song et al. 2021, arXiv 2010.02502), then forwards as nobody.
 
-    Everything is taken from the result: context, pose, expression, light, and for the way back its identity too. This undoes
-    methods that start from the source's own inverted noise. Here the noise comes from a generator, so that the attack can find
-    no more than what the context tells of a face; it is run in order to show it. Nothing needs to be known but the weights.
+    Everything is taken from the result: context, pose, expression, light, and on the way to the noise its identity too. This
+    undoes methods that start from the source's own inverted noise. Here the noise comes from a generator, so the attack can find
+    no more than what the context tells of a face; it is run to show that. It needs the weights and nothing else.
 
     Args:
         picture: de-identified, `(H, W, 3)` uint8.
@@ -264,10 +265,10 @@ def invert(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face, num_inferenc
 def there_and_back(
     engine: Engine, source: FaceBatch, people: tuple[NewIdentity, NewIdentity], options: DeidentifyOptions
 ) -> Tensor:
-    """What DDIM makes of a batch of one, `(1, 3, S, S)`: backwards as somebody, and forwards as somebody else."""
+    """DDIM on a batch of one: backwards as the first of `people`, then forwards as the second; gives `(1, 3, S, S)`."""
     texture, latents = engine.encode_texture(source.images, source.masks), source.images
     for kind, person in zip((DDIMInverseScheduler, DDIMScheduler), people, strict=True):
-        # A network that predicts pictures says nothing of noise that is not there: so the end is not quite without noise.
+        # A network that predicts pictures cannot tell the noise of a picture that has none, so the end keeps a little noise.
         known = {"set_alpha_to_one": False, "clip_sample": False, "timestep_spacing": "trailing"}
         direction = replace(engine, scheduler=kind.from_config(engine.scheduler.config, **known))
         (painted,) = direction.paint(source, person, texture, latents, options)
@@ -281,7 +282,7 @@ def identification(
     """Rank-1 and AUC of an attack, or of the best of several, with interval, chance and alarm (see the top of the file).
 
     Args:
-        attempts: each gives scores `(n, p)` of the probes; what it is given is who the attacker's own examples are said to be,
+        attempts: functions that give scores `(n, p)` of the probes. Their argument `(n,)` says who the probes are taken to be,
             for attacks that learn from the probes of other people.
         own: `(n,)` who the probes are, columns of the scores.
     """

@@ -1,4 +1,4 @@
-"""A clip against its de-identified version, frame by frame; only two frames of each are ever held."""
+"""Compare a clip with its de-identified version, frame by frame, with two frames of each in memory."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ from diffdeid.metrics import video
 from diffdeid.metrics.utility import coefficient_distances
 from diffdeid.structures import Face
 
-# faceplugin, faceres: above these cosines lie 5 and 3 in ten thousand pairs of different people of the London set (102 people,
-# two photos of each), and all pairs of one person. filter: 1 - `identity_limit` of the released pipeline.
+# faceplugin, faceres: above these cosines are 5 and 3 of ten thousand pairs of different people of the London set (102 people,
+# two photos of each), and all pairs of photos of one person. filter: 1 - `identity_limit` of the released pipeline.
 SAME_PERSON = {"faceplugin": 0.45, "faceres": 0.7, FILTER: 0.55}
-NO_CUT = 0.3  # cosine by the filter's recogniser below which the face at the same place is another one after a cut
+NO_CUT = 0.3  # cosine by the filter's recogniser below which a face in the same place is somebody else, after a cut
 FLICKER = ("warping error", "warping error of the source")
 DISTANCES = {"EXP": "", "POSE": "", "GAZE": "", "pose": "°", "gaze": "°"}
 
 
 @dataclass
 class Track:
-    """A face of the source clip through time: what was seen, and what took its place in the result."""
+    """A face of the source clip through time, and the faces that took its place in the result."""
 
     number: int
-    seen: int  # in which measured frame, last
+    seen: int  # the last measured frame that shows it
     sources: list[ExaminedFace]
     results: list[ExaminedFace] = field(default_factory=list)
 
     def likeness(self, face: ExaminedFace) -> float:
-        """Cosine to the latest face by the filter's recogniser."""
+        """Cosine of a face to the latest one of the track, by the filter's recogniser."""
         return float(self.sources[-1].embeddings[FILTER] @ face.embeddings[FILTER])
 
     def add(self, source: ExaminedFace, number: int) -> None:
@@ -52,11 +52,16 @@ def evaluate_clip(
     """Compare a clip with its de-identified version, which must have the same frames.
 
     Args:
-        every: measure every n-th frame only. "Consecutive" are then those; flicker is always measured to the frame before.
-        limits: cosine above which a recogniser, by its name, takes two faces for one person.
+        real: the source clip.
+        anon: the de-identified clip.
+        examiner: the networks that judge faces.
+        every: measure only every n-th frame; these then count as consecutive. Flicker is always measured to the frame before.
+        limits: by name of a recogniser, the cosine above which it takes two faces for one person.
 
     Raises:
-        DiffDeIDError: a file is no clip (VideoError), `real` shows no face (NoFaceFoundError), or the clips do not fit together.
+        VideoError: a file is not a video.
+        NoFaceFoundError: `real` shows no face with landmarks.
+        DiffDeIDError: the clips have other sizes or numbers of frames.
     """
     if every < 1:
         raise ValueError(f"`every` must be at least 1, got {every}.")
@@ -90,9 +95,9 @@ def evaluate_clip(
 def follow(tracks: list[Track], picture: np.ndarray, faces: Sequence[Face], number: int, examiner: Examiner) -> list[Track]:
     """Add the faces of a measured frame to the tracks they belong to, or to new ones.
 
-    A face belongs to the track that was at its place in the measured frame before; after gaps, to the one that it looks like.
-    Detectors miss faces in single frames, and a de-identifier that has the same detector misses the same ones. So where a track
-    would end, its place is looked at once more. Gives those of the tracks that are in this frame, the measured one of `number`.
+    A face belongs to the track that was at its place in the measured frame before; after gaps, to the track that it looks like.
+    Detectors miss faces in single frames, and a de-identifier with the same detector misses the same ones. So where a track would
+    end, its place is examined once more. Gives the tracks that are in this frame, the measured frame `number`.
     """
     seen = [examiner.describe(picture, face) for face in faces if face.iris is not None]
     matches = []
@@ -113,7 +118,7 @@ def follow(tracks: list[Track], picture: np.ndarray, faces: Sequence[Face], numb
     for track in (track for track in tracks if track.seen == number - 1):
         face = examiner.analyser(picture, [Face(track.sources[-1].face.box)])[0]
         if face.iris is not None and all(intersection_over_union(face.box, other.face.box) < SAME_PLACE for other in seen):
-            box = np.concatenate([face.landmarks[:, :2].min(0), face.landmarks[:, :2].max(0)])  # the old one would lag behind
+            box = np.concatenate([face.landmarks[:, :2].min(0), face.landmarks[:, :2].max(0)])  # the old box would lag behind
             source = examiner.describe(picture, replace(face, box=box))
             if track.likeness(source) > SAME_PERSON[FILTER]:
                 track.add(source, number)
@@ -121,7 +126,7 @@ def follow(tracks: list[Track], picture: np.ndarray, faces: Sequence[Face], numb
 
 
 def compare_frame(track: Track, before: np.ndarray, after: np.ndarray, last: Sequence[np.ndarray] | None) -> dict[str, float]:
-    """The row of a track's latest face, from source and result, and both of the frame before, `last`, if there is one."""
+    """The numbers of a track's latest face, from a frame of source and result, and from both frames before, `last`, if any."""
     source, result, nothing = track.sources[-1], track.results[-1], float("nan")
     height, width = before.shape[:2]
     inside = face_region(source.face.landmarks, max(height, width))[:height, :width] > 0
@@ -139,7 +144,7 @@ def measure_identity(tracks: list[Track], recognisers: Sequence[str], limits: Ma
     """Whether the results show the people of the source, and whether each shows one person throughout."""
     metrics, lengths = [], [sum(face.found for face in track.results) for track in tracks]
     for name in recognisers:
-        limit = limits.get(name, SAME_PERSON["faceplugin"])  # those from elsewhere are of ArcFace's kind, as faceplugin is
+        limit = limits.get(name, SAME_PERSON["faceplugin"])  # the user's own are of ArcFace's kind, as faceplugin is
         sources = [np.stack([face.embeddings[name] for face in track.sources]) for track in tracks]
         results = [np.stack([face.embeddings[name] for face in track.results]) for track in tracks]
         shown = [result[[face.found for face in track.results]] for track, result in zip(tracks, results, strict=True)]
@@ -179,13 +184,13 @@ def _column(rows: list[dict[str, float]], name: str) -> float:
 
 
 def _mean(values: Sequence[float], weights: Sequence[int]) -> float:
-    """Of the values that are not NaN."""
+    """The weighted mean of the values that are not NaN."""
     known = ~np.isnan(values)
     return float(np.average(np.array(values)[known], weights=np.array(weights)[known])) if known.any() else float("nan")
 
 
 def _check_pair(real: Path, anon: Path) -> int:
-    """The number of frames to compare. Clips that do not fit are refused before minutes are spent on their faces."""
+    """The number of frames to compare; refuses clips that do not fit before minutes are spent on their faces."""
     first, second = ([frame.picture.shape[1::-1] for frame in VideoReader(path)] for path in (real, anon))
     if len({*first, *second}) != 1:
         sizes = f"`{anon}` has frames of {sorted(set(second))} pixels and `{real}` of {sorted(set(first))}"

@@ -1,4 +1,4 @@
-"""De-identified pictures against their originals: all numbers of one method."""
+"""Compare de-identified pictures with their originals: all numbers of one method."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from diffdeid.evaluation.examiner import CONTEXT, FILTER, ExaminedFace, Examiner
 from diffdeid.evaluation.features import features
 from diffdeid.evaluation.memory import Memory
 from diffdeid.evaluation.originals import RealPicture, choose_probes
-from diffdeid.evaluation.structures import Evaluation, ExaminedPair, Metric, Scores
+from diffdeid.evaluation.structures import FEW, Evaluation, ExaminedPair, Metric, Scores
 from diffdeid.geometry.align import ffhq_matrix, warp
 from diffdeid.geometry.boxes import intersection_over_union
 from diffdeid.geometry.composite import FEATHER
@@ -25,10 +25,10 @@ from diffdeid.metrics import privacy, quality
 from diffdeid.metrics.utility import coefficient_distances, landmark_error
 from diffdeid.structures import Face, FaceCrop
 
-CROP = 224
-RIM = 0.04  # of the face's height: as far the feather of a paste may reach beyond the face's hull
-# Mean difference, of 255, between 32×32 cells of a face and of what it became. Of faces 90…240 pixels wide, H.264 up to CRF 36
-# changed by 5.2 at most, de-identification and mosaics by 11.6 at least.
+CROP = 224  # pixels of the crops that are compared
+RIM = 0.04  # of the face's height: how far the soft edge of a paste may reach beyond the face's hull
+# Mean difference, in grey levels, between 32×32 cells of a face before and after. H.264 up to CRF 36 changed faces 90…240 pixels
+# wide by at most 5.2, de-identification and mosaics by at least 11.6.
 UNTOUCHED, CELLS = 6.0, (32, 32)
 FALSE_ACCEPT_RATES = (1e-3, 1e-4)
 UNITS = {"pose": "°", "gaze": "°", "age difference": "years", "PSNR in the face": "dB", "PSNR outside": "dB"}
@@ -40,7 +40,6 @@ QUALITY = (
     "PSNR in the face", "PSNR outside", "SSIM in the face", "SSIM outside", "skin colour difference",
     "colour step at the border", "colour step at the border of originals",
 )  # fmt: skip
-FEW = 10  # pictures, below which five folds teach a classifier nothing
 FLOOR = "floor of K, rank-1"
 
 
@@ -52,14 +51,22 @@ def compare(
     network: nn.Module,
     memory: Memory,
 ) -> Evaluation:
-    """Everything that can be said about de-identified pictures, by name, of these originals.
+    """Measure privacy, utility, quality and coverage of one method.
 
     Args:
-        network: whose features the distances of distributions are taken on.
+        method: its name.
+        originals: by name.
+        results: files of the de-identified pictures, by the names of their originals.
+        examiner: the networks that judge faces.
+        network: gives the features for distances between distributions.
+        memory: of an interrupted evaluation.
+
+    Raises:
+        DiffDeIDError: a result has no original or another size, or no original shows a face.
     """
     unknown = sorted(results.keys() - originals.keys())
     if unknown:
-        raise DiffDeIDError(f"{len(unknown)} results have no original of their name, the first is `{unknown[0]}`.")
+        raise DiffDeIDError(f"{len(unknown)} results have no original of the same name, the first is `{unknown[0]}`.")
     names = sorted(results)
     compared = each(
         lambda name: _compare_picture(method, name, originals[name], results[name], examiner, memory), names, f"{method}: compare"
@@ -67,7 +74,7 @@ def compare(
     untouched, pairs = zip(*compared, strict=True)
     evaluation = Evaluation(method, pairs=[pair for pair in pairs if pair is not None])
     if not evaluation.pairs:
-        raise DiffDeIDError("In none of the originals a face was found, so there is nothing to compare.")
+        raise DiffDeIDError("No face was found in any of the originals, so there is nothing to compare.")
     evaluation.metrics += measure_privacy(evaluation, originals, examiner.recognisers)
     evaluation.metrics += measure_utility(evaluation.pairs)
     evaluation.metrics += measure_quality(evaluation.pairs, network)
@@ -83,7 +90,7 @@ def compare(
 def _compare_picture(
     method: str, name: str, original: RealPicture, path: Path, examiner: Examiner, memory: Memory
 ) -> tuple[int, ExaminedPair | None]:
-    """How many faces were left as they were, and what became of the largest."""
+    """How many faces of a picture were left as they were, and the largest face before and after, if there is one."""
     before, after = (np.asarray(read_image(file).image) for file in (original.path, path))
     if before.shape != after.shape:
         raise DiffDeIDError(f"`{path}` has {after.shape[:2]} pixels and its original {before.shape[:2]}: they must be equal.")
@@ -98,7 +105,7 @@ def _compare_picture(
 
 
 def is_untouched(before: np.ndarray, after: np.ndarray, face: Face) -> bool:
-    """Whether a face shows no change but what compression does, seen without the detail that encoders drop."""
+    """Whether a face differs by no more than compression changes it, compared without the detail that encoders drop."""
     (x0, y0), (x1, y1) = face.box[:2].clip(0).astype(int), np.ceil(face.box[2:]).clip(0).astype(int)
     regions = [picture[y0:y1, x0:x1].astype(np.float32) for picture in (before, after)]
     if regions[0].size == 0:
@@ -110,7 +117,7 @@ def is_untouched(before: np.ndarray, after: np.ndarray, face: Face) -> bool:
 def compare_faces(
     before: np.ndarray, after: np.ndarray, source: ExaminedFace, result: ExaminedFace, crops: tuple[np.ndarray, np.ndarray]
 ) -> dict[str, float]:
-    """The numbers of one picture, `crops` of both in the same window; NaN for what needs a face where none is found."""
+    """The numbers of one picture; `crops` show both in the same window. What needs a face is NaN where none is found."""
     inside, outside = _regions(before, source.face)
     similarities = quality.ssim(before, after, inside, outside)
     numbers = {
@@ -140,7 +147,7 @@ def compare_faces(
 
 
 def _regions(picture: np.ndarray, face: Face) -> tuple[np.ndarray, np.ndarray]:
-    """Where the face is, and where surely it is not, `(H, W)` bool."""
+    """Where the face is, and where it surely is not, `(H, W)` bool."""
     height, width = picture.shape[:2]
     inside = face_region(face.landmarks, max(height, width))[:height, :width] > 0
     rim = RIM * np.linalg.norm(face.landmarks[10, :2] - face.landmarks[152, :2])
@@ -148,14 +155,14 @@ def _regions(picture: np.ndarray, face: Face) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _crop_regions(face: Face) -> tuple[np.ndarray, np.ndarray]:
-    """What is erased in a face's crop, and that without mouth and eyes, `(224, 224)` bool."""
+    """What is erased in a face's crop, and the same without mouth and eyes, `(224, 224)` bool."""
     points = FaceCrop(np.empty(0), ffhq_matrix(face.landmarks, CROP)).to_crop(face.landmarks)
     erased = face_region(points, CROP) > 0
     return erased, erased & ~(mouth_region(points, CROP) > 0) & ~(eye_map(points, np.zeros(4), CROP) > 0)
 
 
 def measure_privacy(evaluation: Evaluation, originals: dict[str, RealPicture], recognisers: Sequence[str]) -> list[Metric]:
-    """Recognition of the de-identified probes in the gallery of originals, recogniser by recogniser."""
+    """Recognise the de-identified probes in the gallery of originals, by each recogniser."""
     probes = set(choose_probes({name: original.person for name, original in originals.items()}))
     pairs = [pair for pair in evaluation.pairs if pair.name in probes]
     known = [original for original in originals.values() if original.gallery and original.examined is not None]
@@ -187,14 +194,14 @@ def measure_privacy(evaluation: Evaluation, originals: dict[str, RealPicture], r
 
 
 def measure_floor(pairs: Sequence[ExaminedPair], known: Sequence[RealPicture]) -> list[Metric]:
-    """How many probes are named by their surroundings alone, which every result shows.
+    """The share of probes that their surroundings alone identify, which every result shows.
 
-    Two attackers have the gallery and look at the probes with all faces erased. The one compares the features of the erased probe
-    with those of the erased pictures of the gallery. The other has the context encoder, and compares the identity that it expects
-    with the faces of the gallery by the recogniser "filter".
+    Two attackers have the gallery and see the probes with all faces erased. One compares the features of the erased probe with
+    those of the erased pictures of the gallery. The other has the context encoder, and compares the identity that it expects with
+    the faces of the gallery by the recogniser "filter".
 
     Returns:
-        The best of the attackers first, in the intervals and in the permutations too, then each of them.
+        The metric of the best attacker (the best also within intervals and permutations), then that of each.
     """
     people, scores = [original.person for original in known], {}
     for network in pairs[0].source.surroundings:
@@ -207,7 +214,7 @@ def measure_floor(pairs: Sequence[ExaminedPair], known: Sequence[RealPicture]) -
 
 
 def floor_of_k(scores: dict[str, np.ndarray], own: np.ndarray) -> list[Metric]:
-    """Rank-1 of the best attacker and of each, from their scores `(n, p)` of probes to people; `own` `(n,)` are their columns."""
+    """Rank-1 of the best attacker and of each, from scores `(n, p)` of probes to people; `own` `(n,)` are the right columns."""
     rows, metrics = np.arange(len(own)), []
     for name, attackers in {FLOOR: list(scores), **{f"{FLOOR} [{network}]": [network] for network in scores}}.items():
 
@@ -221,7 +228,7 @@ def floor_of_k(scores: dict[str, np.ndarray], own: np.ndarray) -> list[Metric]:
 
 
 def _directions(vectors: np.ndarray, known: np.ndarray) -> np.ndarray:
-    """Unit vectors `(n, d)` from the mean of the known ones, so that nobody is near to all by being average."""
+    """Unit vectors `(n, d)` from the mean of `known`, so that nobody is near to everybody by being average."""
     centred = vectors - known.mean(0)
     return centred / np.linalg.norm(centred, axis=1, keepdims=True).clip(1e-12)
 
@@ -229,13 +236,13 @@ def _directions(vectors: np.ndarray, known: np.ndarray) -> np.ndarray:
 def recognition(
     recogniser: str, scores: np.ndarray, own: np.ndarray, impostor: np.ndarray, floor: float | None = None
 ) -> list[Metric]:
-    """The numbers of one recogniser, with interval and chance; an alarm where chance is exceeded (permutation test, 2.5 %).
+    """The numbers of one recogniser, with interval and chance, and an alarm where chance is exceeded (permutation test, 2.5 %).
 
     Args:
         scores: cosines `(n, p)` of de-identified probes to people.
-        own: `(n,)` their columns.
+        own: `(n,)` the columns of the right people.
         impostor: cosines of originals to other people, which set the thresholds.
-        floor: rank-1 of who sees the surroundings alone, to stand beside that of the results.
+        floor: rank-1 of an attacker who sees the surroundings alone, to show beside that of the results.
     """
     rows = np.arange(len(own))
     statistics = {f"rank-{k}": lambda said, drawn, k=k: (privacy.ranks(scores[drawn], said[drawn]) <= k).mean() for k in (1, 5)}
@@ -256,12 +263,14 @@ def recognition(
 
 
 def measure_utility(pairs: list[ExaminedPair]) -> list[Metric]:
-    """Means over the faces that are found."""
+    """Means over the faces that are found in the results."""
     return [_mean("utility", name, pairs) for name in UTILITY]
 
 
 def measure_quality(pairs: list[ExaminedPair], network: nn.Module) -> list[Metric]:
-    """Means over all, distances of one half of the results to the other half of the originals, and how well results are told."""
+    """Means over all pictures; distances between one half of the results and the other half of the originals; and how well a
+    classifier tells results from originals.
+    """
     metrics = [_mean("quality", name, pairs) for name in QUALITY]
     if len(pairs) < 4:
         return metrics

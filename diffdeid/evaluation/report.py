@@ -1,7 +1,7 @@
-"""What `diffdeid evaluate` shows: a table for the terminal, files for other programs, and a page for people.
+"""The output of `diffdeid evaluate`: a table for the terminal, files for other programs, and a page for people.
 
-The page begins with the few numbers that matter, goes on with plots and faces, and ends with all numbers. It shows source faces:
-it is for those who may see them. It needs `pip install "diffdeid[evaluate]"`, the rest does not.
+The page begins with the few numbers that matter, goes on with plots and faces, and ends with all numbers. It shows source faces,
+so it is only for people who may see them. It needs `pip install "diffdeid[evaluate]"`, the rest does not.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from PIL import Image
 from diffdeid.errors import ConfigurationError
 from diffdeid.evaluation.answers import ALARM, UNKNOWN, answers, format_numbers
 from diffdeid.evaluation.examiner import FILTER
-from diffdeid.evaluation.structures import Block, Evaluation, ExaminedPair, Metric, Scores, in_percent
+from diffdeid.evaluation.structures import FEW, Block, Evaluation, ExaminedPair, Metric, Scores, in_percent
 from diffdeid.io.files import write_whole
 
 if TYPE_CHECKING:
@@ -38,13 +38,13 @@ NOTES = {
     ALARM: "identity leaks, or a face was missed",
     MARK: "used by the method itself to accept results; not independent evidence",
 }
-NEAREST = 8  # pictures in the row of the worst
-GRIDS = ((160, 24), (128, 24), (96, 24), (72, 16), (56, 8))  # side of a crop and people a method, until they fit
-GRID_BYTES = 4_000_000  # as base64, so that a phone still opens the page, figures and all
+NEAREST = 8  # pictures in the row of the worst results
+GRIDS = ((160, 24), (128, 24), (96, 24), (72, 16), (56, 8))  # pixels of a crop and people for each method; the first that fits
+GRID_BYTES = 4_000_000  # most bytes of faces, as base64, so that a phone can still open the page
 
 
 class Row(NamedTuple):
-    """A metric of all methods, in words; a cell is alarm, value and interval."""
+    """A metric of all methods as text; each cell is alarm, value and interval."""
 
     block: str
     name: str
@@ -55,7 +55,7 @@ class Row(NamedTuple):
 
 
 def table(evaluations: list[Evaluation]) -> str:
-    """All metrics as an aligned Markdown table: a row a metric, a column a method; below it, what the marks mean."""
+    """All metrics as an aligned Markdown table, one row for each metric and one column for each method, and a legend."""
     lines = [["", *(evaluation.method for evaluation in evaluations), "chance", "floor"]]
     for block, rows in groupby(_rows(evaluations), lambda row: row.block):
         lines.append([block.upper()] + [""] * (len(evaluations) + 2))
@@ -67,8 +67,19 @@ def table(evaluations: list[Evaluation]) -> str:
     return "\n".join([*text, "", *(f"{sign:6} {meaning}" for sign, meaning in NOTES.items())]) + "\n"
 
 
+def warning_of_few(evaluations: list[Evaluation]) -> str:
+    """What to say where so few pictures were compared that the numbers say nothing about a method; empty where it need not be."""
+    least = min((len(evaluation.pairs) for evaluation in evaluations if evaluation.pairs), default=FEW)
+    if least >= FEW:
+        return ""
+    return (
+        f"Only {least} picture{'s' * (least > 1)} with a face could be compared, and at least {FEW} are needed. The numbers say "
+        "nothing about the method. Compare more pictures."
+    )
+
+
 def to_json(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
-    """All metrics, ready for `json.dumps`: what was not measured is None, infinity a string."""
+    """All metrics, ready for `json.dumps`: what was not measured is None, and infinity is a string."""
     methods = []
     for evaluation in evaluations:
         metrics = []
@@ -82,7 +93,7 @@ def to_json(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
 
 
 def from_json(methods: Sequence[dict[str, Any]]) -> list[Evaluation]:
-    """The inverse of `to_json`, but for the pictures."""
+    """The inverse of `to_json`, without the pictures."""
 
     def number(value: float | str | None) -> float:
         return math.nan if value is None else float(value)
@@ -96,7 +107,7 @@ def from_json(methods: Sequence[dict[str, Any]]) -> list[Evaluation]:
 
 
 def write_csv(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Rows of texts and numbers, by the names of the columns; empty where nothing could be measured."""
+    """Write rows of texts and numbers, by the names of their columns; a cell is empty where nothing could be measured."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(dict.fromkeys(name for row in rows for name in row)), lineterminator="\n")
     writer.writeheader()
@@ -109,10 +120,10 @@ def write_report(folder: Path, title: str, evaluations: list[Evaluation], figure
     """Write `metrics.json`, `pictures.csv` or `frames.csv`, and the self-contained page `report.html`.
 
     Args:
-        figures: further ones for the page, by what they show.
+        figures: more figures for the page, each with its caption.
 
     Raises:
-        ConfigurationError: the packages for the page are missing; the other files are there all the same.
+        ConfigurationError: the packages for the page are missing; the other files are written all the same.
     """
     folder.mkdir(parents=True, exist_ok=True)
     numbers = json.dumps(to_json(evaluations), indent=1, ensure_ascii=False, allow_nan=False)
@@ -161,6 +172,7 @@ def _page(title: str, evaluations: list[Evaluation], figures: Iterable[tuple[str
     return environment.get_template("report.html.jinja").render(
         title=title,
         methods=[evaluation.method for evaluation in evaluations],
+        few=warning_of_few(evaluations),
         answers=answers(evaluations),
         rows=[row for row in rows if row.block != "cost"],
         costs=[row for row in rows if row.block == "cost"],
@@ -193,7 +205,7 @@ def _rows(evaluations: list[Evaluation]) -> list[Row]:
 
 
 def _range(values: Sequence[float | None], unit: str) -> str:
-    """The smallest and the largest of those that are known, or the one that they all are; empty for none."""
+    """The smallest and the largest known value, or just one if they are equal; empty if none is known."""
     known = [value for value in values if value is not None]
     least, most = format_numbers([min(known), max(known)], unit) if known else ("", "")
     return least if least == most else f"{least} … {most}"
@@ -214,13 +226,13 @@ def _number_names(evaluations: list[Evaluation]) -> list[str]:
 
 
 def _column_names(frames: list[dict[str, float]]) -> list[str]:
-    """What is worth a curve along a clip: what is neither a count nor yes or no."""
+    """The columns to plot along a clip: those that are neither counts nor yes or no."""
     names = dict.fromkeys(name for row in frames for name in row)
     return [name for name in names if name not in ("frame", "time", "track", "found", "unprocessed")]
 
 
 def _grids(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
-    """Of each method the pictures nearest to their sources, and people evenly from all."""
+    """For each method, the pictures nearest to their sources, and people spread evenly over all."""
     for side, people in GRIDS:
         grids = []
         for evaluation in evaluations:
@@ -234,7 +246,7 @@ def _grids(evaluations: list[Evaluation]) -> list[dict[str, Any]]:
 
 
 def _nearest(evaluation: Evaluation) -> list[ExaminedPair]:
-    """The pictures that some independent recogniser finds nearest to their source, in standard deviations of strangers."""
+    """The pictures that any independent recogniser finds nearest to their source, in standard deviations of strangers."""
     nearness = np.full(len(evaluation.pairs), -np.inf)
     for name, scores in evaluation.scores.items():
         strangers = scores.impostor[np.isfinite(scores.impostor)]

@@ -1,4 +1,4 @@
-"""`diffdeid evaluate`: originals and what one or several methods made of them, in numbers."""
+"""`diffdeid evaluate`: measure the results of one or several methods against their originals."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from diffdeid.evaluation.features import Inception
 from diffdeid.evaluation.memory import Memory
 from diffdeid.evaluation.methods import METHODS, available_methods, run_method
 from diffdeid.evaluation.originals import choose_probes, identify, list_pictures, read_boxes, read_originals
-from diffdeid.evaluation.report import table, to_json, write_report
+from diffdeid.evaluation.report import table, to_json, warning_of_few, write_report
 from diffdeid.evaluation.structures import Evaluation, Metric
 from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
@@ -32,18 +32,18 @@ from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 
 @dataclass(frozen=True)
 class Judges:
-    """Who measures: the examiner of faces, and the network whose features Fréchet and kernel distances are taken on."""
+    """What measures: the examiner of faces, and the network whose features Fréchet and kernel distances use."""
 
     examiner: Examiner
     features: nn.Module
 
     def memory(self, work: Path | None) -> Memory:
-        """What the examiner saw before it was interrupted, in a folder of the evaluation; nothing without one."""
+        """The memory of an interrupted evaluation in the folder `work`; without a folder, one that keeps nothing."""
         return Memory(work and work / "unfinished", (*self.examiner.recognisers, *self.examiner.onlookers))
 
 
 def judges(model: str, evaluators: Path, recognisers: Sequence[Path] = (), inception: Path | None = None) -> Judges:
-    """Load them; `model` is a folder or Hub id of the released models, for the other arguments see `Examiner` and `Inception`."""
+    """Load the judges; `model` is a folder or Hub id of the released models. For the rest see `Examiner` and `Inception`."""
     folder = model if Path(model).is_dir() else DiffDeIDPipeline.download(model)
     examiner = Examiner(folder, evaluators, recognisers)
     return Judges(examiner, examiner.features if inception is None else Inception(inception))
@@ -57,14 +57,15 @@ def evaluate_pair(
     boxes: Path | None = None,
     work: Path | None = None,
 ) -> Evaluation:
-    """Compare two folders of pictures that go by the same names, or two videos.
+    """Compare two folders of pictures with the same names, or two videos.
 
     Args:
         real: the originals; a folder may hold more pictures than there are results.
         anon: the results; a suffix `_anonymized` of the names of pictures is ignored.
-        identities: who the pictures show, see `originals.identify`.
+        judges: from the function `judges`.
+        identities: whom the pictures show, see `originals.identify`.
         boxes: annotated faces, see `originals.read_boxes`.
-        work: folder in which an interrupted evaluation of pictures keeps what it needs to go on; nothing is kept without one.
+        work: folder in which an evaluation of pictures keeps what it needs to go on if it is interrupted.
 
     Raises:
         DiffDeIDError: the two do not fit together.
@@ -91,17 +92,20 @@ def evaluate_methods(
     attacks: bool = False,
     options: DeidentifyOptions | None = None,
 ) -> list[Evaluation]:
-    """De-identify the probes among pictures by several methods and compare.
+    """De-identify the probes among the pictures of a folder by several methods, and compare.
 
     Args:
-        methods: of `methods.METHODS`, or "all": those of them that are installed.
+        methods: names of `methods.METHODS`, or "all" for those that are installed.
         data: folder of originals.
-        pipe: ours, which also finds the faces for the simple methods.
-        identities, boxes: as in `evaluate_pair`.
-        work: as there; the results stay in folders of the methods' names below it.
-        seed: of the first picture; the next has the next.
-        attacks: also attack the results of the method "diffdeid".
-        options: of our method; the defaults when `None`.
+        pipe: the method "diffdeid"; it also finds the faces for the simple methods.
+        judges, identities, boxes: as in `evaluate_pair`.
+        work: as there; the results stay in folders below it that are named by the methods.
+        seed: of the first picture; each next picture has the next seed.
+        attacks: whether to attack the results of the method "diffdeid".
+        options: of the method "diffdeid"; the defaults when `None`.
+
+    Raises:
+        ConfigurationError: a method is unknown.
     """
     options = asdict(options or DeidentifyOptions())
     chosen = available_methods() if "all" in methods else tuple(dict.fromkeys(methods))
@@ -130,16 +134,18 @@ def evaluate_methods(
 
 
 def publish(evaluations: list[Evaluation], report: Path | None, as_json: bool, export: Literal["hifd"] | None = None) -> str:
-    """Write the report, if one is asked for, and predictions for another package into it; give what to print."""
+    """Write the report, if asked for, with predictions for another package in it; gives the text to print."""
     if report is not None:
         write_report(report, "De-identification, measured", evaluations)
         if export == "hifd":
             hifd.export(report / "hifd", evaluations)
-    return json.dumps(to_json(evaluations), allow_nan=False) if as_json else table(evaluations)
+    if as_json:
+        return json.dumps(to_json(evaluations), allow_nan=False)
+    return "\n".join(filter(None, (table(evaluations), warning_of_few(evaluations))))
 
 
 def measure_costs(costs: list[dict]) -> list[Metric]:
-    """What the pictures took, from the records of `run_method`."""
+    """Time, memory and covered faces, from the records of `run_method`."""
     faces = sum(cost["faces"] for cost in costs)
     seconds = sum(cost["seconds"] for cost in costs)
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / (2**20 if sys.platform == "darwin" else 2**10)

@@ -1,4 +1,4 @@
-"""What an evaluation is made of."""
+"""The values of an evaluation."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from diffdeid.evaluation.examiner import ExaminedFace
 
 Block = Literal["privacy", "attacks", "utility", "quality", "video", "coverage", "cost"]
 
+FEW = 10  # pictures, below which five folds teach a classifier nothing, and shares say nothing about a method
 SHARES = ("rank-", "TPR", "EER", "same ", "face found", "no face", "faces left", "faces covered", "floor of K")
 
 
@@ -20,13 +21,13 @@ class Metric:
 
     Attributes:
         block: the part of the table.
-        name: with what measures it in brackets: "rank-1 [faceplugin]".
+        name: with the measuring network in brackets, as in "rank-1 [faceplugin]".
         value: NaN where it cannot be measured.
         unit: "%", "°", "dB", …; empty for plain numbers. Shares are 0…1 and carry no unit.
         interval: 95 % bootstrap interval, or `None`.
-        chance: what a method gets that gives nothing away, or `None`.
-        alarm: the number shows that identity leaks, or that a face was missed.
-        floor: what the surroundings of the face give away by themselves, whatever a method does in the face, or `None`.
+        chance: the value of a method that gives nothing away, or `None`.
+        alarm: whether the number shows that identity leaks, or that a face was missed.
+        floor: what the surroundings of the face alone give away, whatever a method does to the face, or `None`.
     """
 
     block: Block
@@ -41,14 +42,14 @@ class Metric:
 
 @dataclass(frozen=True)
 class ExaminedPair:
-    """A face and what became of it.
+    """A face before and after de-identification.
 
     Attributes:
         name: of the picture, relative to its folder, without suffix.
-        person: who it is.
+        person: whom it shows.
         source, result: the face before and after.
         crops: uint8 `(224, 224, 3)` of both pictures, in the same window.
-        numbers: of this picture alone, by name.
+        numbers: measured on this picture alone, by name.
     """
 
     name: str
@@ -60,7 +61,7 @@ class ExaminedPair:
 
 
 def in_percent(metric: Metric) -> Metric:
-    """Shares, which are 0…1, as people read them; other metrics as they are."""
+    """A share of 0…1 in percent; other metrics as they are."""
     if metric.unit or not (metric.name.startswith(SHARES) or " rank-1 [" in metric.name):
         return metric
     interval = metric.interval and (100 * metric.interval[0], 100 * metric.interval[1])
@@ -85,16 +86,16 @@ class Scores:
 
 @dataclass
 class Evaluation:
-    """All about one method on one set of pictures, or about one clip.
+    """All results of one method on one set of pictures, or of one clip.
 
     Attributes:
         method: the name of the method, of the folder of results or of the clip.
         metrics: the numbers of the table.
-        pairs: of pictures.
-        scores: of pictures, by recogniser.
-        frames: of a clip, a row per face of every measured frame: `frame`, `time` (seconds), `track` (from 0; -1 for a face
-            without landmarks, which has no numbers but `unprocessed`), `found` (in the result), and numbers by name, NaN where
-            unknown.
+        pairs: for pictures, the largest face of each.
+        scores: for pictures, by recogniser.
+        frames: for a clip, a row for each face of every measured frame: `frame`, `time` (seconds), `track` (from 0; -1 for a
+            face without landmarks, which has only the number `unprocessed`), `found` (in the result), and numbers by name, NaN
+            where unknown.
     """
 
     method: str

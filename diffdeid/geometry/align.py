@@ -19,8 +19,8 @@ from torch import Tensor
 
 from diffdeid.geometry.landmarks import LEFT_EYE, RIGHT_EYE
 
-CHIN_ROOM = 0.03  # FFHQ's centre, moved down by this part of the side: a square tighter than FFHQ's would cut open mouths' chins
-FINEST = 8  # samples a target pixel, along each axis, that `warp` takes
+CHIN_ROOM = 0.03  # part of the side by which FFHQ's centre is moved down; else our tighter square would cut chins of open mouths
+FINEST = 8  # most samples that `warp` takes for a target pixel along each axis
 CHIP_SIZE = 150
 CHIP_PADDING = 0.25
 CHIP_LANDMARKS = (263, 362, 33, 133, 2)  # left eye outer, inner, right eye outer, inner corner, base of the nose
@@ -34,7 +34,10 @@ CHIP_TEMPLATE = (  # the same points in dlib's mean face, whose square is padded
 
 
 def similarity_transform(source_points: np.ndarray, target_points: np.ndarray) -> np.ndarray:
-    """The rotation, uniform scale and shift (no mirroring) that best map `(N, 2)` points onto others, in least squares.
+    """The least-squares rotation, uniform scale and shift (no mirroring) `(2, 3)` that maps `(N, 2)` points onto others.
+
+    Raises:
+        ValueError: all source points are the same.
 
     >>> similarity_transform([[0, 0], [1, 0]], [[5, 5], [5, 7]]).round(6) + 0.0
     array([[ 0., -2.,  5.],
@@ -53,18 +56,18 @@ def similarity_transform(source_points: np.ndarray, target_points: np.ndarray) -
 
 
 def invert(matrix: np.ndarray) -> np.ndarray:
-    """The `(2, 3)` matrix of the way back."""
+    """The inverse of a `(2, 3)` matrix."""
     linear = np.linalg.inv(matrix[:, :2])
     return np.concatenate([linear, -linear @ matrix[:, 2:]], axis=1)
 
 
 def compose(outer: np.ndarray, inner: np.ndarray) -> np.ndarray:
-    """The affine map `(2, 3)` that applies `inner` first."""
+    """The affine map `(2, 3)` that applies `inner` first, then `outer`."""
     return np.concatenate([outer[:, :2] @ inner[:, :2], (outer[:, :2] @ inner[:, 2] + outer[:, 2])[:, None]], axis=1)
 
 
 def scale_of(matrix: np.ndarray) -> float:
-    """Target pixels per source pixel."""
+    """The scale of a `(2, 3)` matrix: target pixels per source pixel."""
     return math.sqrt(abs(np.linalg.det(matrix[:, :2])))
 
 
@@ -83,12 +86,12 @@ def square_matrix(centre: np.ndarray, right: np.ndarray, side: float, size: int)
 
 
 def upright(eye_to_eye: np.ndarray, eye_to_mouth: np.ndarray) -> np.ndarray:
-    """A face's direction to the right of the picture, `(2,)`, from both vectors, so that it holds for profiles too."""
+    """A face's horizontal, `(2,)`, which points to the right of an upright picture; two vectors make it hold for profiles too."""
     return eye_to_eye + (eye_to_mouth[1], -eye_to_mouth[0])
 
 
 def right_of(keypoints: np.ndarray) -> np.ndarray:
-    """A face's direction to the right of the picture, `(2,)`, from the detector's five points `(5, 2)`."""
+    """A face's horizontal, `(2,)`, as `upright` gives it, from the detector's five points `(5, 2)`."""
     right_eye, left_eye, _, right_mouth, left_mouth = keypoints
     return upright(left_eye - right_eye, (right_mouth + left_mouth - right_eye - left_eye) / 2)
 
@@ -99,6 +102,7 @@ def ffhq_matrix(landmarks: np.ndarray, size: int = 256, crop_factor: float = 0.8
     Args:
         landmarks: `(468, 2 or 3)` FaceMesh landmarks in the picture.
         size: side of the crop in pixels.
+        crop_factor: side of the crop in FFHQ squares.
     """
     points = np.asarray(landmarks, np.float64)[:, :2]
     right_eye, left_eye = points[list(RIGHT_EYE)].mean(axis=0), points[list(LEFT_EYE)].mean(axis=0)
@@ -111,10 +115,10 @@ def ffhq_matrix(landmarks: np.ndarray, size: int = 256, crop_factor: float = 0.8
 
 
 def chip_matrix(landmarks: np.ndarray) -> np.ndarray:
-    """Landmarks -> the 150-pixel chip `FaceRecognitionModel` was trained on.
+    """The matrix `(2, 3)` to the 150-pixel chip that `FaceRecognitionModel` was trained on.
 
     Args:
-        landmarks: `(468, 2 or 3)`, in the coordinates of whatever the chip is sampled from, picture or crop.
+        landmarks: `(468, 2 or 3)`, in the coordinates of the picture or crop that the chip is sampled from.
     """
     template = (np.array(CHIP_TEMPLATE) + CHIP_PADDING) / (1 + 2 * CHIP_PADDING) * CHIP_SIZE
     return invert(similarity_transform(template, np.asarray(landmarks)[list(CHIP_LANDMARKS), :2]))  # dlib fits in this direction
@@ -129,15 +133,15 @@ def warp(
 ) -> np.ndarray:
     """Resample a picture through a similarity, without aliasing when it shrinks.
 
-    Interpolation on an integer multiple of the target grid, then the mean over each target pixel. Where that multiple would
-    be larger than `FINEST`, the picture is shrunk first: a matrix gone wild must not take all memory.
+    It interpolates on an integer multiple of the target grid, then takes the mean over each target pixel. Where that multiple
+    would be larger than `FINEST`, the picture is shrunk first: an extreme matrix must not take all memory.
 
     Args:
         image: `(H, W)` or `(H, W, C)`, uint8 or float32.
         matrix: source -> target.
         size: side, or (width, height), of the target in pixels.
-        border: OpenCV's rule for what lies outside the picture; mirrored unless told otherwise, zero with `BORDER_CONSTANT`.
-        interpolation: OpenCV's; cubic keeps what is fine, and linear takes less than half of the time.
+        border: OpenCV's rule for pixels outside the picture; mirrored by default, zero with `BORDER_CONSTANT`.
+        interpolation: OpenCV's; cubic keeps fine detail, and linear takes less than half of the time.
     """
     width, height = (size, size) if isinstance(size, int) else size
     factor = max(1, math.ceil(1 / scale_of(matrix) - 0.01))
@@ -159,7 +163,8 @@ def between_centres(matrix: np.ndarray) -> np.ndarray:
 def sample(images: Tensor, matrices: Tensor, size: int) -> Tensor:
     """`warp` for batches of tensors, differentiable in the images.
 
-    Bilinear on a grid of twice the size, then the mean of each 2×2: free of aliasing down to half the source resolution.
+    It samples bilinearly on a grid of twice the size, then takes the mean of each 2×2: free of aliasing down to half the source
+    resolution.
 
     Args:
         images: `(B, C, H, W)`.

@@ -1,4 +1,4 @@
-"""What is behind a head that looks to the side: its outline runs through what is erased, and beyond it the picture goes on."""
+"""The background behind a head that looks to the side: the head's outline then runs through the erased region."""
 
 from __future__ import annotations
 
@@ -9,10 +9,9 @@ OUTLINE = 3, 3  # 256ths of a crop: how far a head may reach beyond its render, 
 
 
 def continue_backdrop(faces: Tensor, sources: Tensor, depths: Tensor, heads: Tensor) -> Tensor:
-    """Generated faces with what is around their heads continued up to them, from pixels that were not erased.
+    """Continue the background of generated faces up to the outline of the head, from pixels that were not erased.
 
-    Networks paint the outline of a face well, but cannot know what is beyond it. A crop in which nothing else is to be seen
-    than the head stays as it is.
+    Networks paint the outline of a face well, but cannot know what is beyond it. A crop that shows only the head stays as it is.
 
     Args:
         faces: `(B, 3, S, S)` in [-1, 1], the generated crops.
@@ -29,9 +28,9 @@ def continue_backdrop(faces: Tensor, sources: Tensor, depths: Tensor, heads: Ten
 
 
 def spread(pictures: Tensor, known: Tensor) -> Tensor:
-    """Pictures `(B, C, H, W)`, 0 where they are not `known` `(B, 1, H, W)`, with the colours of known pixels spread to all.
+    """Spread the colours of known pixels to all: pictures `(B, C, H, W)` are 0 where they are not `known` `(B, 1, H, W)`.
 
-    Pixels take the mean of the known ones in ever larger cells (pull-push, Gortler et al. 1996).
+    Pixels take the mean of known ones in ever larger cells (pull-push, Gortler et al. 1996).
     """
     height, width = known.shape[-2:]
     if min(height, width) <= 2:

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 
-FARTHEST = 1e6  # pixels; drawing overflows beyond, and would hide nothing
+FARTHEST = 1e6  # pixels; drawing overflows beyond this, and a cover would hide nothing
 
 
 def intersection_over_union(box: np.ndarray, other: np.ndarray) -> float:
-    """0 for boxes apart, 1 for equal ones."""
+    """The shared part of two boxes: 0 if they do not touch, 1 if they are equal."""
     shared = _shared_area(box, other)
     return float(shared / (_area(box) + _area(other) - shared))
 
@@ -24,7 +24,7 @@ def bounding_box(points: np.ndarray) -> np.ndarray:
 
 
 def check_box(box: np.ndarray) -> None:
-    """Raise `ValueError` for what is no box of a face."""
+    """Raise `ValueError` if an array cannot be the box of a face."""
     if not (box.shape == (4,) and (np.abs(box) < FARTHEST).all() and (box[2:] > box[:2]).all()):
         raise ValueError(
             f"The `box` of a face must be four finite numbers x0 < x1, y0 < y1 as (x0, y0, x1, y1), below {FARTHEST:.0f}, "

@@ -1,4 +1,4 @@
-"""Back into the picture: pasting crops."""
+"""Pasting crops back into the picture."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ def paste(
         alpha: `(S, S)`, 0…1, how much of the patch shows; should fall to 0 towards the border of the crop.
         matrix: `(2, 3)` picture -> crop, as the crop was made.
         out: holds the picture and gets the result; a copy when `None`.
-        replaced: `(H, W)` bool, in which the pixels are marked of which nothing is left.
+        replaced: `(H, W)` bool; pixels that the patch replaces completely are set in it.
 
     Returns:
         `(H, W, 3)` uint8. Where the warped alpha is 0, the picture is bit-identical.

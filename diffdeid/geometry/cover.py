@@ -1,8 +1,7 @@
 """Hiding faces that cannot be replaced.
 
-`"fill"` and `"solid"` keep nothing of a face: the one continues the colours around it, the other is black. `"mosaic"` and
-`"blur"` do not protect: people in obfuscated faces have been recognised by networks trained on obfuscated faces (McPherson et al.
-2016).
+`"fill"` and `"solid"` keep nothing of a face: the first continues the colours around it, the second is black. `"mosaic"` and
+`"blur"` do not protect: networks trained on obfuscated faces recognise people in them (McPherson et al. 2016).
 """
 
 from __future__ import annotations
@@ -25,13 +24,13 @@ from diffdeid.structures import Face
 COVER_SCALE = DeidentifyOptions.cover_scale  # size of a cover in face boxes
 CELLS = 6  # mosaic cells along a face; the blur is as coarse
 
-AROUND = 0.5  # how far around a face its colours are continued from, in its sizes
-GRID = 48  # points along a side of the grid on which they are; what is finer looks smeared
+AROUND = 0.5  # width of the surroundings that colours are continued from, in sizes of the cover
+GRID = 48  # points along a side of the grid for the colours; finer detail would look smeared
 SWEEPS = 4  # of the solver on each of its grids
-FEATHER = 0.05  # width of the soft edge of a fill, outside the face, in its sizes
-GRAIN_BLUR = 1.0  # pixels; what this takes away from a picture is its grain
-SAMPLES = 192  # points along a side of a part that its grid is made of
-GRAIN_SAMPLE = 96  # pixels along a side of each corner in which grain is looked for
+FEATHER = 0.05  # width of the soft edge of a fill, outside the face, in sizes of the cover
+GRAIN_BLUR = 1.0  # pixels; the detail that this blur removes is grain
+SAMPLES = 192  # points along a side that are read of a large part
+GRAIN_SAMPLE = 96  # pixels along a side of each corner in which grain is measured
 GRAIN_TILE = 256  # pixels of the noise that is repeated over a picture
 MOST_GRAIN = 8.0  # grey levels; more is texture, as of hair
 
@@ -49,13 +48,16 @@ def cover(
     Args:
         picture: `(H, W, 3)` uint8 RGB.
         faces: a box is enough. `"fill"` hides their `silhouette`, the other methods a rectangle about it.
-        method: what is put in their place.
+        method: what hides them.
         scale: size of a cover in face boxes.
-        spared: `(H, W)` bool, pixels that stay as they are, since nothing of a face is left in them.
+        spared: `(H, W)` bool, pixels that stay as they are, because nothing of a face is left in them.
         out: holds the picture and gets the result; a copy when `None`.
 
     Returns:
-        `(H, W, 3)` uint8. All other pixels are bit-identical, but for the soft edge of `"fill"`.
+        `(H, W, 3)` uint8. All other pixels are bit-identical, except the soft edge of `"fill"`.
+
+    Raises:
+        ValueError: `method` is unknown.
     """
     if method not in get_args(Cover):
         raise ValueError(f"`method` must be one of {get_args(Cover)}, got {method!r}.")
@@ -73,7 +75,7 @@ def cover(
 
 
 def cover_box(face: Face, scale: float = COVER_SCALE) -> np.ndarray:
-    """What a rectangular cover hides of a picture, `(4,)`: the box of the face and of its landmarks, enlarged."""
+    """The box `(4,)` that a rectangular cover hides: the box of the face and of its landmarks, enlarged."""
     low, high = whole_box(face).astype(np.float64).reshape(2, 2)
     centre, half = (low + high) / 2, (high - low) / 2 * scale
     return np.concatenate([centre - half, centre + half])
@@ -82,14 +84,14 @@ def cover_box(face: Face, scale: float = COVER_SCALE) -> np.ndarray:
 def silhouette(face: Face, origin: Sequence[float], shape: tuple[int, int], scale: float = COVER_SCALE) -> np.ndarray:
     """Where a face is in a part of the picture that begins at `origin` (x, y) and has `shape` (height, width), bool.
 
-    It is the hull of the landmarks with what else the box shows of a face. Without landmarks it is an ellipse along the axes of
-    the five points that reaches as far as the enlarged box, or without these the ellipse in that box.
+    With landmarks it is their hull and the ellipse in the box. Without landmarks it is an ellipse that reaches as far as the
+    enlarged box: turned with the face if there are five points, else upright.
     """
     return np.any([grown_hull(points - origin, margin, shape) > 0 for points, margin in _outlines(face, scale)], axis=0)
 
 
 def _outlines(face: Face, scale: float) -> list[tuple[np.ndarray, float]]:
-    """What a silhouette is made of: hulls of points `(n, 2)`, and by how many pixels they are grown."""
+    """The parts of a silhouette: hulls of points `(n, 2)`, and by how many pixels each is grown."""
     if face.landmarks is None:
         return [(_ellipse(face, scale), 1)]
     points, growth = face.landmarks[:, :2].astype(np.float64), max(1, scale / COVER_SCALE)
@@ -99,7 +101,7 @@ def _outlines(face: Face, scale: float) -> list[tuple[np.ndarray, float]]:
 
 
 def _at(mask: np.ndarray, origin: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-    """A mask of the whole picture, where a part of it lies."""
+    """The part of a mask of the whole picture that begins at `origin` (x, y) and has `shape` (height, width)."""
     return mask[origin[1] : origin[1] + shape[0], origin[0] : origin[0] + shape[1]]
 
 
@@ -124,7 +126,7 @@ def _ellipse(face: Face, scale: float) -> np.ndarray:
 
 
 def _right(face: Face) -> np.ndarray:
-    """The horizontal of a face by its five points, `(2,)`, of length 1; 0 where they do not tell."""
+    """The horizontal of a face by its five points, `(2,)`, of length 1; 0 if it is not known."""
     if face.keypoints is None:
         return np.zeros(2)
     right = right_of(face.keypoints)
@@ -138,7 +140,7 @@ def _right(face: Face) -> np.ndarray:
 def _fill(picture: np.ndarray, faces: Sequence[Face], scale: float, spared: np.ndarray | None) -> None:
     """Continue the colours around faces into them, in place.
 
-    What is put into one face is never taken from another: all of them are unknown to each.
+    The fill of one face never takes colours from another face: all faces count as unknown.
     """
     hidden = np.zeros(picture.shape[:2], bool)
     places = []
@@ -178,7 +180,7 @@ def _reach(face: Face, scale: float) -> np.ndarray:
 def _continued(region: np.ndarray, known: np.ndarray) -> np.ndarray:
     """Smooth colours, float32, that meet those of the known pixels: the solution of Laplace's equation on a coarse grid."""
     height, width = known.shape
-    stride = max(1, max(height, width) // SAMPLES)  # of large parts every so many pixels are looked at
+    stride = max(1, max(height, width) // SAMPLES)  # large parts are read at every so many pixels
     factor = min(1, GRID / max(height, width))
     size = (max(1, round(width * factor)), max(1, round(height * factor)))
     seen = known[::stride, ::stride].astype(np.float32)
@@ -188,7 +190,7 @@ def _continued(region: np.ndarray, known: np.ndarray) -> np.ndarray:
 
 
 def _harmonic(colours: np.ndarray, weight: np.ndarray) -> np.ndarray:
-    """Colours `(h, w, 3)`, times their weight `(h, w)`, continued to where it is 0; grey where all of it is."""
+    """Continue colours `(h, w, 3)`, which come times their weight `(h, w)`, to where it is 0; grey if it is 0 everywhere."""
     height, width = weight.shape
     fixed = weight > 1e-3
     values = np.where(fixed[..., None], colours / weight[..., None].clip(1e-3), 127.5).astype(np.float32)
@@ -206,7 +208,7 @@ def _harmonic(colours: np.ndarray, weight: np.ndarray) -> np.ndarray:
 
 
 def _grain(region: np.ndarray, known: np.ndarray) -> float:
-    """The standard deviation of the grain of known pixels, in grey levels, by the corners; 0 where too few are known there."""
+    """The standard deviation of the grain in the corners, in grey levels; 0 if too few pixels are known there."""
     residuals = []
     for rows in (slice(None, GRAIN_SAMPLE), slice(-GRAIN_SAMPLE, None)):
         for columns in (slice(None, GRAIN_SAMPLE), slice(-GRAIN_SAMPLE, None)):
@@ -219,7 +221,7 @@ def _grain(region: np.ndarray, known: np.ndarray) -> float:
 
 
 def _noise(start: np.ndarray, shape: tuple[int, int]) -> np.ndarray:
-    """The noise of a part of a picture, `(height, width, 1)`. It stays in its place, so that a video does not flicker."""
+    """The noise of a part of a picture, `(height, width, 1)`. It depends on the place alone, so that a video does not flicker."""
     columns, rows = (np.arange(length) + first for length, first in zip(shape[::-1], start, strict=True))
     return _grain_tile()[np.ix_(rows % GRAIN_TILE, columns % GRAIN_TILE)]
 

@@ -1,6 +1,6 @@
 """Eyeballs that look where ω says: iris, pupil and sclera painted on the rendered eyeballs, pixel by pixel.
 
-The mesh has 72 vertices an eyeball, too few to carry an iris; its directions from the eye's centre interpolate well.
+An eyeball of the mesh has 72 vertices, too few for an iris. But their directions from the eye's centre interpolate well.
 """
 
 from __future__ import annotations
@@ -45,7 +45,7 @@ def gaze_from_iris(landmarks: Tensor, iris: Tensor) -> Tensor:
 
 
 def gaze_directions(centres: Tensor, radii: Tensor, irises: Tensor, size: int) -> Tensor:
-    """Where the eyes look, `(B, 2, 3)` unit vectors in camera space, so that each iris is seen at its pixel.
+    """The gaze, `(B, 2, 3)` unit vectors in camera space, with which each iris is seen at its pixel.
 
     Args:
         centres: `(B, 2, 3)` eyeballs in camera space, decimetres.
@@ -84,7 +84,7 @@ def eye_coordinates(vertices: Tensor, landmarks: Tensor, eyeballs: Tensor, gaze:
 
 
 def paint_eyes(albedo: Tensor, coordinates: Tensor) -> Tensor:
-    """`(B, H, W, 3)` albedo with irises and pupils where interpolated `eye_coordinates` `(B, H, W, 3)` say."""
+    """Paint irises and pupils on albedo `(B, H, W, 3)` by interpolated `eye_coordinates` `(B, H, W, 3)`."""
     length = coordinates.norm(dim=-1, keepdim=True)
     angle = torch.acos((coordinates[..., :1] / length.clamp_min(1e-6)).clamp(-1, 1))
     for edge, colour in ((IRIS_ANGLE, IRIS_COLOUR), (PUPIL_ANGLE, PUPIL_COLOUR)):

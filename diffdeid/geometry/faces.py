@@ -1,7 +1,7 @@
-"""Which detections are one face.
+"""Which detections show the same face.
 
-They are when their landmarks agree, or their boxes where one has no landmarks. A small box in a large one may be somebody else:
-it needs no care of its own only where nearly all of it is painted or covered along with the other face.
+They do if their landmarks agree, or their boxes if one has no landmarks. A small box in a large one may be somebody else. It is
+left out only if nearly all of it is painted or covered together with the other face.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from diffdeid.structures import Face
 
 SAME_BOX = 0.4  # intersection over union of two boxes about one face
 SAME_LANDMARKS = 0.25  # mean distance of the landmarks of one face as seen twice, in face sizes
-REACHED = 0.95  # part of a box; what is done with a face is done with all of which so much lies in it
-SURE = 0.7  # detector score
-NEAR = 0.25  # sizes by which boxes are enlarged; faces whose boxes are then still apart cannot be one
-RASTER = 64  # pixels of a face, to measure that
+REACHED = 0.95  # least part of a box inside another face with which it counts as painted or covered along with it
+SURE = 0.7  # detector score from which on a detection certainly is a face
+NEAR = 0.25  # sizes by which boxes are enlarged; faces whose boxes then still do not touch cannot be the same
+RASTER = 64  # pixels of a face, to measure `REACHED`
 
 
 def same_face(one: Face, other: Face) -> bool:
@@ -32,9 +32,9 @@ def same_face(one: Face, other: Face) -> bool:
 
 
 def is_reached(face: Face, by: Face) -> bool:
-    """Whether nearly all of a face lies in what is painted or covered of another one, so that it needs no care of its own.
+    """Whether nearly all of a face is painted or covered together with another one, so that it can be left out.
 
-    A sure face with landmarks does: it may be somebody in front, and what is in front of a face stays.
+    A sure face with landmarks never is: it may be somebody in front, and what is in front of a face stays.
     """
     if face.landmarks is not None and face.score >= SURE:
         return False
@@ -56,12 +56,12 @@ def whole_box(face: Face) -> np.ndarray:
 
 
 def is_known(face: Face, others: Iterable[Face]) -> bool:
-    """Whether a detection is one of some other faces, or is reached by what is done with one of them."""
+    """Whether a detection shows one of some other faces, or is painted or covered together with one of them."""
     return any(same_face(face, other) or is_reached(face, other) for other in others)
 
 
 def merge(faces: Iterable[Face]) -> list[Face]:
-    """Detections -> faces, largest first. Those with landmarks, and then those with high scores, count for more."""
+    """Detections -> faces, largest first. Of detections of one face, landmarks and then the higher score decide."""
     kept = _without_known(sorted(faces, key=lambda face: (face.landmarks is None, -face.score)), is_known)
     return sorted(kept, key=lambda face: -np.prod(face.box[2:] - face.box[:2]))
 
@@ -73,7 +73,7 @@ def suppress(faces: Iterable[Face]) -> list[Face]:
 
 
 def _without_known(faces: Iterable[Face], known: Callable[[Face, list[Face]], bool]) -> list[Face]:
-    """Faces without those that are known among the ones before them. Only faces about there are asked: crowds are large."""
+    """Leave out faces that are known by the ones before them; compares only faces nearby, because crowds are large."""
     kept: list[Face] = []
     boxes = np.empty((0, 4))
     for face in faces:

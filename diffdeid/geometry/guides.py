@@ -1,4 +1,4 @@
-"""Drawings that tell the network what lies where: feature lines and eyes.
+"""Drawings that show the network where features are: feature lines and eyes.
 
 All take landmarks `(468, 2+)` in crop pixels and give `(size, size)` float32 pictures in 0…1.
 """

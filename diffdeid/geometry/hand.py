@@ -1,4 +1,4 @@
-"""What a hand hides: its silhouette, by its landmarks."""
+"""The silhouette of a hand, from its landmarks."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ THICKNESS = (0.3, 0.24, 0.21, 0.18)  # of the parts of a finger, from the root t
 
 
 def palm_length(landmarks: np.ndarray) -> float:
-    """Wrist to knuckles, of landmarks `(21, 2)`; the width tells it of a palm that is seen from its end."""
+    """From wrist to knuckles, in the units of landmarks `(21, 2)`; from its width if the palm is seen from its end."""
     along, across = landmarks[9] - landmarks[0], landmarks[17] - landmarks[5]
     return float(max(np.linalg.norm(along), 1.3 * np.linalg.norm(across)))
 

@@ -1,4 +1,4 @@
-"""What is erased of a crop, M_mask: the only home of it. Pixels in here never reach a network; training uses the same.
+"""The erased region of a crop, M_mask. Pixels in it never reach the networks that paint; training uses the same functions.
 
 The regions take landmarks `(468, 2+)` in the pixels of the picture, and give float32 pictures of the values 0 and 1; `size` is
 the side of a square, or (height, width).
@@ -17,7 +17,7 @@ SHIFT = 4  # fractional bits of cv2's fixed-point coordinates
 
 
 def erased(landmarks: np.ndarray, size: int, keep_mouth: bool = False) -> np.ndarray:
-    """The face, without the mouth if that is to stay."""
+    """The erased region: the face, without the mouth if that is kept."""
     face = face_region(landmarks, size)
     return face * (1 - mouth_region(landmarks, size)) if keep_mouth else face
 
@@ -35,9 +35,9 @@ def mouth_region(landmarks: np.ndarray, size: int | tuple[int, int]) -> np.ndarr
 
 
 def signed_distance(mask: np.ndarray) -> np.ndarray:
-    """How deep in the region of a mask `(S, S)` each pixel lies, in pixels; negative outside, where it is how far away.
+    """How deep inside the region of a mask `(S, S)` each pixel lies, in pixels; outside, the negative distance to the region.
 
-    The border of the picture is an edge of the region too.
+    The border of the picture counts as an edge of the region.
     """
     inside = cv2.distanceTransform(np.pad((mask > 0).astype(np.uint8), 1), cv2.DIST_L2, 5)[1:-1, 1:-1]
     return inside - cv2.distanceTransform((mask <= 0).astype(np.uint8), cv2.DIST_L2, 5)

@@ -1,4 +1,4 @@
-"""Pixels as files have them and as networks take them, and the way from an accelerator to the host.
+"""Conversions between the pixels of files and those of networks, and copies from an accelerator to the host.
 
 Bytes are uint8 `(…, S, S, 3)`; networks take float32 `(B, 3, S, S)` in [-1, 1].
 """
@@ -23,10 +23,10 @@ def from_bytes(pictures: Tensor) -> Tensor:
 
 
 def to_bytes(pictures: Tensor) -> Tensor:
-    """`(B, 3, S, S)` in [-1, 1], and what is beyond is cut off -> `(B, S, S, 3)` of bytes."""
+    """`(B, 3, S, S)`, clipped to [-1, 1] -> `(B, S, S, 3)` of bytes."""
     return ((pictures.float().clamp(-1, 1) + 1) * 127.5).round().byte().permute(0, 2, 3, 1).contiguous()
 
 
 def on_host(tensor: Tensor) -> np.ndarray:
-    """A tensor for OpenCV, onnxruntime and files. The stages copy nothing to the host but by this, and a test sees to that."""
+    """A tensor as an array for OpenCV, onnxruntime and files. A test makes sure that the stages copy by this function only."""
     return tensor.detach().cpu().numpy()

@@ -2,7 +2,7 @@
 
 Conventions read in its `docs/notes/cameras.md` and in its naive `rasterize_meshes_python`: normalised device coordinates reach
 from -1 to 1 across the picture, x to the *left* and y up; triangles counter-clockwise on the screen face the viewer; z is depth.
-What differs from ours: pixel centres exactly on an edge belong to no triangle, and everything is float32.
+Differences from our rasteriser: pixel centres exactly on an edge belong to no triangle, and everything is float32.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def rasterize(vertices: Tensor, triangles: Tensor, size: int) -> tuple[Tensor, T
         meshes, size, blur_radius=0.0, faces_per_pixel=1, perspective_correct=True, cull_backfaces=True
     )
     seen = triangle[..., 0] >= 0
-    offset = torch.arange(batch_size, device=triangle.device) * len(triangles)  # it counts on through the batch
+    offset = torch.arange(batch_size, device=triangle.device) * len(triangles)  # it numbers triangles through the whole batch
     triangle = torch.where(seen, triangle[..., 0] - offset[:, None, None], -1)
     barycentric = torch.where(seen[..., None], barycentric[..., 0, :], 0)  # -1 for background there
     return triangle, barycentric.to(vertices.dtype)

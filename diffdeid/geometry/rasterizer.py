@@ -51,14 +51,14 @@ def _planes(corners: Tensor) -> Tensor:
 
 
 def _front_facing(corners: Tensor) -> Tensor:
-    """Counter-clockwise in a y-up world is clockwise in the picture: `(N, 3, 3)` -> `(N,)` bool."""
+    """Which triangles `(N, 3, 3)` face the camera, `(N,)` bool: counter-clockwise with y up is clockwise in the picture."""
     first, second = corners[:, 1, :2] - corners[:, 0, :2], corners[:, 2, :2] - corners[:, 0, :2]
     return first[:, 0] * second[:, 1] < first[:, 1] * second[:, 0]
 
 
 @torch.no_grad()
 def _nearest_triangle(corners: Tensor, size: int) -> Tensor:
-    """Index of the nearest front-facing triangle at every pixel, `(B, H, W)`; corners `(B, T, 3, 3)` = x, y, depth."""
+    """Index of the nearest front-facing triangle at every pixel, `(B, H, W)`; corners `(B, T, 3, 3)` hold x, y, depth."""
     batch_size, num_triangles = corners.shape[:2]
     device = corners.device
     corners = corners.float().flatten(0, 1)

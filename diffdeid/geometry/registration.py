@@ -1,7 +1,7 @@
-"""Moving generated faces by a few pixels, so that what is seen of them lies where the conditions put it.
+"""Registration: generated faces are moved by a few pixels, so that their features lie where the conditions put them.
 
-A network paints a mouth half as far open as it was told and eyes that look ahead; landmarks of what it painted tell by how much.
-Marks are the 468 landmarks and the centres of the right and the left iris, `(B, 470, 2)` in crop pixels.
+A network may paint a mouth only half as far open as asked, or eyes that look ahead. Landmarks of the painted face tell how far
+features are off. Marks are the 468 landmarks and the centres of the right and the left iris, `(B, 470, 2)` in crop pixels.
 """
 
 from __future__ import annotations
@@ -11,25 +11,25 @@ import torch.nn.functional as F
 from torch import Tensor
 
 # In crop sizes:
-REACH = 6 / 256  # over which a landmark takes the face with it; about their distance from each other
+REACH = 6 / 256  # how far around it a landmark moves the face; about the distance between landmarks
 IRIS_RADIUS = 5 / 256  # an iris moves as a whole
-IRIS_REACH = 4 / 256  # over which the movement dies away around it
-FARTHEST = 12 / 256  # a landmark moves; by more it was mistaken
-IRIS_FARTHEST = 6 / 256
+IRIS_REACH = 4 / 256  # how far around an iris its movement fades out
+FARTHEST = 12 / 256  # most that a landmark moves; larger offsets are errors
+IRIS_FARTHEST = 6 / 256  # the same for an iris
 EDGE = 12 / 256  # width of the zone at the border of the erased region in which the movement dies away
 
-BACKGROUND = 0.3  # weight of standing still, in landmarks
-CELLS = 32  # the movement of the landmarks is smooth and calculated on a grid
+BACKGROUND = 0.3  # weight of no movement, in landmarks
+CELLS = 32  # side of the grid on which the smooth movement of the landmarks is computed
 
 
 def offsets(seen: Tensor, meant: Tensor, depths: Tensor) -> Tensor:
-    """How far from each pixel that lies which belongs there, so that `displace` brings it.
+    """The offset from each pixel to the pixel that belongs there, for `displace`.
 
-    Means of the landmarks' distances; what an iris lacks then is added around it.
+    It is the mean of the offsets of nearby landmarks; what an iris then still lacks is added around it.
 
     Args:
         seen, meant: `(B, 470, 2)` marks, as they are and as they should be.
-        depths: `(B, 1, S, S)`, how deep in the erased region each pixel lies, in pixels; where it is not, nothing moves.
+        depths: `(B, 1, S, S)`, how deep in the erased region each pixel lies, in pixels; outside of it, nothing moves.
 
     Returns:
         `(B, S, S, 2)`, x and y in pixels.
@@ -48,7 +48,7 @@ def offsets(seen: Tensor, meant: Tensor, depths: Tensor) -> Tensor:
 
 
 def spread(vectors: Tensor, landmarks: Tensor, size: int) -> Tensor:
-    """What vectors of landmarks, both `(B, 468, 2)`, mean for all pixels, `(B, S, S, 2)`: Gaussian means (Nadaraya-Watson)."""
+    """Spread vectors of landmarks, both `(B, 468, 2)`, to all pixels, `(B, S, S, 2)`: Gaussian means (Nadaraya-Watson)."""
     line = (torch.arange(CELLS, device=vectors.device) + 0.5) * (size / CELLS)
     near = torch.exp(-(line[:, None] - landmarks.mT[:, :, None]).square() / (2 * (REACH * size) ** 2))
     across, down = near[:, None].unbind(2)  # (B, 1, CELLS, 468): a Gaussian is a product
@@ -59,18 +59,18 @@ def spread(vectors: Tensor, landmarks: Tensor, size: int) -> Tensor:
 
 
 def displace(images: Tensor, field: Tensor) -> Tensor:
-    """Images `(B, C, S, S)` whose every pixel comes from `field` `(B, S, S, 2)` pixels further, float32; cubic."""
+    """Move images `(B, C, S, S)`, float32: each pixel is sampled (cubic) `field` `(B, S, S, 2)` pixels away from it."""
     size = field.shape[1]
     grid = 2 * (_pixels(size).to(field) + field) / size - 1
     return F.grid_sample(images.float(), grid, mode="bicubic", padding_mode="border", align_corners=False)
 
 
 def _pixels(size: int) -> Tensor:
-    """`(S, S, 2)`: where the middle of each pixel is."""
+    """The centre of each pixel, `(S, S, 2)`."""
     line = torch.arange(size) + 0.5
     return torch.stack(torch.meshgrid(line, line, indexing="xy"), dim=-1)
 
 
 def shortened(vectors: Tensor, limit: float) -> Tensor:
-    """Vectors `(..., n)` none of which is longer than the limit."""
+    """Vectors `(..., n)`, shortened to a length of at most `limit`."""
     return vectors * (limit / vectors.norm(dim=-1, keepdim=True).clamp(min=1e-6)).clamp(max=1)

@@ -19,7 +19,7 @@ class Rendering:
     """Pictures of a mesh, channels last.
 
     Attributes:
-        image: `(B, H, W, 3)` SH-lit colour, 0…1 where exposure is right; zeros outside the mesh.
+        image: `(B, H, W, 3)` SH-lit colour, 0…1 unless overexposed; zeros outside the mesh.
         albedo: `(B, H, W, 3)` colour without light.
         normals: `(B, H, W, 3)` unit camera-space normals; zeros outside the mesh.
         mask: `(B, H, W)` bool, True on the mesh.

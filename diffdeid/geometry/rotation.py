@@ -8,7 +8,7 @@ def rotation_matrix(rotation_vector: Tensor) -> Tensor:
     """Rodrigues' formula: `(..., 3)` rotation vectors (axis × angle, radians) -> `(..., 3, 3)` matrices."""
     angle = (rotation_vector.square().sum(-1, keepdim=True) + 1e-12).sqrt()
     x, y, z = (rotation_vector / angle).unbind(-1)
-    zero = 0 * x  # ONNX exporters would make a constant of zeros_like, for one number of faces
+    zero = 0 * x  # ONNX exporters would turn zeros_like into a constant for one batch size
     cross = torch.stack([zero, -z, y, z, zero, -x, -y, x, zero], dim=-1).unflatten(-1, (3, 3))
     angle = angle.unsqueeze(-1)
     identity = torch.eye(3, dtype=rotation_vector.dtype, device=rotation_vector.device)
@@ -27,5 +27,5 @@ def rotation_vector(matrix: Tensor) -> Tensor:
 
 
 def angle_to_camera(pose: Tensor) -> Tensor:
-    """How far faces of poses p `(B, 6)` look past the camera, `(B,)` in degrees: 0 frontal, 90 in profile."""
+    """The angle between a face of pose p `(B, 6)` and the camera, `(B,)` in degrees: 0 is frontal, 90 is a profile."""
     return rotation_matrix(pose[:, :3])[:, 2, 2].clamp(-1, 1).arccos().rad2deg()

@@ -1,9 +1,9 @@
-"""The seams of generated faces: their colour is brought into line with the skin around it before they are laid over the picture.
+"""The seams of generated faces: their colour is matched to the skin around them before they are laid over the picture.
 
-The network paints the surroundings of the face too, with the same cast as the face; there the picture tells what the cast is.
-So the border values are quotients of one and the same spot in both, from which the shading of jaw and neck cancels. They are
-carried inwards smoothly, as differences are in P. Pérez et al., *Poisson image editing*, 2003, by a mean over inverse distances
-as in Z. Farbman et al., *Coordinates for instant image cloning*, 2009, and *Convolution pyramids*, 2011.
+The network paints the surroundings of the face too, with the same colour cast as the face. There the picture tells what the cast
+is: the quotient of the same spot in both, from which the shading of jaw and neck cancels. These border values are carried inwards
+smoothly, as differences are in P. Pérez et al., *Poisson image editing*, 2003, by a mean over inverse distances as in Z. Farbman
+et al., *Coordinates for instant image cloning*, 2009, and *Convolution pyramids*, 2011.
 """
 
 from __future__ import annotations
@@ -18,32 +18,32 @@ from torch import Tensor
 
 from diffdeid.geometry.composite import FEATHER
 
-CELLS = 32  # a cast is smooth and calculated on a grid
+CELLS = 32  # side of the grid on which the smooth cast is computed
 # In crop sizes:
-RING = 10 / 256  # width of the zones on both sides of the border that are compared; the inner one begins behind the feather
+RING = 10 / 256  # width of the zones on both sides of the border that are compared; the inner one begins beyond the soft edge
 FRAME = 4 / 256  # networks paint the edge of their picture badly
-BLUR = 12 / 256  # over which the two zones find each other
-SOFTNESS = 18 / 256  # over which border values are averaged rather than met
+BLUR = 12 / 256  # of the zones before they are compared, so that they overlap
+SOFTNESS = 18 / 256  # distance over which border values are averaged instead of met exactly
 # In natural logarithms of colour:
-HUE, LIGHT = 0.15, 0.4  # skin is about this near to the median of the face, in log R/G and log B/G, and in log G
-DISAGREEMENT = 0.5  # a spot that differs by more shows something else in both
-FARTHEST = 0.35  # the most that is corrected
-BLACK = 0.06  # is added to all colours, so that noise in the dark does not count
+HUE, LIGHT = 0.15, 0.4  # spread of skin around the median of the face, in log R/G and log B/G, and in log G
+DISAGREEMENT = 0.5  # a spot that differs by more shows different things in the two pictures
+FARTHEST = 0.35  # the largest correction
+BLACK = 0.06  # is added to all colours, so that noise in dark places does not count
 
-NOTHING = 0.01  # weight of no cast all along the border, which decides where there is no evidence
-SHARE = 0.3  # of the step across the border that is a fault; the rest is how heads are shaded (by regression on real ones)
+NOTHING = 0.01  # weight of "no cast" all along the border, for places without evidence
+SHARE = 0.3  # of the step across the border that is a fault; the rest is the shading of heads (by regression on real ones)
 GREY = 1.5 / 127.5  # mean difference between the colours of a pixel up to which a picture is black and white
 LUMA = 0.299, 0.587, 0.114  # shares of red, green and blue in the light of a pixel (ITU-R BT.601)
-PERSISTENCE = 0.9  # share of the frames before in the evidence
+PERSISTENCE = 0.9  # share of earlier frames in the evidence
 
 
 class ColourCast(NamedTuple):
-    """What is seen around faces of how their colour is off, in cells of the crop; 0 away from the border.
+    """The colour cast that is seen around generated faces, in cells of the crop; 0 away from the border.
 
     Attributes:
-        weight: `(B, 1, CELLS, CELLS)`, how much of a cell is evidence, 0…1.
+        weight: `(B, 1, CELLS, CELLS)`, 0…1, how much of a cell is evidence.
         weighted: `(B, 3, CELLS, CELLS)`, logarithms of the gains that the channels need there, times `weight`.
-        border: `(B, 1, CELLS, CELLS)`, how much of a cell lies along the border, 0…1.
+        border: `(B, 1, CELLS, CELLS)`, 0…1, how much of a cell lies along the border.
     """
 
     weight: Tensor
@@ -52,7 +52,7 @@ class ColourCast(NamedTuple):
 
 
 def match(faces: Tensor, sources: Tensor, depths: Tensor) -> Tensor:
-    """Generated faces without the casts that show at their borders.
+    """Correct the colour casts of generated faces that show at their borders.
 
     Args:
         faces: `(B, 3, S, S)` in [-1, 1], the generated crops with their surroundings.
@@ -60,15 +60,15 @@ def match(faces: Tensor, sources: Tensor, depths: Tensor) -> Tensor:
         depths: `(B, 1, S, S)`, `signed_distance` of what is erased.
 
     Returns:
-        `(B, 3, S, S)` in [-1, 1]; differs where something is erased only.
+        `(B, 3, S, S)` in [-1, 1]; differs from `faces` only in the erased region.
     """
     return correct(faces, depths, measure(faces, sources, depths))
 
 
 def match_steadily(faces: Tensor, sources: Tensor, depths: Tensor, before: ColourCast | None) -> tuple[Tensor, ColourCast]:
-    """`match` for frames of a video, by the evidence of all frames so far: `before` is what came with the last one, if any."""
+    """`match` for frames of a video, by the evidence of all frames so far; `before` is the cast of the last frame, if any."""
     cast = measure(faces, sources, depths)
-    if before is not None:  # crops move with faces; and where a frame shows little, it counts little
+    if before is not None:  # crops move with the face, so cells can be compared
         cast = ColourCast(*(new + PERSISTENCE * (old - new) for old, new in zip(before, cast, strict=True)))
     return correct(faces, depths, cast), cast
 
@@ -94,7 +94,7 @@ def measure(faces: Tensor, sources: Tensor, depths: Tensor) -> ColourCast:
     old_seen, new_seen = _in_cells(outer * old), _in_cells(outer * new)
     gain = _log_quotient(old_seen, new_seen)
 
-    # 2. across the border of the generated pictures, for somebody painted lighter or darker than the skin around
+    # 2. across the border of the generated pictures, for a face painted lighter or darker than the skin around it
     weight, (inner, inner_seen) = _in_cells(outer), (_blurred(_in_cells(part)) for part in (inner, inner * new))
     step = _log_quotient(_blurred(new_seen) * inner, inner_seen * _blurred(weight))
     gain = gain + SHARE * _agreement(step) * step * inner / (inner + NOTHING)
@@ -104,7 +104,7 @@ def measure(faces: Tensor, sources: Tensor, depths: Tensor) -> ColourCast:
 
 
 def correct(faces: Tensor, depths: Tensor, cast: ColourCast) -> Tensor:
-    """Generated crops without a cast where something is erased. By gains: black hair and pupils stay."""
+    """Remove a cast from the erased region of generated crops, by gains, so that black hair and pupils stay black."""
     border = cast.border > 0
     known = torch.cat([cast.weighted, cast.weight + NOTHING * cast.border], dim=1) * border
     means = (known.flatten(2) @ _nearness(faces.device)).unflatten(2, (CELLS, CELLS))
@@ -122,12 +122,12 @@ def _nearness(device: torch.device) -> Tensor:
 
 
 def _colours(pictures: Tensor) -> Tensor:
-    """Pictures in [-1, 1] -> in 0…1, and a little above."""
+    """Pictures in [-1, 1] -> colours in 0…1, plus `BLACK`."""
     return (pictures + 1) / 2 + BLACK
 
 
 def _skin(colours: Tensor, usual: Tensor) -> Tensor:
-    """How much colours look like the usual ones of faces, `(B, 1, S, S)`, 0…1; hue counts for more than light."""
+    """How much colours look like the usual colour of the face, `(B, 1, S, S)`, 0…1; hue counts more than lightness."""
     red, green, blue = torch.log(colours / usual).split(1, dim=1)
     return torch.exp(-((red - green).square() + (blue - green).square()) / (2 * HUE**2) - green.square() / (2 * LIGHT**2))
 
@@ -148,14 +148,14 @@ def _log_quotient(dividend: Tensor, divisor: Tensor) -> Tensor:
 
 
 def _agreement(gain: Tensor) -> Tensor:
-    """Weights `(B, 1, …)` of border values `(B, 3, …)`, 0 for large ones: Tukey's biweight."""
+    """Weights `(B, 1, …)` of border values `(B, 3, …)`, which are 0 for large ones: Tukey's biweight."""
     return (1 - (gain.abs().amax(dim=1, keepdim=True) / DISAGREEMENT).clamp(0, 1).square()).square()
 
 
 def without_colour(faces: Tensor, sources: Tensor, depths: Tensor) -> Tensor:
-    """Generated faces `(B, 3, S, S)`, those in black-and-white pictures without the colour that networks give them.
+    """Remove the colour that networks give to generated faces `(B, 3, S, S)` in black-and-white pictures.
 
-    `sources` and `depths` are as for `match`; what is erased of a picture does not count. Others stay bit-identical.
+    Faces in colour pictures stay bit-identical. `sources` and `depths` are as for `match`; erased pixels do not count.
     """
     outside = (depths <= 0).float()
     chroma = (sources.amax(dim=1, keepdim=True) - sources.amin(dim=1, keepdim=True)) * outside

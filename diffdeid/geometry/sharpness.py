@@ -1,4 +1,4 @@
-"""The sharpness of generated faces: in a blurred picture, or far behind the focus, a face must not be sharper than its head."""
+"""The sharpness of generated faces: in a blurred picture, or out of focus, a face must not be sharper than its surroundings."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 from diffdeid.geometry.pixels import on_host
 
 BLURS = (0.0, 1.0, 1.5, 2.25, 3.4, 5.0)  # standard deviations in 256ths of a crop
-DETAIL = 1.5  # likewise; what this takes away from a picture is its detail
-INSIDE = 8 / 256  # crop sizes from the outline of the face at which its detail is measured
+DETAIL = 1.5  # in the same units; what a blur by this removes from a picture is its detail
+INSIDE = 8 / 256  # crop sizes; detail is measured at least this far inside the outline of the face
 
 
 def soften(faces: Tensor, sources: Tensor, depths: Tensor) -> Tensor:
-    """Generated faces, blurred where they show more detail than their sources do; others stay bit-identical.
+    """Blur generated faces that show more detail than their sources; others stay bit-identical.
 
-    All that is read of an erased face is how much detail it has.
+    The erased face is read only for how much detail it has.
 
     Args:
         faces: `(B, 3, S, S)` in [-1, 1], the generated crops.
@@ -36,7 +36,7 @@ def soften(faces: Tensor, sources: Tensor, depths: Tensor) -> Tensor:
 
 
 def relative_detail(pictures: Tensor, depths: Tensor) -> Tensor:
-    """The detail of faces in pictures `(B, 3, S, S)`, `(B,)`, in parts of the contrast of the face: .08 and more of sharp ones.
+    """The detail of faces in pictures `(B, 3, S, S)`, `(B,)` in parts of the contrast of the face; 0.08 or more is sharp.
 
     `depths` is as for `soften`.
     """
@@ -48,7 +48,7 @@ def relative_detail(pictures: Tensor, depths: Tensor) -> Tensor:
 
 
 def _as_detailed(faces: Tensor, inside: Tensor, wanted: Tensor, size: int) -> Tensor:
-    """Faces blurred until they have the detail that is wanted, `(B,)`, between two of `BLURS`."""
+    """Blur faces until they have the detail `wanted` `(B,)`, by an amount between two of `BLURS`."""
     versions = torch.stack([_blurred(faces, blur * size / 256) for blur in BLURS])
     details = torch.stack([_detail(version, inside) for version in versions])  # (len(BLURS), B)
     chosen = (details > wanted).sum(dim=0).clamp(max=len(BLURS) - 1)  # the first that has no more; details fall

@@ -1,4 +1,4 @@
-"""What a picture shows around a face: the crop that the context encoder is shown, from which all faces are erased."""
+"""The surroundings of a face: the crop for the context encoder, from which all faces are erased."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from diffdeid.structures import Face
 SURROUNDINGS_FACTOR = 0.9  # side of the crop in FFHQ squares: as wide as the training crops
 SURROUNDINGS_SIZE = 224  # pixels, as EfficientNet-Lite0 was trained
 ERASED = 127  # grey level of what is erased
-SAFETY = 2  # picture pixels by which more is erased than is painted anew: roundings must not uncover one
+SAFETY = 2  # picture pixels erased beyond the region that is painted anew, so that rounding uncovers no pixel of a face
 REACH = 4  # picture pixels that interpolation takes into account beyond the crop
 
 
@@ -30,8 +30,8 @@ def surroundings(picture: np.ndarray, face: Face, others: Sequence[Face] = (), s
     Args:
         picture: `(H, W, 3)` uint8 RGB.
         face: a face with landmarks.
-        others: all faces of the picture that are erased too; `face` may be among them. Of those that cannot be painted anew
-            everything is erased that would be covered.
+        others: other faces of the picture, which are erased too; `face` may be among them. Those that cannot be painted anew are
+            erased as far as a cover would hide them.
         size: side of the crop in pixels.
 
     Returns:

@@ -1,7 +1,7 @@
-"""What lies in a file that was written, beside pixels and sound: nothing but what a decoder needs.
+"""Check that a written file holds nothing besides pixels, sound and what a decoder needs.
 
-The lists below say what may be there, format by format. Whatever they do not name is refused, harmless or not: EXIF, XMP,
-comments, thumbnails, further pictures, tags, chapters, subtitles, attachments, and bytes behind the end.
+The lists below say what may be there, format by format. Everything else is refused, harmless or not: EXIF, XMP, comments,
+thumbnails, further pictures, tags, chapters, subtitles, attachments, and bytes behind the end.
 """
 
 from __future__ import annotations
@@ -54,16 +54,16 @@ _TAGS_ALLOWED = {  # of files and streams; what FFmpeg writes by itself
 
 
 def check_picture_contents(path: Path) -> None:
-    """Raise `VerificationError` where a picture file holds anything but one picture, its alpha and a colour profile."""
+    """Raise `VerificationError` if a picture file holds more than one picture, its alpha and a colour profile."""
     with _mapped(path) as content:
         parts = next((parts for head, parts in _PICTURES if re.match(head, content, re.DOTALL)), None)
         if parts is None:
-            raise VerificationError("it is no picture in a format that is written")
+            raise VerificationError("it is not a picture in a format that DiffDeID writes")
         _refuse(parts(content))
 
 
 def check_video_contents(path: Path, sound: bool) -> None:
-    """Raise `VerificationError` where a video file holds anything but one film and, if asked for, sound."""
+    """Raise `VerificationError` if a video file holds more than one film and, if `sound`, sound."""
     with _mapped(path) as content:
         _refuse(_matroska(content) if content[:4].hex() == _EBML else _boxes(content, _MP4_ALLOWED))
     try:
@@ -74,7 +74,7 @@ def check_video_contents(path: Path, sound: bool) -> None:
 
 
 def _mapped(path: Path) -> mmap.mmap:
-    """The bytes of a file of any size."""
+    """Map the bytes of a file of any size into memory."""
     with path.open("rb") as file:
         try:
             return mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
@@ -83,10 +83,10 @@ def _mapped(path: Path) -> mmap.mmap:
 
 
 def _refuse(parts: Iterator[str]) -> None:
-    """Raise for the first part that does not belong there. What ends in the midst of a part is damaged."""
+    """Raise for the first part that does not belong in a file; a file that ends within a part is damaged."""
     try:
         for part in parts:
-            raise VerificationError(f"it holds {part}, which was not to be written")
+            raise VerificationError(f"it holds {part}, which does not belong there")
     except (LookupError, ValueError, OverflowError) as error:
         raise VerificationError(f"its parts do not fit together ({error})") from error
 
@@ -193,7 +193,7 @@ def _heif(content: mmap.mmap) -> Iterator[str]:
 
 
 def _boxes(content: mmap.mmap, allowed: set[str], start: int = 0, end: int | None = None, inside: str = "") -> Iterator[str]:
-    """Of an ISO file (MP4, QuickTime, HEIF)."""
+    """The parts that do not belong in an ISO file (MP4, QuickTime, HEIF)."""
     end = len(content) if end is None else end
     while start < end:
         size, kind, head = int.from_bytes(content[start : start + 4]), content[start + 4 : start + 8].decode("latin-1"), 8

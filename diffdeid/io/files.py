@@ -1,4 +1,4 @@
-"""Files that appear whole or not at all, and files that must not change while they are read."""
+"""Files that appear complete or not at all, and files that must not change while they are read."""
 
 from __future__ import annotations
 
@@ -12,15 +12,15 @@ from typing import BinaryIO
 
 from diffdeid.errors import VerificationError, VideoError
 
-Check = Callable[[Path], None]  # of a file that is finished but has no name yet; raises `VerificationError`
+Check = Callable[[Path], None]  # checks a finished file before it gets its name; raises `VerificationError`
 
 
 def write_whole(path: Path, content: bytes | memoryview, overwrite: bool = True, check: Check | None = None) -> None:
-    """Write a file that appears complete, and has passed its `check`, or not at all.
+    """Write a file that appears complete, after it has passed its `check`, or not at all.
 
     Raises:
-        FileExistsError: one is there and must stay.
-        VerificationError: it did not pass; one that was there stays.
+        FileExistsError: the file exists and `overwrite` is off.
+        VerificationError: the new file did not pass; an existing file stays as it is.
     """
     temporary = temporary_name(path, ".tmp")
     try:
@@ -35,26 +35,26 @@ def write_whole(path: Path, content: bytes | memoryview, overwrite: bool = True,
 
 
 def pass_check(check: Check | None, temporary: Path, path: Path) -> None:
-    """Check a file that is to be named `path`; the error names it."""
+    """Check a file that will be named `path`; errors use that name."""
     try:
         if check is not None:
             check(temporary)
     except VerificationError as error:
-        raise VerificationError(f"`{path}` was not written, for it did not pass the check: {error}.") from error
+        raise VerificationError(f"`{path}` was not written, because it did not pass the check: {error}.") from error
 
 
 def temporary_name(path: Path, suffix: str) -> Path:
-    """A hidden file beside `path` that nobody else has, so that `put` need not copy."""
+    """The name of a new hidden file beside `path`, on the same file system, so that `put` need not copy."""
     return path.with_name(f".diffdeid-{secrets.token_hex(8)}{suffix}")
 
 
 def taken(path: Path) -> str:
-    """What is said of a file that is there and was not to be replaced."""
+    """The message of an error about a file that exists and must not be replaced."""
     return f"`{path}` exists. Pass `--existing replace` to replace it (in Python, `overwrite=True`)."
 
 
 def put(temporary: Path, path: Path, overwrite: bool) -> None:
-    """Give a finished file its name; raise `FileExistsError` where the name is taken, by now too, and `overwrite` is false."""
+    """Give a finished file its name. If another file has the name by now, replace it or raise `FileExistsError`."""
     if not overwrite:
         try:
             os.link(temporary, path)
@@ -82,13 +82,13 @@ def fingerprint(file: Path | BinaryIO) -> str:
 
 
 class HeldFile:
-    """A file that is read twice and must stay the same. It may lose its name once the second reading has begun.
+    """A file that is read twice and must stay the same. It may be renamed once the second reading has begun.
 
     Attributes:
-        fingerprint: a hash of the content. Time stamps tell less, for servers touch files.
+        fingerprint: a hash of the content. Time stamps are no proof, because servers touch files.
 
     Raises:
-        VideoError: it cannot be read, or has changed, wherever that is checked.
+        VideoError: the file cannot be read, or a check finds that it has changed.
     """
 
     def __init__(self, path: Path):
@@ -106,12 +106,12 @@ class HeldFile:
         self._file.close()
 
     def check_name(self) -> None:
-        """Whether the name still stands for this file."""
+        """Raise `VideoError` if the name no longer stands for this file."""
         if not (self.path.exists() and os.path.samestat(self.path.stat(), os.fstat(self._file.fileno()))):
             raise self._changed()
 
     def check_content(self) -> None:
-        """Whether the content is what it was."""
+        """Raise `VideoError` if the content has changed."""
         if self._hash() != self.fingerprint:
             raise self._changed()
 

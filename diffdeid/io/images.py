@@ -1,7 +1,7 @@
-"""Pictures in and out: files, PIL images, arrays and tensors. Ranges and axes: docs/conventions.md.
+"""Read and write pictures: files, PIL images, arrays and tensors. Ranges and axes: docs/conventions.md.
 
 Reading turns every mode into upright 8-bit RGB plus an alpha channel. Writing starts from the bare pixels, so EXIF, GPS, XMP,
-comments, thumbnails and whatever else the source carried stay behind; only an RGB colour profile may travel along.
+comments, thumbnails and all else in the source is left out; only an RGB colour profile may be kept.
 
 Pictures over Pillow's own limit (179 megapixels) are refused. HEIC needs `pip install diffdeid[heif]`.
 """
@@ -23,7 +23,7 @@ from diffdeid.errors import ImageError
 from diffdeid.io.files import Check, fingerprint, taken, write_whole
 from diffdeid.io.jpeg import ORIENTATION, UPRIGHT, encode_like
 
-# Formats worth writing, and how: (Pillow's name, options, can hold alpha).
+# How each format is written: (Pillow's name, options, can hold alpha).
 _JPEG = ("JPEG", {"quality": 95, "subsampling": "4:4:4"}, False)
 _TIFF = ("TIFF", {"compression": "tiff_adobe_deflate"}, True)
 _HEIF = ("HEIF", {"quality": 95, "chroma": 444}, True)
@@ -40,7 +40,7 @@ _ENCODERS = {
 }
 IMAGE_SUFFIXES = frozenset(_ENCODERS)
 warnings.filterwarnings("ignore", category=Image.DecompressionBombWarning)  # large pictures are welcome, up to the limit above
-_READABLE = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"]  # few parsers, few ways to attack one
+_READABLE = ["JPEG", "PNG", "WEBP", "TIFF", "BMP", "GIF"]  # few parsers leave few ways to attack one
 _HEIF_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
 _STILLS_WITH_EXTRAS = ["MPO", "HEIF"]  # photos that carry depth or gain maps as further frames: the first frame is the photo
 
@@ -50,7 +50,7 @@ class Picture:
     """A picture file, decoded.
 
     Attributes:
-        image: upright RGB; colours under transparent pixels are kept, for a face can hide there.
+        image: upright 8-bit RGB; colours under transparent pixels are kept, because a face can hide there.
         alpha: the transparency as "L", `None` when the picture is opaque.
         icc_profile: the colour profile of `image`, `None` for sRGB.
         format: Pillow's name of the file format.
@@ -63,7 +63,11 @@ class Picture:
 
 
 def read_image(path: str | Path) -> Picture:
-    """Read a picture file; raise `ImageError` when it is not one still picture that can be shown faithfully in 8-bit RGB."""
+    """Read a picture file.
+
+    Raises:
+        ImageError: the file cannot be read, is not one still picture, or cannot be shown faithfully in 8-bit RGB.
+    """
     path = Path(path)
     try:
         file = path.open("rb")
@@ -72,7 +76,7 @@ def read_image(path: str | Path) -> Picture:
     with file:
         head = file.read(12)
         if not head:
-            raise ImageError(f"`{path}` is empty.")
+            raise ImageError(f"`{path}` is empty. Copy it again, or remove it from the input.")
         file.seek(0)
         formats = _READABLE
         if head[4:8] == b"ftyp" and head[8:] in _HEIF_BRANDS:
@@ -82,14 +86,14 @@ def read_image(path: str | Path) -> Picture:
 
 
 def read_with_fingerprint(path: Path) -> tuple[Picture, str]:
-    """A picture file and the fingerprint of its content; raise `ImageError` where that changes meanwhile."""
+    """Read a picture file and the fingerprint of its content; raises `ImageError` as well if the file changes meanwhile."""
     try:
         before = fingerprint(path)
     except OSError as error:
         raise ImageError(f"Cannot read `{path}`: {error.strerror}.") from error
     picture = read_image(path)
     if fingerprint(path) != before:
-        raise ImageError(f"`{path}` changed while it was read. Leave it alone meanwhile.")
+        raise ImageError(f"`{path}` changed while it was read. Do not change it meanwhile.")
     return picture, before
 
 
@@ -102,19 +106,24 @@ def write_image(
     check: Check | None = None,
     source: str | Path | None = None,
 ) -> None:
-    """Write the pixels of `image`, and nothing else but `alpha` and `icc_profile`, in the format that the suffix names.
+    """Write the pixels of `image` with `alpha` and `icc_profile`, and nothing else, in the format that the suffix names.
 
     The file appears complete or not at all, and an existing one is replaced only with `overwrite`. JPEG and HEIC are written
     without chroma subsampling; BMP drops the colour profile, which it cannot hold.
 
     Args:
+        path: the file.
         image: of any mode. It is written in 8-bit RGB.
+        alpha: the transparency as "L", `None` for an opaque picture.
+        icc_profile: the colour profile of `image`, `None` for sRGB.
+        overwrite: replace an existing file.
         check: called with the finished file before it gets its name; an error in it leaves no file.
-        source: the file that `image` was made from. Where both are JPEGs, the new one has the quality and the sampling of the
-            source, is grey if that is, and has its blocks wherever no pixel changed, see `io.jpeg`.
+        source: the file that `image` was made from. If both are JPEGs, the new one has the quality and the sampling of the
+            source, is grey if the source is, and has the blocks of the source wherever no pixel changed, see `io.jpeg`.
 
     Raises:
         ImageError: the file exists, or cannot be written as asked; or the source cannot be read.
+        VerificationError: `check` refuses the file.
     """
     path = Path(path)
     check_writable(path, alpha is not None, overwrite)
@@ -131,14 +140,14 @@ def write_image(
             pixels.save(encoded, format=file_format, icc_profile=icc_profile, **options)
             content = encoded.getbuffer()
         write_whole(path, content, overwrite, check)
-    except FileExistsError as error:  # somebody wrote it meanwhile
+    except FileExistsError as error:  # another program wrote it meanwhile
         raise ImageError(taken(path)) from error
     except (OSError, ValueError) as error:
         raise ImageError(f"Cannot write `{path}`: {error}.") from error
 
 
 def check_writable(path: Path, has_alpha: bool, overwrite: bool) -> None:
-    """Raise `ImageError` where `write_image` would refuse, before time is spent on the pixels."""
+    """Raise `ImageError` if `write_image` would refuse, before time is spent on the pixels."""
     if path.suffix.lower() not in IMAGE_SUFFIXES:
         raise ImageError(f"Cannot write `{path.name}`: the suffix must be one of {', '.join(sorted(IMAGE_SUFFIXES))}.")
     file_format, _, holds_alpha = _ENCODERS[path.suffix.lower()]
@@ -154,6 +163,11 @@ def to_uint8_array(image: Image.Image | np.ndarray | torch.Tensor) -> np.ndarray
     Args:
         image: a PIL image of any mode (made upright, alpha ignored), a uint8 array `(height, width, 3)` or `(height, width)`,
             or a floating-point array or tensor `(3, height, width)` in [0, 1].
+
+    Raises:
+        TypeError: `image` is of another type.
+        ValueError: its shape, dtype or values are others.
+        ImageError: a PIL image has a mode without a fixed range of colours.
     """
     if isinstance(image, Image.Image):
         return np.array(_decode(image)[0])
@@ -186,11 +200,17 @@ def _read(path: Path, file: BinaryIO, formats: list[str]) -> Picture:
     except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise ImageError(f"`{path}` is no picture in a supported format ({', '.join(sorted(IMAGE_SUFFIXES))}).") from error
+        raise ImageError(
+            f"`{path}` is no picture that can be read. Check that it opens in a picture viewer, and save it from there as JPEG "
+            "or PNG. If it is no picture, remove it from the input."
+        ) from error
     except Image.DecompressionBombError as error:
         raise ImageError(f"`{path}` has more than {2 * Image.MAX_IMAGE_PIXELS:,} pixels. Scale it down first.") from error
     except Exception as error:  # decoders raise almost anything on damaged files
-        raise ImageError(f"`{path}` is damaged or not supported: {error}.") from error
+        raise ImageError(
+            f"`{path}` cannot be decoded ({str(error).rstrip('.')}). It is incomplete, damaged or of an unsupported kind. "
+            "Copy it again, or open it in a picture viewer and save it from there as JPEG or PNG."
+        ) from error
 
 
 def _decode(image: Image.Image) -> tuple[Image.Image, Image.Image | None, bytes | None]:
@@ -201,10 +221,10 @@ def _decode(image: Image.Image) -> tuple[Image.Image, Image.Image | None, bytes 
         image = image.transpose(transpose)
     if image.mode.startswith("I;16"):
         if "transparency" in image.info:
-            raise ImageError("16-bit grey pictures with a transparent colour are not supported. Save it with 8 bits.")
+            raise ImageError("16-bit grey pictures with a transparent colour are not supported. Save the picture with 8 bits.")
         image = Image.fromarray((np.asarray(image) / np.float32(257)).round().astype(np.uint8))
     elif image.mode in ("I", "F", "LAB"):
-        raise ImageError(f"Pixels of mode {image.mode} have no fixed range of colours. Save it as 8- or 16-bit RGB.")
+        raise ImageError(f"Pixels of mode {image.mode} have no fixed range of colours. Save the picture as 8- or 16-bit RGB.")
     alpha = None
     if image.has_transparency_data:
         image = image.convert("RGBA")
@@ -213,7 +233,7 @@ def _decode(image: Image.Image) -> tuple[Image.Image, Image.Image | None, bytes 
     profile = _parse_profile(icc_profile)
     if profile is None:
         icc_profile = None
-    elif profile.profile.xcolor_space.strip() != "RGB":  # for CMYK or grey: it means nothing to RGB pixels, so use it up here
+    elif profile.profile.xcolor_space.strip() != "RGB":  # it is for CMYK or grey, so it must be applied here
         icc_profile = None
         with suppress(ImageCms.PyCMSError):  # a profile for some other mode is ignored
             image = ImageCms.profileToProfile(image, profile, ImageCms.createProfile("sRGB"), outputMode="RGB")
@@ -223,7 +243,7 @@ def _decode(image: Image.Image) -> tuple[Image.Image, Image.Image | None, bytes 
 
 
 def _parse_profile(icc_profile: bytes | None) -> ImageCms.ImageCmsProfile | None:
-    """The profile, or `None` where there is none or it is damaged."""
+    """The parsed profile, or `None` if there is none or it is damaged."""
     try:
         return ImageCms.ImageCmsProfile(io.BytesIO(icc_profile)) if icc_profile else None
     except (OSError, ImageCms.PyCMSError):

@@ -27,10 +27,10 @@ UPRIGHT = {
     7: Image.Transpose.TRANSVERSE,
     8: Image.Transpose.ROTATE_90,
 }
-_ON_THE_SIDE, _MIRRORED, _UPSIDE_DOWN = {5, 6, 7, 8}, {2, 3, 6, 7}, {3, 4, 7, 8}  # what makes it upright: transpose, then flip
-_MOST_PIXELS = 64_000_000  # the coefficients of more take gigabytes
-_TURNED = 6  # levels by which decoders may round a turned block otherwise, in all channels together
-_HIDDEN = 4.0  # levels, root mean square: what is beyond an edge may differ so much from the edge repeated
+_ON_THE_SIDE, _MIRRORED, _UPSIDE_DOWN = {5, 6, 7, 8}, {2, 3, 6, 7}, {3, 4, 7, 8}  # to be transposed, then flipped
+_MOST_PIXELS = 64_000_000  # the coefficients of larger pictures take gigabytes
+_TURNED = 6  # levels by which decoders may round a turned block differently
+_HIDDEN = 4.0  # levels, root mean square, by which samples beyond an edge may differ from the repeated edge
 
 
 def encode_like(source: Path, image: Image.Image, icc_profile: bytes | None) -> bytes | None:
@@ -39,9 +39,10 @@ def encode_like(source: Path, image: Image.Image, icc_profile: bytes | None) -> 
     Args:
         source: the file that `image` was made from. Turned upright by its EXIF orientation, it must have the same size.
         image: upright RGB. A grey source gives a grey file.
+        icc_profile: the colour profile to write, or `None`.
 
     Returns:
-        The content of the file; `None` where the source is no JPEG, holds inks (CMYK), or has another size.
+        The content of the file; `None` if the source is not a JPEG, holds inks (CMYK), or has another size.
 
     Raises:
         OSError: the source cannot be read.
@@ -52,7 +53,7 @@ def encode_like(source: Path, image: Image.Image, icc_profile: bytes | None) -> 
             layout = _layout(stored, orientation)
             sampling = 0 if stored.mode == "L" else JpegImagePlugin.get_sampling(stored)
             mode, before = stored.mode, _pixels(stored, orientation)
-    except (UnidentifiedImageError, KeyError):  # no JPEG, or one that tells its tables later than others
+    except (UnidentifiedImageError, KeyError):  # not a JPEG, or one with tables in an unusual place
         return None
     if mode not in ("L", "RGB") or before.shape[1::-1] != image.size:
         return None
@@ -77,7 +78,7 @@ def _pixels(jpeg: Image.Image, orientation: int = 1) -> np.ndarray:
 
 
 def _layout(jpeg: Image.Image, orientation: int = 1) -> list[tuple[float, float, list[int]]]:
-    """Of each component of an opened file, made upright: its horizontal and vertical sampling, at most 1, and its table."""
+    """For each component of an opened file, made upright: horizontal and vertical sampling, at most 1, and quantization table."""
     finest = [max(layer[side] for layer in jpeg.layer) for side in (1, 2)]
     layout = [(h / finest[0], v / finest[1], list(jpeg.quantization[number])) for _, h, v, number in jpeg.layer]
     if orientation in _ON_THE_SIDE:
@@ -86,15 +87,15 @@ def _layout(jpeg: Image.Image, orientation: int = 1) -> list[tuple[float, float,
 
 
 def _spliced(source: Path, orientation: int, before: np.ndarray, after: np.ndarray, fresh: bytes) -> bytes | None:
-    """`fresh`, which encodes the picture `after`, with the source's coefficients where it agrees with `before`.
+    """Replace coefficients of `fresh`, which encodes the picture `after`, by those of the source where it agrees with `before`.
 
-    `None` where that cannot be done. The pictures are upright, `(height, width, 3)`.
+    `None` if that cannot be done. The pictures are upright, `(height, width, 3)`.
     """
     try:
         import jpegio
     except ImportError:  # it has no wheels for Linux on ARM
         return None
-    with tempfile.TemporaryDirectory() as folder:  # of the source, nothing is written there
+    with tempfile.TemporaryDirectory() as folder:  # only the de-identified picture is written there
         file = Path(folder, "fresh.jpg")
         file.write_bytes(fresh)
         try:
@@ -104,10 +105,10 @@ def _spliced(source: Path, orientation: int, before: np.ndarray, after: np.ndarr
                 return None
             new.optimize_coding = True
             new.write(file)
-        except RuntimeError:  # libjpeg's word on a damaged file
+        except RuntimeError:  # libjpeg cannot read a damaged file
             return None
         content = file.read_bytes()
-    # Two decoders may see different pictures in a damaged or malicious file. What stays must be what was searched for faces.
+    # Two decoders may see different pictures in a damaged or malicious file. Kept pixels must be those searched for faces.
     with Image.open(io.BytesIO(content)) as written:
         difference = _difference(_pixels(written), before)
     return content if difference[kept].max(initial=0) <= (_TURNED if orientation in UPRIGHT else 0) else None
@@ -119,10 +120,10 @@ def _splice(new: Any, old: Any, orientation: int, same: np.ndarray) -> np.ndarra
     Args:
         new, old: what jpegio read of the new picture's file, and of the source.
         orientation: of the source. The new picture is upright.
-        same: `(height, width)`, where pixels agree.
+        same: `(height, width)` bool, where pixels agree.
 
     Returns:
-        `(height, width)`, which pixels must be those of the source now; `None` where blocks do not lie upon each other.
+        `(height, width)` bool, which pixels must now be those of the source; `None` if the blocks of the two do not align.
     """
     high, wide = new.max_v_samp_factor, new.max_h_samp_factor
     unit = 8 * high, 8 * wide  # the pixels of a minimum coded unit
@@ -167,7 +168,7 @@ def _blocks(coefficients: np.ndarray) -> np.ndarray:
 
 
 def _upright(blocks: np.ndarray, orientation: int) -> np.ndarray:
-    """The blocks of the picture made upright. The odd waves of a mirrored block have the other sign."""
+    """The blocks of the picture turned upright. Odd frequencies of a mirrored block change their sign."""
     signs = np.where(np.arange(8) % 2, -1, 1)
     if orientation in _ON_THE_SIDE:
         blocks = blocks.transpose(1, 0, 3, 2)

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from diffdeid.io.files import write_whole
+from diffdeid.io.stores import version
 
 
 class Manifest:
@@ -38,15 +39,14 @@ class Manifest:
         whole = content[: content.rfind(b"\n") + 1]
         try:
             head, *entries = map(json.loads, whole.splitlines())
-            if head["manifest"] != 1:
-                raise ValueError(f"its version is {head['manifest']}")
+            if not isinstance(head, dict) or head.get("manifest") != 1:
+                raise ValueError("its first line does not say that it is one")
             salt = bytes.fromhex(head["salt"])
             for entry in entries:
                 self._remember(entry)
         except (ValueError, TypeError, KeyError) as error:
-            raise ValueError(
-                f"`{path}` is not as `--manifest` writes it ({type(error).__name__}: {error}). Name a new file."
-            ) from error
+            missing = f"{error} is missing" if isinstance(error, KeyError) else error
+            raise ValueError(f"`{path}` is not a manifest as `--manifest` writes it ({missing}). Name a new file.") from error
         if whole != content:
             os.truncate(path, len(whole))
         self._key = hashlib.scrypt(_json(depends_on), salt=salt, n=2**15, r=8, p=1, maxmem=2**26, dklen=32)
@@ -57,8 +57,7 @@ class Manifest:
         Raises:
             OSError: there is no such file.
         """
-        stat = source.stat()
-        return hashlib.blake2b(_json([stat.st_size, stat.st_mtime_ns, depends_on]), key=self._key, digest_size=16).hexdigest()
+        return hashlib.blake2b(_json([*version(source), depends_on]), key=self._key, digest_size=16).hexdigest()
 
     def holds(self, source: Path, output: Path, digest: str, on_no_face: Literal["error", "skip", "copy"]) -> bool:
         """Whether an output was finished and is there, or was not needed since the source shows no face."""
@@ -67,12 +66,17 @@ class Manifest:
             return made["status"] != "no_face" or on_no_face == "copy"
         return bool(unneeded and unneeded["digest"] == digest and on_no_face == "skip" and not output.exists())
 
-    def add(self, records: Iterable[dict[str, Any]], digest: str) -> None:
+    def lists(self, output: Path) -> bool:
+        """Whether an output was finished once, whatever has changed since."""
+        return ("output", str(output)) in self._entries
+
+    def add(self, records: Iterable[dict[str, Any]], digest: str, outputs: Iterable[Path]) -> None:
         """Enter what the records say is finished; errors and what was skipped are not."""
+        paths = {str(path): path for path in outputs}
         for record in records:
             if record["error"] is None and record["status"] != "skipped":
                 entry = {name: record[name] for name in ("input", "output", "status")}
-                entry |= {"size": Path(entry["output"]).stat().st_size if entry["output"] else None, "digest": digest}
+                entry |= {"size": paths[entry["output"]].stat().st_size if entry["output"] else None, "digest": digest}
                 self._remember(entry)
                 with self.path.open("ab") as file:
                     file.write(_json(entry) + b"\n")

@@ -1,7 +1,8 @@
-"""The sound of a video: copied packet by packet, or with voices that are disguised.
+"""The sound of a video: copied packet by packet, or with disguised voices.
 
-A disguise is a fall of four semitones, at the same speed: pitch and timbre of a voice change, words, accent and manner stay.
-Whoever knows that can raise the pitch again. It helps against being recognised by chance, not against people who try.
+The disguise lowers sound by four semitones at the same speed: pitch and timbre of a voice change, words, accent and manner of
+speaking stay. Anybody who knows this can raise the pitch again. It helps against being recognised by chance, not against people
+who try.
 """
 
 from __future__ import annotations
@@ -12,21 +13,21 @@ from pathlib import Path
 
 import av
 
-FALL = 0.8  # of all frequencies
-_LEAD = Fraction(1, 5)  # seconds before the first frame at which sound may begin: codecs start with some that nobody hears
+FALL = 0.8  # factor of all frequencies
+_LEAD = Fraction(1, 5)  # seconds before the first frame at which sound may begin: codecs start with samples that nobody hears
 
 
 class SoundCopy:
-    """Carries the sound tracks of a file over as far as the pictures have come.
+    """Copies the sound tracks of a file into another one, in step with its pictures.
 
-    Packets are copied bit by bit. Tracks that the container cannot hold, those to be distorted, and Vorbis, whose header holds
+    Packets are copied unchanged. Tracks that the container cannot hold, those to be distorted, and Vorbis, whose header holds
     tags, are encoded anew.
 
     Args:
         path: the file.
-        target: where the tracks go; its header is not written yet.
-        origin: seconds in the file at which the first picture is shown. Sound before it is left out, but for what codecs start
-            with when both begin together.
+        target: where the tracks go; its header must not be written yet.
+        origin: seconds in the file at which the first picture is shown. Sound before it is left out, except the first samples of
+            codecs when sound and pictures begin together.
         distort: whether to disguise voices.
     """
 
@@ -46,7 +47,7 @@ class SoundCopy:
         self.waiting = next(self.packets, None)
 
     def copy(self, until: Fraction) -> None:
-        """Write what is heard before a time, seconds since the first frame."""
+        """Write the sound before a time, in seconds since the first frame."""
         while self.waiting is not None and self.waiting[0] < until:
             self.target.mux(self.waiting[1])
             self.waiting = next(self.packets, None)
@@ -56,7 +57,7 @@ class SoundCopy:
         if not self.streams:
             return
         begins: dict[int, Fraction] = {}
-        edits = self.target.format.name in ("ipod", "mov", "mp4")  # says where hearing begins; Matroska says it of Opus only
+        edits = self.target.format.name in ("ipod", "mov", "mp4")  # can skip first samples; Matroska can for Opus only
         for packet in self.source.demux([self.source.streams[index] for index in self.streams]):
             stream, recoder = self.streams[packet.stream.index]
             for copied in [packet] if recoder is None else recoder.encode(packet):
@@ -83,7 +84,7 @@ class _Recoder:
         self.disguise: _Disguise | None = None
 
     def encode(self, packet: av.Packet) -> list[av.Packet]:
-        """The next packets; the last packet of a track is empty and brings what was held back."""
+        """Encode the next packet; the last packet of a track is empty and flushes what was held back."""
         frames = packet.decode()
         if self.distort:
             if self.disguise is None and frames:
@@ -96,7 +97,7 @@ class _Recoder:
 
 
 class _Disguise:
-    """FFmpeg's filters for a track whose first frame is given. What is heard keeps its time."""
+    """FFmpeg's filters for a track with a given first frame; they keep the timing."""
 
     def __init__(self, first: av.AudioFrame):
         self.graph = av.filter.Graph()
@@ -105,7 +106,7 @@ class _Disguise:
             format=first.format.name, sample_rate=rate, layout=first.layout.name, time_base=first.time_base
         )
         steps = [
-            ("aresample", "async=1"),  # silence where packets are missing, for from here on samples are counted
+            ("aresample", "async=1"),  # fills gaps with silence, because from here on samples are counted
             ("asetrate", str(round(rate * FALL))),
             ("aresample", str(rate)),
             ("atempo", str(1 / FALL)),
@@ -116,7 +117,7 @@ class _Disguise:
         self.rate, self.next = rate, round(first.pts * first.time_base * rate)
 
     def change(self, frames: list[av.AudioFrame], ending: bool) -> list[av.AudioFrame]:
-        """What comes out when frames are put in, and what was held back at the end."""
+        """Filter frames; at the end of the track, `ending` flushes what was held back."""
         for frame in [*frames, None] if ending else frames:
             self.graph.push(frame)
         changed = []
@@ -131,12 +132,12 @@ class _Disguise:
 
 
 def _layout(stream: av.audio.stream.AudioStream) -> str:
-    """Of the channels of a track; some files only tell their number."""
+    """The layout of the channels of a track; some files tell only their number."""
     named = not stream.layout.name.endswith("channels")
     return stream.layout.name if named else {1: "mono", 6: "5.1", 8: "7.1"}.get(stream.layout.nb_channels, "stereo")
 
 
 def _rate(codec: str, wanted: int) -> int:
-    """The sample rate nearest to the wanted one that an encoder knows."""
+    """The sample rate of an encoder that is nearest to the wanted one."""
     rates = av.Codec(codec, "w").audio_rates
     return min(rates, key=lambda rate: abs(rate - wanted)) if rates else wanted

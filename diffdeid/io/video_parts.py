@@ -1,7 +1,7 @@
-"""Finished parts of a video that is being made, so that an interrupted run can go on, and a corrected one renders what changed.
+"""Finished parts of a video, with which an interrupted run can go on, and a run with corrections renders only what changed.
 
-They lie in a hidden folder beside the output until it is complete. Nothing of the source is in them: encoded results, reports,
-and the seed that gives the same people again.
+They lie in a hidden folder beside the output until it is complete. They hold nothing of the source: only encoded results,
+reports, and the seed that gives the same people again.
 """
 
 from __future__ import annotations
@@ -20,21 +20,22 @@ PART_FRAMES = 240
 
 
 class VideoParts:
-    """The parts made so far, each by the name that tells what it shows.
+    """The parts made so far, each named by a hash of what it shows.
 
     Args:
         output: the video to be made.
-        job: what all parts depend on; parts of another job are thrown away. Must survive JSON.
-        seed: of the people; `None` for the one stored, or a fresh one.
+        job: what all parts depend on, as JSON values; parts of another job are deleted.
+        seed: of the people; `None` for the stored one, or else a fresh one.
 
     Attributes:
+        seed: the seed in use.
         reports: what happened in each part, by its name.
     """
 
     def __init__(self, output: Path, job: dict[str, Any], seed: int | None = None):
         self.folder = output.with_name(f".{output.name}.parts")
         self._index = self.folder / "index.json"
-        self._suffix = ".webm" if output.suffix.lower() == ".webm" else ".mp4"  # of a container that keeps decoding times
+        self._suffix = ".webm" if output.suffix.lower() == ".webm" else ".mp4"  # containers that keep decoding times
         stored = self._stored()
         if stored is None or stored["job"] != job or seed not in (None, stored["seed"]):
             stored = {"job": job, "seed": secrets.randbits(62) if seed is None else seed, "parts": {}}
@@ -42,7 +43,7 @@ class VideoParts:
         self._content = stored
 
     def begin(self, names: Collection[str]) -> None:
-        """Make room for the parts of these names, and throw others away. Nothing is written before."""
+        """Prepare the folder for the parts of these names, and delete others. Nothing is written before this call."""
         for name in self.reports.keys() - names:
             del self.reports[name]
         try:
@@ -61,12 +62,12 @@ class VideoParts:
         return self.folder / f"{name}{self._suffix}"
 
     def add(self, name: str, reports: list[dict[str, Any]]) -> None:
-        """A part was written; `reports` say what happened in it."""
+        """Record that a part was written, with the reports of what happened in it."""
         self.reports[name] = reports
         self._save()
 
     def remove(self) -> None:
-        """Throw all parts away."""
+        """Delete all parts."""
         shutil.rmtree(self.folder)
 
     def _save(self) -> None:

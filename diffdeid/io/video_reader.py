@@ -1,7 +1,7 @@
-"""Videos in: files -> upright 8-bit RGB frames, by way of PyAV (FFmpeg).
+"""Read videos: files -> upright 8-bit RGB frames, with PyAV (FFmpeg).
 
-The pictures are as players show them: turned upright, 10-bit and HDR colours brought to 8-bit BT.709. Each comes with its time,
-so that a varying frame rate is known.
+The pictures look as players show them: turned upright, with 10-bit and HDR colours converted to 8-bit BT.709. Each comes with its
+time, because frame rates may vary.
 """
 
 from __future__ import annotations
@@ -38,29 +38,30 @@ class Frame(NamedTuple):
 
 
 class VideoReader:
-    """The frames of a video file; can be iterated again and again.
+    """The frames of a video file; it can be iterated several times.
 
     Args:
         path: the file.
-        start, end: seconds of the source between which frames are read, the one at `end` left out; `None` for all.
+        start, end: seconds of the source between which frames are read, without the one at `end`; `None` for all.
 
     Attributes:
         rate: frames a second, on average.
         num_frames: how many to expect; an estimate, 0 if nothing is known.
         sample_aspect_ratio: width of a pixel by its height.
-        origin: seconds at which the first frame is shown in the source; known once it was read.
+        origin: seconds at which the first frame is shown in the source; known once that frame was read.
         notes: what had to be changed in the pictures, in words.
 
     Raises:
         VideoError: the file cannot be read as a video, or no frame lies between `start` and `end`; also while iterating.
+        ValueError: `start` is negative, or `end` is not later.
     """
 
     def __init__(self, path: str | Path, start: float | None = None, end: float | None = None):
         self.path = Path(path)
         if (start is not None and start < 0) or (end is not None and end <= (start or 0)):
-            raise ValueError(f"`start` must not be negative and `end` must lie behind it, got {start} and {end}.")
+            raise ValueError(f"`start` must not be negative and `end` must be later, got {start} and {end}.")
         self.start, self.end = (
-            None if second is None else Fraction(second).limit_denominator(1_000_000)  # 0.2 is a fifth, and no bit more
+            None if second is None else Fraction(second).limit_denominator(1_000_000)  # 0.2 becomes exactly 1/5
             for second in (start, end)
         )
         self.notes: list[str] = []
@@ -79,7 +80,10 @@ class VideoReader:
         with self._open() as container:
             for time, frame in self._decode(container):
                 first = time if first is None else first
-                time = max(time - first, last + Fraction(1, 1000))  # broken time stamps stand still or run backwards
+                time -= first
+                if time <= last:
+                    self._note("time stamps that stood still or ran backwards were replaced by steps of 1 ms")
+                    time = last + Fraction(1, 1000)
                 picture = self._picture(frame)
                 size = size or picture.shape[1::-1]
                 if picture.shape[1::-1] != size:
@@ -112,7 +116,7 @@ class VideoReader:
                 time = number / self.rate if frame.pts is None else frame.pts * frame.time_base
                 if self.end is not None and time - offset >= self.end:
                     return
-                if not self.start or time - offset >= self.start:  # some say that they begin later than their first frame
+                if not self.start or time - offset >= self.start:  # some files claim to begin later than their first frame
                     yield time, frame
         except (av.FFmpegError, OSError) as error:
             raise VideoError(
@@ -127,7 +131,7 @@ class VideoReader:
             if frame.format.components and frame.format.components[0].bits > 8:
                 self._note(f"{frame.format.components[0].bits}-bit colours were brought to 8 bits")
             picture = frame.to_ndarray(format="rgb24")
-        return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))  # phones film sideways and write it down
+        return np.ascontiguousarray(np.rot90(picture, round(frame.rotation / 90)))  # phones film sideways and store the rotation
 
     def _note(self, text: str) -> None:
         if text not in self.notes:
@@ -135,7 +139,7 @@ class VideoReader:
 
 
 def _pictures(container: av.container.InputContainer, path: Path) -> av.video.stream.VideoStream:
-    """The video stream proper: covers of albums are video streams of one picture."""
+    """The first video stream that is not a cover picture."""
     for stream in container.streams.video:
         if not stream.disposition & av.stream.Disposition.attached_pic:
             return stream
@@ -145,7 +149,7 @@ def _pictures(container: av.container.InputContainer, path: Path) -> av.video.st
 def _tone_map(picture: np.ndarray, hlg: bool) -> np.ndarray:
     """PQ or HLG coded BT.2020 colours, uint16 -> BT.709, uint8 (BT.2100, BT.2087; the shoulder is Reinhard's).
 
-    White pages stay white; what is brighter is brought into the last tenth of the range.
+    White pages stay white; brighter light is compressed into the last tenth of the range.
     """
     code = np.linspace(0, 1, 65536, dtype=np.float32)
     if hlg:

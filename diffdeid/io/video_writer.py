@@ -1,7 +1,7 @@
-"""Videos out: frames -> a new file, by way of PyAV (FFmpeg).
+"""Write videos: frames -> a new file, with PyAV (FFmpeg).
 
-Writing starts from bare pixels, so tags, chapters, subtitles, cover art, thumbnails and captions of the source stay behind; sound
-comes along only when asked for. Times of frames are kept, so that a varying frame rate varies in the output as well.
+Writing starts from bare pixels, so tags, chapters, subtitles, cover art, thumbnails and captions of the source are left out; its
+sound is kept only if asked for. Times of frames are kept, so that a varying frame rate varies in the output as well.
 """
 
 from __future__ import annotations
@@ -24,12 +24,12 @@ from diffdeid.options import FileOptions
 
 _CODECS = {".m4v": "libx264", ".mkv": "libx264", ".mov": "libx264", ".mp4": "libx264", ".webm": "libvpx-vp9"}  # what we write
 _TAKES_ODD_SIDES = {"libvpx-vp9"}
-_TICKS, _MOST_TICKS = 90_000, 10_000_000  # to write down times, a second
+_TICKS, _MOST_TICKS = 90_000, 10_000_000  # units of time stamps, a second
 _BT709 = 1  # the number of its matrix, primaries and transfer function in H.273
 
 
 class VideoWriter:
-    """Writes a video file that appears complete or not at all. Use it in a `with` block: an error in it leaves no file.
+    """Writes a video file that appears complete or not at all. Use it in a `with` block: an error in the block leaves no file.
 
     Args:
         path: file to write; its suffix chooses the container.
@@ -39,8 +39,8 @@ class VideoWriter:
         distort: disguise voices, see `io.sound`.
         origin: seconds in `sound` at which the first frame is shown.
         codec: FFmpeg's name of an encoder; `None` for H.264, in WebM VP9.
-        crf: constant rate factor: quality, lower is better and larger.
-        preset: FFmpeg's name of a trade of time for size; `None` for the encoder's own.
+        crf: constant rate factor, 0…63: lower means better quality and larger files.
+        preset: FFmpeg's name for a trade of time for size, as "slow"; `None` for the encoder's own.
         overwrite: replace an existing file.
         check: called with the finished file before it gets its name; an error in it leaves no file.
 
@@ -49,6 +49,7 @@ class VideoWriter:
 
     Raises:
         VideoError: the file exists, or cannot be written as asked.
+        VerificationError: `check` refuses the file.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class VideoWriter:
         return self
 
     def write(self, frame: Frame) -> None:
-        """Append a frame; all must have one size, and times must grow."""
+        """Append a frame. All frames must have the same size, and their times must ascend."""
         try:
             if self._stream is None:
                 self._start(frame.picture)
@@ -103,7 +104,7 @@ class VideoWriter:
         self._last = frame.time
 
     def append(self, part: Path) -> None:
-        """Take over all frames of a video that a `VideoWriter` of the same options wrote, as they are encoded, times included."""
+        """Append the encoded frames, with their times, of a video that a `VideoWriter` with the same options wrote."""
         try:
             with av.open(str(part)) as source:
                 stream = source.streams.video[0]
@@ -128,7 +129,7 @@ class VideoWriter:
         try:
             stream = self._container.add_stream(self.codec, rate=self.rate, options=self.options)
         except (av.FFmpegError, ValueError) as error:
-            raise VideoError(f"`{self.codec}` is no video encoder for `{self.path.suffix}` files here: {error}.") from error
+            raise VideoError(f"`{self.codec}` is not a video encoder for `{self.path.suffix}` files here: {error}.") from error
         stream.width, stream.height, stream.pix_fmt = width, height, "yuv420p"
         stream.codec_context.sample_aspect_ratio = self.sample_aspect_ratio
         ticks = lcm(_TICKS, self.rate.numerator)  # a second; frames of a constant rate lie on them
@@ -140,7 +141,7 @@ class VideoWriter:
         self._open_sound()
 
     def _sized(self, picture: np.ndarray) -> np.ndarray:
-        """The picture; its last row and column are repeated where sides are odd and the encoder stores colours for pairs."""
+        """The picture with even sides, if the encoder stores colours for pairs of pixels: the last row or column is repeated."""
         height, width = (0, 0) if self.codec in _TAKES_ODD_SIDES else picture.shape[:2]
         return np.pad(picture, ((0, height % 2), (0, width % 2), (0, 0)), mode="edge")
 
@@ -153,7 +154,7 @@ class VideoWriter:
             if kind is None:
                 self._finish()
             else:
-                with suppress(av.FFmpegError, OSError, ValueError):  # the error on its way matters more
+                with suppress(av.FFmpegError, OSError, ValueError):  # the error of the block matters more
                     self._container.close()
         except (av.FFmpegError, OSError, ValueError) as error:
             raise VideoError(f"Cannot write `{self.path}`: {error}.") from error
@@ -170,12 +171,12 @@ class VideoWriter:
         pass_check(self.check, self._temporary, self.path)
         try:
             put(self._temporary, self.path, self.overwrite)
-        except FileExistsError as error:  # somebody wrote it meanwhile
+        except FileExistsError as error:  # another program wrote it meanwhile
             raise VideoError(taken(self.path)) from error
 
 
 def check_video_writable(path: Path, overwrite: bool, source: Path | None = None) -> None:
-    """Raise `VideoError` where a `VideoWriter` would refuse or write over the source, before time is spent on the pixels."""
+    """Raise `VideoError` if a `VideoWriter` would refuse, or would write over the source, before time is spent on pixels."""
     if source is not None and path.exists() and source.exists() and path.samefile(source):
         raise VideoError(f"`{path}` is the input and would be the output. Inputs are never written to: name another file.")
     if path.suffix.lower() not in _CODECS:
@@ -185,7 +186,7 @@ def check_video_writable(path: Path, overwrite: bool, source: Path | None = None
 
 
 def rehearse(path: Path, codec: str | None, crf: int, preset: str | None) -> None:
-    """Raise `VideoError` where FFmpeg will not encode videos so, by writing one that is thrown away."""
+    """Raise `VideoError` if FFmpeg cannot encode a video with these options, by writing a short one that is deleted."""
     with tempfile.TemporaryDirectory() as folder:
         trial = Path(folder, f"trial{path.suffix}")
         try:

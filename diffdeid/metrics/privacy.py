@@ -1,8 +1,8 @@
 """How well people are recognised: verification and identification, from cosines between probes and a gallery.
 
-Terms of ISO/IEC 19795-1. Genuine: a probe and a photo of the same person. Impostor: of different people. FAR is the share of
-impostors accepted at a threshold, TPR that of genuine pairs. Scores are cosines `(n, p)` of n probes to p people, `own` `(n,)`
-says which of them each probe is.
+Terms are those of ISO/IEC 19795-1. A genuine pair is a probe and a photo of the same person, an impostor pair one of different
+people. FAR is the share of impostors accepted at a threshold, TPR that of genuine pairs. Scores are cosines `(n, p)` of n probes
+to p people; `own` `(n,)` is the column of each probe's person.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def person_scores(probes: np.ndarray, gallery: np.ndarray, people: list[str]) ->
     Args:
         probes: unit embeddings `(n, d)`.
         gallery: unit embeddings `(m, d)`.
-        people: who they are, m names.
+        people: m names, whom the gallery shows.
 
     Returns:
         Scores `(n, p)` and the people of their columns.
@@ -31,14 +31,14 @@ def person_scores(probes: np.ndarray, gallery: np.ndarray, people: list[str]) ->
 
 
 def genuine_and_impostor(scores: np.ndarray, own: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """`(n,)` and `(n * (p - 1),)` cosines."""
+    """The cosines of genuine pairs, `(n,)`, and of impostor pairs, `(n * (p - 1),)`."""
     genuine = np.zeros_like(scores, bool)
     genuine[np.arange(len(own)), own] = True
     return scores[genuine], scores[~genuine]
 
 
 def ranks(scores: np.ndarray, own: np.ndarray) -> np.ndarray:
-    """`(n,)` rank of the right person, 1 being first. Ties share the better rank: one who guesses would find half of them."""
+    """The rank `(n,)` of the right person, 1 being first; ties share the better rank."""
     return 1 + (scores > scores[np.arange(len(own)), own][:, None]).sum(1)
 
 
@@ -48,7 +48,7 @@ def threshold_at(impostor: np.ndarray, far: float) -> float:
 
 
 def equal_error_rate(genuine: np.ndarray, impostor: np.ndarray) -> float:
-    """Where as many impostors are accepted as genuine pairs refused; 0.5 when they cannot be told apart."""
+    """The rate at which as many impostors are accepted as genuine pairs are refused; 0.5 when they cannot be told apart."""
     thresholds, others = np.sort(genuine), np.sort(impostor)
     refused = np.arange(len(thresholds)) / len(thresholds)
     accepted = 1 - np.searchsorted(others, thresholds) / len(others)
@@ -60,7 +60,7 @@ def bootstrap(statistic: Callable[[np.ndarray], float], count: int) -> tuple[flo
     """95 % percentile interval (Efron 1979), with fixed randomness.
 
     Args:
-        statistic: of the indices `(count,)` of drawn probes.
+        statistic: takes the indices `(count,)` of drawn probes.
         count: number of probes.
     """
     rng = np.random.default_rng(0)
@@ -73,8 +73,8 @@ def chance(statistic: Callable[[np.ndarray], float], own: np.ndarray) -> tuple[f
     """Mean, 2.5 % and 97.5 % quantiles of a statistic where nothing leaks: with the probes' people permuted, fixed randomness.
 
     Args:
-        statistic: of who the probes are said to be, `(n,)`.
-        own: who they are.
+        statistic: takes the columns `(n,)` of the people that the probes are said to show.
+        own: `(n,)`, whom they show.
     """
     rng = np.random.default_rng(1)
     values = [statistic(rng.permutation(own)) for _ in range(RESAMPLES)]

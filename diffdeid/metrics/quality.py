@@ -1,6 +1,6 @@
-"""How good pictures look and how much of them is untouched.
+"""How good pictures look, and how much of them is untouched.
 
-Distances of distributions go with the features they are taken on: by another network than Inception they are not FID or KID.
+Distances of distributions depend on the network that gives the features: only with Inception are they FID or KID.
 """
 
 from __future__ import annotations
@@ -17,16 +17,16 @@ RIDGE = 0.1  # penalty of the two-sample classifier, in mean variances of its co
 # Of `colour_step`; lengths are in parts of the height of the erased region.
 BAND_START, BAND_END, PATCH = 0.01, 0.05, 0.05  # the bands that are compared, and the deviation of the patches along them
 MIDDLE = 0.1  # depth of the part of the face that tells what skin looks like
-SKIN_SPREADS, JUST_VISIBLE = 3.0, 2.0  # skin is so many median deviations from the face's median in L*, a* and b*, and a bit more
-EDGE = 12.0  # CIEDE2000 between the two sides in the original, above which something ends there: hair, a shadow, a jaw
+SKIN_SPREADS, JUST_VISIBLE = 3.0, 2.0  # skin is at most this many median deviations plus this from the median, in L*, a* and b*
+EDGE = 12.0  # CIEDE2000 between the two sides in the original above which there is an edge: of hair, a shadow or a jaw
 LEAST_SKIN, LEAST_LINE = 0.7, 0.05  # shares of a patch, and of the border line, that must be skin
 TRIMMED = 0.1  # share of the line left out at either end
 
 
 def psnr(first: np.ndarray, second: np.ndarray, mask: np.ndarray) -> float:
-    """Peak signal-to-noise ratio (dB) of two uint8 `(H, W, 3)` pictures where `mask` `(H, W)` is true; infinite when equal.
+    """Peak signal-to-noise ratio (dB) of two uint8 `(H, W, 3)` pictures where `mask` `(H, W)` is true.
 
-    NaN for an empty mask.
+    It is infinite for equal pictures, and NaN for an empty mask.
     """
     if not mask.any():
         return float("nan")
@@ -37,7 +37,7 @@ def psnr(first: np.ndarray, second: np.ndarray, mask: np.ndarray) -> float:
 def ssim(first: np.ndarray, second: np.ndarray, *masks: np.ndarray) -> tuple[float, ...]:
     """Structural similarity (Wang et al. 2004), -1…1, of uint8 `(H, W, 3)` pictures, averaged over each mask `(H, W)`.
 
-    NaN for an empty mask.
+    It is NaN for an empty mask.
     """
     window = min(7, (min(first.shape[:2]) - 1) // 2 * 2 + 1)
     similarity = structural_similarity(first, second, channel_axis=2, win_size=window, full=True)[1].mean(2)
@@ -54,9 +54,9 @@ def colour_step(original: np.ndarray, result: np.ndarray, region: np.ndarray, fe
     """How much the colour of the skin changes at the border of an erased face, which nobody should see.
 
     Skin just outside of the border is compared with skin just inside, point by point along the border line, as CIEDE2000 between
-    the mean colours of two patches. Only the original says what is skin: what has about the colour of most of the face. A point
-    counts if there is enough skin on both of its sides, and no edge between them in the original. So hair, clothes, hats,
-    the background and the line of a jaw do not count.
+    the mean colours of two patches. Skin is defined by the original: pixels with about the colour of most of the face. A point
+    counts if there is enough skin on both of its sides, and no edge between them in the original. So hair, clothes, hats, the
+    background and the line of a jaw do not count.
 
     Args:
         original, result: uint8 sRGB crops `(S, S, 3)` of an upright face.
@@ -64,8 +64,8 @@ def colour_step(original: np.ndarray, result: np.ndarray, region: np.ndarray, fe
         feather: width in pixels of the soft edge inside of the region, where the two pictures are mixed.
 
     Returns:
-        The mean along the line without the tenth at either end, for the result and, at the same points, for the original, whose
-        skin is not even either. NaN if less than a twentieth of the line has skin on both sides.
+        The mean along the line without the lowest and highest tenth, for the result and, at the same points, for the original,
+        whose skin is not even either. NaN if less than a twentieth of the line has skin on both sides.
     """
     height = np.ptp(np.flatnonzero(region.any(1))) + 1.0
     before, after = (rgb2lab(picture / 255.0).astype(np.float32) for picture in (original, result))
@@ -95,8 +95,8 @@ def colour_step(original: np.ndarray, result: np.ndarray, region: np.ndarray, fe
 def two_sample_auc(first: np.ndarray, second: np.ndarray) -> float:
     """How well a linear classifier tells two sets of pictures apart, 0…1, by their features `(n, d)` and `(m, d)`.
 
-    0.5: it cannot, and by chance it may be less; 1: it always can (a classifier two-sample test, Lopez-Paz & Oquab 2017). Ridge
-    regression on the leading components is trained on four fifths and scores the last fifth, five times. Rows of the same number
+    0.5 means not at all (it may be less by chance), 1 means always (a classifier two-sample test, Lopez-Paz & Oquab 2017). Ridge
+    regression on the leading components is trained on four fifths and scores the last fifth, five times. Rows with the same index
     are in the same fold, so that no original is judged by a classifier that has seen its result.
     """
     folds = np.random.default_rng(0).permutation(max(len(first), len(second))) % FOLDS
@@ -112,14 +112,16 @@ def two_sample_auc(first: np.ndarray, second: np.ndarray) -> float:
 
 
 def _ridge_direction(centred: np.ndarray, is_second: np.ndarray) -> np.ndarray:
-    """`(d,)`, along which the second set of centred features `(n, d)` lies higher."""
+    """The direction `(d,)` along which the second set of centred features `(n, d)` lies higher."""
     _, lengths, axes = np.linalg.svd(centred, full_matrices=False)
     variances, axes = np.square(lengths[:COMPONENTS]), axes[:COMPONENTS]
     return axes.T @ (axes @ centred.T @ (is_second - is_second.mean()) / (variances + RIDGE * variances.mean()))
 
 
 def frechet_distance(first: np.ndarray, second: np.ndarray) -> float:
-    """Between Gaussians through two sets of features `(n, d)` (Heusel et al. 2017); biased upwards for few pictures.
+    """The Fréchet distance between Gaussians fitted to two sets of features `(n, d)` (Heusel et al. 2017), squared.
+
+    It is biased upwards for few pictures.
 
     tr √(C₁C₂) is the nuclear norm of R₁R₂ᵀ, where C = AᵀA and A = QR.
     """

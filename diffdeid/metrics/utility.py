@@ -1,7 +1,7 @@
-"""What of a face should stay: expression, pose, gaze, landmarks. Of source and result, pair by pair.
+"""How well the useful parts of a face are kept: expression, pose, gaze and landmarks of source and result, pair by pair.
 
-EXP, POSE and GAZE are those of the DiffDeID paper (§4.1): Euclidean distances of β, p and ω, here of our own coefficients, so
-that they compare methods with one another, not with numbers published for other heads.
+EXP, POSE and GAZE are those of the DiffDeID paper (§4.1): Euclidean distances of β, p and ω. Here they use our own coefficients,
+so they compare methods with one another, but not with numbers published for other heads.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ OUTER_CORNERS = (33, 263)
 
 
 def coefficient_distances(source: np.ndarray, result: np.ndarray) -> dict[str, float]:
-    """Distances between two ρ `(261,)`; NaN where one of them is.
+    """Distances between two ρ `(261,)`; NaN where one of them is NaN.
 
     Returns:
         `EXP`, `POSE`, `GAZE` (Euclidean), and in degrees `pose`, the angle between the head rotations, and `gaze`, the mean turn
@@ -37,7 +37,7 @@ def coefficient_distances(source: np.ndarray, result: np.ndarray) -> dict[str, f
 
 
 def gaze_direction(coefficients: np.ndarray) -> np.ndarray:
-    """Where both eyes of ρ `(261,)` look on average: a unit vector `(3,)` in camera space (right, up, towards the viewer).
+    """The mean gaze of both eyes of ρ `(261,)`: a unit vector `(3,)` in camera space (right, up, towards the viewer).
 
     The eyes turn in the head as `gaze` of `coefficient_distances` measures it, and the head turns by its pose.
     """

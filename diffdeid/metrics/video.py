@@ -1,7 +1,7 @@
-"""How well a de-identified clip hangs together along time, and with the clip it was made from.
+"""How consistent a de-identified clip is over time, and with the clip it was made from.
 
-T frames are in their order. Embeddings are unit vectors of one recogniser, one track of one face, frames without a face left out.
-Coefficients are ρ `(261,)` of docs/conventions.md; rows of NaN (no face) are left out. What cannot be measured is NaN.
+T frames come in order. Embeddings are unit vectors of one recogniser, for one track of one face; frames without a face are left
+out. Coefficients are ρ `(261,)` of docs/conventions.md; rows of NaN (no face) are left out. What cannot be measured is NaN.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ import numpy as np
 from diffdeid.structures import MorphableCoefficients
 
 SWITCH_WINDOW = 5  # frames averaged on either side of a possible change of person
-SWITCH_LEAST = 3  # at the ends of a track: of two frames, one bad one is half the mean
+SWITCH_LEAST = 3  # at the ends of a track; with two frames, one bad frame would be half of the mean
 STILL = 1e-3  # of the face's size: a landmark that moves less (standard deviation) stands still
 
 
 def identity_consistency(embeddings: np.ndarray) -> dict[str, float]:
-    """Whether a face stays one person: of embeddings `(T, d)`, cosines, -1…1.
+    """Whether a face stays one person: cosines, -1…1, of embeddings `(T, d)`.
 
-    `mean` and `min` are those of consecutive frames, `to mean` is the mean over frames of that to the track's mean.
+    `mean` and `min` are of consecutive frames; `to mean` is the mean over frames of the cosine to the track's mean.
     """
     if len(embeddings) < 2:
         return dict.fromkeys(("mean", "min", "to mean"), float("nan"))
@@ -42,8 +42,8 @@ def identity_switches(embeddings: np.ndarray, limit: float) -> int:
     """How often the person changes within a track.
 
     A change lies between two frames where the mean embeddings, of `(T, d)`, of the `SWITCH_WINDOW` frames before and after have a
-    cosine below the limit for one person, and lower than anywhere else within that window. Means make single bad frames
-    harmless; a person shown for fewer frames than about a window is taken for such.
+    cosine below the limit for one person, and lower than anywhere else within that window. The means make single bad frames
+    harmless. So a person who is shown for fewer frames than about a window does not count either.
     """
     cuts = np.arange(SWITCH_LEAST, len(embeddings) - SWITCH_LEAST + 1)
     sides = [(embeddings[max(0, cut - SWITCH_WINDOW) : cut], embeddings[cut : cut + SWITCH_WINDOW]) for cut in cuts]
@@ -59,15 +59,15 @@ def warping_error(real: Sequence[np.ndarray], anon: Sequence[np.ndarray], mask: 
     """Flicker: how much a frame differs from the one before, moved as the source moves (after Lai et al. 2018).
 
     The flow (DIS, Kroeger et al. 2016) is the source's, so that a result cannot hide its flicker in its own flow. Points whose
-    flow there and back does not meet (test and constants of Sundaram et al. 2010) are occluded and left out. Mean absolute, not
-    squared, differences, in parts of the range of pixels.
+    flow forwards and backwards disagrees (test and constants of Sundaram et al. 2010) are occluded and left out. The differences
+    are absolute, not squared, and in parts of the range of pixels.
 
     Args:
         real, anon: two consecutive uint8 `(H, W, 3)` frames of the source and of the result.
         mask: `(H, W)` bool, where to measure, in the second frame.
 
     Returns:
-        Errors, 0…1, of the result and of the source itself: what the source has is no fault of the method.
+        Errors, 0…1, of the result and of the source itself, which shows how much of it the method did not cause.
     """
     if not mask.any():
         return float("nan"), float("nan")
@@ -93,11 +93,11 @@ def warping_error(real: Sequence[np.ndarray], anon: Sequence[np.ndarray], mask: 
 
 
 def landmark_correlation(source: np.ndarray, result: np.ndarray) -> float:
-    """Whether the landmarks move as those of the source do: Pearson correlation along time (after BLANKET, 2025).
+    """Whether the landmarks move as those of the source do: Pearson correlation over time, -1…1 (after BLANKET, 2025).
 
-    Of landmarks `(T, 468, 2)` in the picture, pixels, in units of the source's face size (mean side of their boxes); -1…1, mean
-    over landmarks and axes. Trajectories that stand still in the source are left out; one that stands still in the result alone
-    follows nothing and counts 0.
+    Landmarks are `(T, 468, 2)` in picture pixels; the value is the mean over landmarks and axes. Trajectories that stand still in
+    the source are left out; those that stand still only in the result count 0. Movement is measured in sizes of the source's face
+    (the mean side of its boxes).
     """
     before, after = ((points - points.mean(0)).astype(np.float64) / np.ptp(source, axis=1).mean() for points in (source, result))
     deviations = before.std(0), after.std(0)
@@ -114,12 +114,12 @@ def expression_cosine(source: np.ndarray, result: np.ndarray) -> float:
 
 
 def pose_cosine(source: np.ndarray, result: np.ndarray) -> float:
-    """The paper's POSE for video, as `expression_cosine`: of p, rotation (radians) and translation (decimetres)."""
+    """The paper's POSE for video: as `expression_cosine`, but of p, rotation (radians) and translation (decimetres)."""
     return _coefficient_cosine(4, source, result)
 
 
 def gaze_cosine(source: np.ndarray, result: np.ndarray) -> float:
-    """The paper's GAZE for video, as `expression_cosine`: of ω."""
+    """The paper's GAZE for video: as `expression_cosine`, but of ω."""
     return _coefficient_cosine(5, source, result)
 
 
@@ -131,6 +131,6 @@ def _coefficient_cosine(part: int, source: np.ndarray, result: np.ndarray) -> fl
 
 
 def _cosines(first: np.ndarray, second: np.ndarray) -> np.ndarray:
-    """Of the vectors in the last axis; NaN where one of them is zero."""
+    """Cosines of the vectors in the last axis; NaN where one of them is zero."""
     lengths = np.linalg.norm(first, axis=-1) * np.linalg.norm(second, axis=-1)
     return (first * second).sum(-1, dtype=np.float64) / np.where(lengths > 0, lengths, np.nan)

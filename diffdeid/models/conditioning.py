@@ -32,7 +32,7 @@ class Conditioning:
 
 
 def render_conditions(model: MorphableModel, coefficients: MorphableCoefficients, size: int, margin: int = 0) -> Conditioning:
-    """Everything the network is shown of ρ, at `size + 2 * margin` pixels a side."""
+    """Render all spatial conditions of ρ, at `size + 2 * margin` pixels a side."""
     head = model(coefficients.shape, coefficients.expression, coefficients.albedo)
     vertices, posed = (to_camera(points, coefficients.pose.float()) for points in (head.vertices, head.landmarks))
     eyes = eye_coordinates(vertices, posed, model.eyeballs, coefficients.gaze.float())
@@ -51,14 +51,14 @@ def render_conditions(model: MorphableModel, coefficients: MorphableCoefficients
 
 
 def place_marks(model: MorphableModel, coefficients: MorphableCoefficients, size: int) -> Tensor:
-    """Where ρ puts the landmarks and the centres of both irises, `(B, 470, 2)`, in pixels of crops of `size`."""
+    """The landmarks and the centres of both irises by ρ, `(B, 470, 2)`, in pixels of crops of `size`."""
     posed = to_camera(model(coefficients.shape, coefficients.expression).landmarks, coefficients.pose.float())
     landmarks = project(posed, size)[..., :2]
     return torch.cat([landmarks, iris_centres(landmarks, coefficients.gaze.float())], dim=1)
 
 
 def hide_skin_details(model: MorphableModel, coefficients: MorphableCoefficients) -> MorphableCoefficients:
-    """ρ whose δ keeps the tone of the skin only: brows, beard, lips and wrinkles of the source are part of who it is."""
+    """ρ whose δ keeps only the tone of the skin, because brows, beard, lips and wrinkles are part of a person's identity."""
     albedo = coefficients.albedo.clone()
     albedo[:, model.config.num_tone :] = 0
     return replace(coefficients, albedo=albedo)
@@ -67,9 +67,9 @@ def hide_skin_details(model: MorphableModel, coefficients: MorphableCoefficients
 def exchange_shape(
     model: MorphableModel, coefficients: MorphableCoefficients, shape: Tensor, anchor: Sequence[int]
 ) -> MorphableCoefficients:
-    """ρ with α' `(B, 80)` for α, moved sideways so that the `anchor` landmarks stay where they were.
+    """ρ with α' `(B, 80)` in place of α, moved sideways so that the `anchor` landmarks stay where they were on average.
 
-    A longer face must not pull the render's mouth away from one that stays in the picture.
+    Otherwise a longer face would pull the render's mouth away from a mouth that stays in the picture.
     """
     before = model(coefficients.shape, coefficients.expression).landmarks[:, anchor].mean(1, keepdim=True)
     after = model(shape, coefficients.expression).landmarks[:, anchor].mean(1, keepdim=True)

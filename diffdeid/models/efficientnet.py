@@ -19,7 +19,7 @@ LITE0 = (  # repeats, kernel, stride, expansion, channels
 
 
 class Convolution(nn.Module):
-    """A convolution with TensorFlow's "same" padding, and ReLU6 unless it is the last of its block."""
+    """A convolution with TensorFlow's "same" padding, followed by ReLU6 if `activate`."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int = 1, groups: int = 1, activate: bool = True):
         super().__init__()
@@ -34,7 +34,7 @@ class Convolution(nn.Module):
 
 
 class InvertedResidual(nn.Module):
-    """MobileNetV2's block: expand, convolve each channel, project; plus its input where shapes agree."""
+    """MobileNetV2's block: expand, convolve each channel, project; the input is added where shapes agree."""
 
     def __init__(self, inputs: int, outputs: int, kernel: int, stride: int, expansion: int):
         super().__init__()
@@ -49,7 +49,7 @@ class InvertedResidual(nn.Module):
 
 
 def inverted_residuals(channels: int, stages: Sequence[Sequence[int]]) -> list[InvertedResidual]:
-    """The blocks of `stages` (see `LITE0`) for so many channels, one after the other."""
+    """The blocks of all `stages` (see `LITE0`) in order, for an input of so many channels."""
     blocks = []
     for repeats, kernel, stride, expansion, outputs in stages:
         for repeat in range(repeats):

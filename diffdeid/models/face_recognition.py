@@ -1,9 +1,9 @@
-"""The face recogniser: identity embedding z_id and the judge of every result.
+"""The face recogniser: gives the identity embedding z_id, and judges every result.
 
 dlib's `dlib_face_recognition_resnet_model_v1` (Davis King, 99.38 % on LFW; weights CC0, dlib is Boost licensed) as a
 differentiable torch module. Its per-channel affine layers are folded into the convolutions by
-`scripts/convert_third_party.py`. Ours is the mean: the raw descriptors of all people point roughly the same way, so cosines
-tell people apart only around the mean face.
+`scripts/convert_third_party.py`. The mean is ours: the raw descriptors of all people point in roughly the same direction, so
+cosines tell people apart only after the mean face is subtracted.
 """
 
 from __future__ import annotations

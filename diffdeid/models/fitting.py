@@ -1,8 +1,9 @@
 """Least-squares reconstruction: landmarks, iris and pixels -> ρ.
 
-Shape and pose by Gauss-Newton on the 468 reprojected landmarks with Gaussian priors (identity, expression) and β in [0, 1]
-(as in Blanz and Vetter 2003, with a perspective camera); skin and light by robust Gauss-Newton on the colours of the vertices
-(light: Ramamoorthi 2001); then a small step of identity and pose towards the pixels, and skin and light again.
+Shape and pose are found by Gauss-Newton on the 468 reprojected landmarks with Gaussian priors (identity, expression) and β in
+[0, 1] (as in Blanz and Vetter 2003, with a perspective camera). Skin and light follow by robust Gauss-Newton on the colours of
+the vertices (light: Ramamoorthi 2001). Then identity and pose take a small step towards the pixels, and skin and light follow
+again.
 """
 
 from __future__ import annotations
@@ -22,9 +23,9 @@ from diffdeid.geometry.rotation import rotation_matrix, rotation_vector
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients
 
-VISIBILITY_SIZE = 96  # pixels of the picture in which a vertex must be seen
-PHOTOMETRIC_NOISE = 0.25  # standard deviation of a vertex' colour; larger than it is, for neighbours err alike
-EDGE_NOISE = 0.05  # the same where its slope tells a position; below it, landmarks lose more than colours win
+VISIBILITY_SIZE = 96  # side, in pixels, of the picture in which a vertex must be seen
+PHOTOMETRIC_NOISE = 0.25  # standard deviation of a vertex' colour; larger than in truth, because errors of neighbours correlate
+EDGE_NOISE = 0.05  # the same for colours that move a vertex; with less, landmarks get worse by more than colours get better
 
 
 @dataclass(frozen=True)
@@ -50,6 +51,7 @@ def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iter
     Args:
         landmarks: `(B, 468, 3)` in crop pixels, z smaller is nearer.
         size: crop size in pixels.
+        iterations: Gauss-Newton steps.
     """
     batch_size, device = len(landmarks), landmarks.device
     target = landmarks.float() / size
@@ -93,7 +95,7 @@ def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iter
         gradient[:, :num_shape] -= (shape - centre) @ prior[:num_shape, :num_shape]
         information = jacobian.mT @ jacobian + prior
 
-        # Pose first, so that the shape does not explain a turned head; later hold what the bounds of β hold.
+        # Only the pose moves at first, so that the shape does not explain a turned head; later β at its bounds is held there.
         held = torch.zeros(batch_size, num_shape + 6, dtype=torch.bool, device=device)
         held[:, :num_shape] = iteration < 2
         if model.config.expression_bounded:
@@ -115,7 +117,7 @@ def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iter
 
 
 def _picture_derivatives(turned: Tensor, translation: Tensor, rotation: Tensor, basis: Tensor) -> Tensor:
-    """Of where points are in the picture, crop sizes, by shape, rotation increment and translation.
+    """Derivatives of the places of points in the picture, in crop sizes, by shape, rotation increment and translation.
 
     Args:
         turned: `(B, N, 3)` points of the head after `rotation` `(B, 3, 3)`, before `translation` `(B, 3)`.
@@ -134,14 +136,14 @@ def _picture_derivatives(turned: Tensor, translation: Tensor, rotation: Tensor, 
 
 
 def _solve(system: Tensor, target: Tensor) -> Tensor:
-    """x `(B, K)` of symmetric positive definite `system` `(B, K, K)` x = `target`."""
+    """Solve `system` `(B, K, K)` x = `target` for x `(B, K)`; the system is symmetric and positive definite."""
     scale = system.diagonal(dim1=-2, dim2=-1).mean(-1)
-    system = system + 1e-7 * torch.diag_embed(scale[:, None].expand_as(target))  # degenerate landmarks leave float32 no digits
+    system = system + 1e-7 * torch.diag_embed(scale[:, None].expand_as(target))  # degenerate landmarks: else singular
     return torch.cholesky_solve(target[..., None], torch.linalg.cholesky(system)).squeeze(-1)
 
 
 def visible_vertices(model: MorphableModel, vertices: Tensor, normals: Tensor) -> Tensor:
-    """`(B, V)` bool: face vertices, camera space `(B, V, 3)`, that the camera sees and not too obliquely."""
+    """The vertices of the face, camera space `(B, V, 3)`, that the camera sees, and not too obliquely: `(B, V)` bool."""
     seen = rasterize(project(vertices, VISIBILITY_SIZE), model.triangles, VISIBILITY_SIZE).triangle.flatten(1)  # (B, pixels)
     nothing = len(model.triangles)
     corners = torch.cat([model.triangles, model.triangles.new_full((1, 3), vertices.shape[1])])  # background sees a spare vertex
@@ -163,7 +165,7 @@ class AppearanceFit:
     Attributes:
         albedo: δ `(B, 80)`.
         illumination: γ `(B, 27)`.
-        weight: `(B, F)`, 0…1, how far each vertex of the face region is seen and explained.
+        weight: `(B, F)`, 0…1, how well each vertex of the face region is seen and explained.
     """
 
     albedo: Tensor
@@ -174,15 +176,16 @@ class AppearanceFit:
 def fit_appearance(
     model: MorphableModel, vertices: Tensor, picture: Tensor, rounds: int = 4, start: AppearanceFit | None = None
 ) -> AppearanceFit:
-    """The most probable δ `(B, 80)` and γ `(B, 27)`: Gauss-Newton on both, for dark skin in bright light and bright skin in dim
-    light look almost alike, and the priors must choose.
+    """The most probable δ `(B, 80)` and γ `(B, 27)`, by Gauss-Newton on both.
 
-    Pixels that skin and light do not explain (hair, glasses, cast shadows) lose their weight.
+    Dark skin in bright light and bright skin in dim light look almost alike, so the priors must choose between them. Pixels that
+    skin and light do not explain (hair, glasses, cast shadows) lose their weight.
 
     Args:
         vertices: `(B, V, 3)` in camera space.
         picture: `(B, H, W, 3)` in 0…1, H = W.
-        start: the fit with a geometry close to this one, to go on from; what it saw counts as seen.
+        rounds: Gauss-Newton steps.
+        start: a fit with nearly the same geometry to go on from, with its visible vertices.
     """
     batch_size, device = len(vertices), vertices.device
     normals = vertex_normals(vertices, model.triangles)
@@ -224,14 +227,14 @@ def fit_appearance(
 
 
 def _halved(picture: Tensor) -> Tensor:
-    """A picture `(B, H, W, 3)` at half its size: about a pixel a vertex."""
+    """A picture `(B, H, W, 3)` at half its size, which is about one pixel for each vertex."""
     return avg_pool2d(picture.permute(0, 3, 1, 2), 2).permute(0, 2, 3, 1)
 
 
 def refine_shape_and_pose(model: MorphableModel, fitted: HeadFit, appearance: AppearanceFit, picture: Tensor) -> HeadFit:
-    """A Gauss-Newton step of α and p towards the pixels: small, for the landmarks keep their say (`fitted.information`).
+    """A Gauss-Newton step of α and p towards the pixels. It is small because the landmarks still count (`fitted.information`).
 
-    β stays: it would grimace to explain what the skin's directions lack.
+    β stays, because it would make grimaces to explain details that the skin model lacks.
 
     Args:
         picture: `(B, H, W, 3)` in 0…1, H = W.

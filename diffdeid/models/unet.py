@@ -1,8 +1,8 @@
 """The denoiser ε_θ(Z_t ⊕ I'_3d, E_t(I_m), C) of DiffDeID.
 
-Method: DiffDeID, §3.3, eq. (6) and (7). Written from the paper. What differs: the network works on patches of 4×4 pixels (64×64
-positions instead of 256×256), which costs a fiftieth and keeps the deepest map at 16×16; it takes more rendered conditions than
-the render; a last convolution at full resolution hides the lattice that patches leave.
+Method: DiffDeID, §3.3, eq. (6) and (7). Written from the paper, with three differences. The network works on patches of 4×4
+pixels (64×64 positions instead of 256×256), which costs a fiftieth and keeps the deepest map at 16×16. It takes normals, feature
+lines and eyes besides the render. A last convolution at full resolution hides the grid that patches leave.
 """
 
 from __future__ import annotations
@@ -36,10 +36,10 @@ from diffdeid.models.unet_blocks import (
 class DiffDeIDUNet2DModel(StrictModelMixin, ConfigMixin, AttentionMixin):
     r"""Denoises a face crop given the geometry, identity and surroundings of the face.
 
-    What is predicted (x0, noise or velocity) is the scheduler's `prediction_type`; the shipped weights predict x0.
+    The scheduler's `prediction_type` says what is predicted (x0, noise or velocity); the released weights predict x0.
 
     Args:
-        sample_size: side in pixels of the crop the weights were trained for. Other multiples of 16 run too.
+        sample_size: side in pixels of the crops that the weights were trained for. Other multiples of 16 work too.
         in_channels: channels of the noisy picture.
         condition_channels: channels of the spatial conditions (docs/conventions.md).
         out_channels: channels of the prediction.
@@ -137,7 +137,7 @@ class DiffDeIDUNet2DModel(StrictModelMixin, ConfigMixin, AttentionMixin):
         video: Tensor | None = None,
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[Tensor]:
-        """Predict what the scheduler asks for.
+        """Predict x0, noise or velocity, as the scheduler's `prediction_type` says.
 
         Args:
             sample: `(batch, 3, height, width)`, [-1, 1]: noisy inside the mask, the picture outside. Sides are multiples of 16
@@ -152,7 +152,10 @@ class DiffDeIDUNet2DModel(StrictModelMixin, ConfigMixin, AttentionMixin):
             return_dict: `False` gives a tuple.
 
         Returns:
-            `UNet2DOutput` with `sample` of the shape of `sample`.
+            `UNet2DOutput` with `sample` of the shape of the input `sample`.
+
+        Raises:
+            ValueError: shapes do not fit together.
         """
         # 0. check inputs
         check_size(sample, self.config.in_channels, self.config.patch_size * 2 ** (len(self.down_blocks) - 1))

@@ -97,11 +97,11 @@ class AttentionProcessor:
 
 
 class Attention(nn.Module, AttentionModuleMixin):
-    """What the attentions here share: a processor that can be exchanged, as everywhere in diffusers."""
+    """Base of the attentions here: holds a processor that can be exchanged, as everywhere in diffusers."""
 
     _default_processor_cls = AttentionProcessor
     _available_processors = [AttentionProcessor]
-    _supports_qkv_fusion = False  # projections that can be one are one
+    _supports_qkv_fusion = False  # projections that could be fused are one layer already
 
     def __init__(self, head_dim: int):
         super().__init__()
@@ -227,7 +227,7 @@ class UpBlock(nn.Module):
         )
 
     def forward(self, hidden_states: Tensor, features: list[Tensor], condition: Tensor) -> Tensor:
-        """`features` is what the encoder level of the same size returned."""
+        """Decode one level; `features` is what the encoder level of the same size returned."""
         hidden_states = self.upsample(hidden_states)
         for resnet, attention, skip in zip(self.resnets, self.attentions, reversed(features), strict=True):
             hidden_states = attention(resnet(torch.cat([hidden_states, skip], dim=1), condition))

@@ -23,23 +23,27 @@ from diffdeid.stages.denoise import NO_CALLBACKS
 
 
 class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
-    """A pipeline with everything that it takes to de-identify a face.
+    """Base of the photo and the video pipeline, with all components that de-identification needs.
 
     Args:
         unet: denoiser ε_θ(Z_t ⊕ I'_3d, E_t(I_m), C).
         texture_encoder: E_t.
-        scheduler: takes the noise out.
+        scheduler: removes the noise step by step.
         morphable_model: ρ -> head.
-        face_recognition: z_id, and the judge of every result.
-        face_analyser: finds faces; photos can do without it where `faces` with landmarks and irises are passed.
-        reconstructor: ρ by a network, for `reconstruction="network"`.
+        face_recognition: gives z_id, and judges every result.
+        face_analyser: finds faces. Photos do not need it if `faces` with landmarks and irises are passed.
+        reconstructor: gives ρ by a network, for `reconstruction="network"`.
         lds, lds_scheduler: sample identities, unless `identity` is passed.
-        context_encoder: what the surroundings tell of a person, for `attributes="context"`.
-        face_parser: what lies in front of a face and stays, as hands and masks; without it, it is painted over.
-        hand_finder: where hands are, which the face parser takes for skin; without it, many are painted over.
-        identity_limit: smallest accepted 1 - cosine between source and result. The released value lets one in a thousand pairs
-            of different people pass for the same person.
+        context_encoder: encodes what the surroundings tell of a person, for `attributes="context"`.
+        face_parser: finds what lies in front of a face and stays, such as hands and masks; without it, they are painted over.
+        hand_finder: finds hands, which the face parser may take for skin; without it, many of them are painted over.
+        identity_limit: smallest accepted 1 - cosine between source and result, 0…2. With the released value, one in a thousand
+            pairs of different people would be taken for the same person.
         crop_factor: side of the crop in FFHQ squares.
+
+    Raises:
+        TypeError: a component is of another class.
+        ConfigurationError: `lds` and `morphable_model` do not fit together.
     """
 
     model_cpu_offload_seq = "reconstructor->face_parser->face_recognition->texture_encoder->unet"
@@ -49,7 +53,7 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
         "face_analyser", "reconstructor", "lds", "lds_scheduler", "context_encoder", "face_parser", "hand_finder",
     ]  # fmt: skip
 
-    callbacks = NO_CALLBACKS  # set on a pipeline, they are called whenever it paints, unless a call has its own
+    callbacks = NO_CALLBACKS  # may be set on a pipeline, and are then called whenever it paints, unless a call has its own
 
     def __init__(
         self,
@@ -89,16 +93,16 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
         self.register_modules(**{name: component for name, (component, _) in components.items()})
         if lds is not None and lds.config.tone_dim != morphable_model.config.num_tone:
             raise ConfigurationError(
-                f"The `lds` is told {lds.config.tone_dim} numbers of the tone of the skin, and `morphable_model` has "
-                f"{morphable_model.config.num_tone}: more of the albedo would tell who somebody is. Train an `lds` for this head."
+                f"The `lds` expects {lds.config.tone_dim} numbers for the tone of the skin, but `morphable_model` has "
+                f"{morphable_model.config.num_tone}. More of the albedo would tell who somebody is. Train an `lds` for this head."
             )
         self.register_to_config(identity_limit=identity_limit, crop_factor=crop_factor)
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: str | Path, **kwargs):
-        """As `DiffusionPipeline.from_pretrained`; but a folder may lack the `reconstructor` that its `model_index.json` names.
+        """As `DiffusionPipeline.from_pretrained`, but a folder may lack the `reconstructor` that its `model_index.json` names.
 
-        Packages come without it, for only `reconstruction="network"` needs it. Whatever else is missing is an error.
+        Packages come without it, because only `reconstruction="network"` needs it. Anything else that is missing is an error.
         """
         folder = Path(pretrained_model_name_or_path)
         if folder.is_dir() and not (folder / "reconstructor").exists():
@@ -107,6 +111,6 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
 
     @property
     def engine(self) -> Engine:
-        """The components as they are now, at work."""
+        """An engine that runs the components as they are now."""
         limits = {"identity_limit": self.config.identity_limit, "crop_factor": self.config.crop_factor}
         return Engine(**self.components, **limits, device=self._execution_device, callbacks=self.callbacks)

@@ -1,4 +1,4 @@
-"""A picture in, the same picture with nobody's faces out.
+"""The photo pipeline: a picture -> the same picture with the faces of people who do not exist.
 
 Paper: *DiffDeID: a Multi-conditional Diffusion-based Method for High Fidelity Face De-identification with Diversity*, submitted
 to ICLR 2025, https://openreview.net/forum?id=Bz9wjvToCS, §3; the symbols are those of docs/conventions.md.
@@ -16,7 +16,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from diffdeid.engine.consent import Consent, Kept
+from diffdeid.engine.consent import Consent, Kept, Verdict
 from diffdeid.engine.pictures import PictureJob, deidentify_pictures, draw_seeds
 from diffdeid.engine.reports import FaceReport
 from diffdeid.errors import ConfigurationError, NoFaceFoundError
@@ -34,19 +34,19 @@ from diffdeid.structures import Face
 class DiffDeIDPipeline(DeidentificationPipeline):
     r"""De-identifies every face of a picture and leaves the rest bit-identical.
 
-    The new person is drawn blind, unless for `attributes="source"`: from p(z, α | K), where K is what the result shows or keeps
-    of the source anyway: surroundings, expression, pose, light and the tone of the skin. The source's own embedding
-    only refuses draws that are too near. So, but for these refusals, a result tells no more about the source than K does
-    (data-processing inequality).
+    The new person is drawn from p(z, α | K), where K is what the result shows or keeps of the source anyway: surroundings,
+    expression, pose, light and the tone of the skin. The draw is blind to the erased face, except with `attributes="source"`.
+    The source's own embedding is used only to refuse draws that are too near. So, apart from these refusals, a result tells no
+    more about the source than K does (data-processing inequality).
 
-    Every result is checked: found again, finite, and farther from the source than `identity_limit`. A face that fails
-    `engine.faces.MAX_ATTEMPTS` times, or that cannot be reconstructed, is covered.
+    Every result is checked: the face must be found again, be finite, and be farther from the source than `identity_limit`. A
+    face that fails `engine.faces.MAX_ATTEMPTS` times, or that cannot be reconstructed, is covered.
 
     The components are those of `DeidentificationPipeline`.
     """
 
     _callback_tensor_inputs = ["latents"]
-    _guidance_scale, _num_timesteps = DeidentifyOptions.guidance_scale, 0  # until `__call__` says otherwise
+    _guidance_scale, _num_timesteps = DeidentifyOptions.guidance_scale, 0  # until `__call__` sets them
 
     @property
     def guidance_scale(self) -> float:
@@ -58,12 +58,12 @@ class DiffDeIDPipeline(DeidentificationPipeline):
 
     @property
     def size(self) -> int:
-        """Side of the crops that the networks see, in pixels."""
+        """Side S of the crops that the networks see, in pixels."""
         return self.engine.size
 
     @property
     def identity_sampler(self) -> LDSPipeline:
-        """The LDS as a pipeline of its own, on the same weights."""
+        """The identity sampler as a pipeline of its own, with the same weights. Raises `ConfigurationError` without an `lds`."""
         own = self.engine.sampler
         sampler = LDSPipeline(own.lds, own.scheduler)
         sampler.set_progress_bar_config(disable=True)
@@ -72,7 +72,17 @@ class DiffDeIDPipeline(DeidentificationPipeline):
     def detect_faces(
         self, picture: np.ndarray, faces: list[Face] | None = None, threshold: float | None = DeidentifyOptions.threshold
     ) -> list[Face]:
-        """Faces of a `(H, W, 3)` uint8 picture with landmarks where they can be placed; completes `faces` when given."""
+        """Find the faces of a `(H, W, 3)` uint8 picture, with landmarks where they can be placed.
+
+        Args:
+            picture: RGB.
+            faces: known faces to complete with landmarks, instead of searching.
+            threshold: lowest detector score of a face, see `DeidentifyOptions`.
+
+        Raises:
+            ConfigurationError: there is no `face_analyser`, and no `faces` are given.
+            ValueError: a given face has no valid box.
+        """
         return detect_faces(self.face_analyser, picture, faces, threshold)
 
     @torch.no_grad()
@@ -102,30 +112,36 @@ class DiffDeIDPipeline(DeidentificationPipeline):
     ) -> DiffDeIDPipelineOutput | tuple:
         """De-identify pictures.
 
-        The result is a function of the arguments, the state of the generator included; a picture with a generator of its own
-        gives the same result alone and in a list, but for roundings of the networks.
+        The result is a function of the arguments, including the state of the generator. A picture with a generator of its own
+        gives the same result alone and in a list, except for rounding in the networks.
 
         Args:
             image: PIL image, uint8 array `(H, W, 3)`, float array or tensor `(3, H, W)` in [0, 1], or a list of them.
             level, num_inference_steps, guidance_scale, keep_mouth, attributes: see `DeidentifyOptions`.
             fallback, cover_scale, threshold, min_face, reconstruction: see `DeidentifyOptions`.
-            num_images_per_prompt: candidates per picture, each with other people.
-            faces: known faces of the picture; a box is enough. For a list of pictures, here, in `coefficients` and in
-                `identity`, a list with an entry for each.
-            consent: who stays as they are, see `Consent`; without one, everybody is de-identified.
-            coefficients: `(F, 261)` known coefficients of those of its faces that can be de-identified.
-            identity: z' `(F, 128)` and α' `(F, 80)` for them, instead of sampled ones.
+            num_images_per_prompt: candidates for each picture, each with other people.
+            faces: known faces of the picture; a box is enough. For a list of pictures, `faces`, `coefficients` and `identity`
+                are lists with an entry for each picture.
+            consent: who is left as they are, see `Consent`; without it, everybody is de-identified.
+            coefficients: `(F, 261)` known coefficients ρ of the F faces that can be de-identified.
+            identity: z' `(F, 128)` and α' `(F, 80)` for these faces, instead of sampled ones.
             generator: randomness, one or one per picture; fresh when `None`.
             output_type: "pil", "np" (a list of uint8 `(H, W, 3)`) or "pt" (`(B, 3, H, W)` in [0, 1], or a list of `(3, H, W)`
                 where sizes differ).
             return_dict: `False` gives the tuple `(images, faces)`, without the errors.
             callback_on_step_end: called as `f(pipe, step, timestep, {"latents": …})`, as in diffusers; the latents are those of
                 the faces that are painted together.
-            callback_on_step_end_tensor_inputs: what it gets.
+            callback_on_step_end_tensor_inputs: the names of the tensors that it gets.
+
+        Returns:
+            `DiffDeIDPipelineOutput`. In a list, the error of a picture is in its `errors`, the image is `None`, and the other
+            pictures are de-identified all the same.
 
         Raises:
-            NoFaceFoundError: the picture shows no face. In a list, what goes wrong with a picture is in the `errors` of the
-                output instead, its image is `None`, and the others are done.
+            NoFaceFoundError: the picture shows no face.
+            ImageError: the picture has a mode without a fixed range of colours.
+            ConfigurationError: the components do not support the options; in a list too.
+            ValueError: an argument is out of range, or arguments do not fit together.
         """
         # 0. check inputs
         options = DeidentifyOptions(
@@ -146,13 +162,13 @@ class DiffDeIDPipeline(DeidentificationPipeline):
 
         # 1. detect faces
         jobs: list[PictureJob] = []
-        kept: list[dict[int, Kept]] = []
+        verdicts: list[list[Verdict | None]] = []
         errors: list[Exception | None] = []
         for one, its_seeds, its_known in zip(images, seeds, known, strict=True):
             try:
-                job, staying = self._find_faces(to_uint8_array(one), its_seeds, options, consent, *its_known)
+                job, its_verdicts = self._find_faces(to_uint8_array(one), its_seeds, options, consent, *its_known)
                 jobs.append(job)
-                kept.append(staying)
+                verdicts.append(its_verdicts)
                 errors.append(None)
             except ConfigurationError:
                 raise
@@ -165,17 +181,19 @@ class DiffDeIDPipeline(DeidentificationPipeline):
         on_step = callback_on_step_end and partial(self._call_back, callback_on_step_end, callback_on_step_end_tensor_inputs)
         engine = replace(self.engine, callbacks=Callbacks(self.progress_bar, on_step, lambda: self._guidance_scale))
         made = deidentify_pictures(engine, jobs, options)
-        results, reports, done = [], [], zip(jobs, kept, made, strict=True)
+        results, reports, done = [], [], zip(jobs, verdicts, made, strict=True)
         for error in errors:
             if error is not None:
                 results += [None] * num_images_per_prompt
                 reports += [[]] * num_images_per_prompt
                 continue
-            job, staying, candidates = next(done)
+            job, its_verdicts, candidates = next(done)
             for result, outcomes in candidates:
                 results.append(_to_output(result, output_type))
-                fates = outcomes | staying
-                reports.append([FaceReport.of(face, fates[number], fallback) for number, face in enumerate(job.faces)])
+                fates = outcomes | {number: its_verdicts[number] for number in job.staying}
+                why = {number: its_verdicts[number] for number in outcomes}
+                each = enumerate(job.faces)
+                reports.append([FaceReport.of(face, fates[number], fallback, why.get(number)) for number, face in each])
 
         # 9. output
         self.maybe_free_model_hooks()
@@ -184,7 +202,7 @@ class DiffDeIDPipeline(DeidentificationPipeline):
         return DiffDeIDPipelineOutput(images=results, faces=reports, errors=errors) if return_dict else (results, reports)
 
     def check_inputs(self, num_images_per_prompt: int, output_type: str, callback_inputs: Sequence[str]) -> None:
-        """Raise for arguments that make no sense; `DeidentifyOptions` checks the others."""
+        """Raise `ValueError` for invalid arguments; `DeidentifyOptions` checks the others."""
         if num_images_per_prompt < 1:
             raise ValueError(f"`num_images_per_prompt` must be at least 1, got {num_images_per_prompt}.")
         if output_type not in ("pil", "np", "pt"):
@@ -204,8 +222,8 @@ class DiffDeIDPipeline(DeidentificationPipeline):
         faces: list[Face] | None,
         coefficients: Tensor | None,
         identity: tuple[Tensor, Tensor] | None,
-    ) -> tuple[PictureJob, dict[int, Kept]]:
-        """What is to be done with a picture, and which of its faces stay."""
+    ) -> tuple[PictureJob, list[Verdict | None]]:
+        """Find the faces of a picture; gives the job for the engine, and which faces are left as they are."""
         seen: list[Face] = []
         if consent is None or faces is not None or self.face_analyser is None:
             found = self.detect_faces(picture, faces, options.threshold)
@@ -213,10 +231,13 @@ class DiffDeIDPipeline(DeidentificationPipeline):
             seen = self.face_analyser.see(picture, options.threshold, any_pose=True)
             found = merge(seen)
         if not found:
-            raise NoFaceFoundError("No face was found in the picture, so nothing can be said about it being de-identified.")
+            raise NoFaceFoundError("No face was found in the picture, so nobody can tell whether it is de-identified.")
         job = PictureJob.of(picture, found, seeds, options, coefficients, identity)
-        staying = {} if consent is None else consent.staying(self.engine, picture, found, seen, options.min_face)
-        return replace(job, staying=frozenset(staying)), staying
+        if consent is None:
+            return job, [None] * len(found)
+        verdicts = consent.staying(self.engine, picture, found, seen, options.min_face)
+        staying = frozenset(number for number, verdict in enumerate(verdicts) if isinstance(verdict, Kept))
+        return replace(job, staying=staying), verdicts
 
     def _call_back(self, callback: Callable, wanted: Sequence[str], step: int, timestep: Tensor, latents: Tensor) -> Tensor:
         given = {"latents": latents} if "latents" in wanted else {}
@@ -230,7 +251,7 @@ def _to_output(picture: np.ndarray, output_type: Literal["pil", "np", "pt"]) -> 
 
 
 def _of_each(image: object, name: str, value: object) -> list:
-    """What is known of each picture: `value` itself for one, its entries for a list of pictures."""
+    """The value of each picture: `value` itself for one picture, its entries for a list of pictures."""
     if not isinstance(image, list):
         return [value]
     if value is None:

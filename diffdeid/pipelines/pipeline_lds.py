@@ -1,4 +1,4 @@
-"""The identity sampler as a pipeline of its own (paper §3.2). How it draws stands in stages/identity.py."""
+"""The identity sampler as a pipeline of its own (paper §3.2). How it draws is described in stages/identity.py."""
 
 from __future__ import annotations
 
@@ -19,6 +19,10 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
     Args:
         lds: denoiser of standardised vectors [z ; α].
         scheduler: must not clip samples, which are standardised vectors and not pictures.
+
+    Raises:
+        TypeError: a component is of another class.
+        ConfigurationError: the scheduler clips samples.
     """
 
     model_cpu_offload_seq = "lds"
@@ -28,16 +32,16 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
         for name, component, base in (("lds", lds, LDSModel), ("scheduler", scheduler, SchedulerMixin)):
             if not isinstance(component, base):
                 raise TypeError(f"`{name}` must be a `{base.__name__}`, got `{type(component).__name__}`.")
-        IdentitySampler(lds, scheduler, lds.device)  # complains about a scheduler that clips
+        IdentitySampler(lds, scheduler, lds.device)  # raises for a scheduler that clips
         self.register_modules(lds=lds, scheduler=scheduler)
 
     @property
     def sampler(self) -> IdentitySampler:
-        """What draws, on the components as they are now."""
+        """The sampler on the components as they are now."""
         return IdentitySampler(self.lds, self.scheduler, self._execution_device, self.progress_bar)
 
     def check_inputs(self, num_identities: int, away_from: Tensor | None, min_distance: float | None, conditions: Tensor | None):
-        """Raise for arguments that make no sense."""
+        """Raise `ValueError` for invalid arguments."""
         if num_identities < 1:
             raise ValueError(f"`num_identities` must be at least 1, got {num_identities}.")
         if (away_from is None) != (min_distance is None):
@@ -63,18 +67,22 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
     ) -> LDSPipelineOutput | tuple[Tensor, Tensor]:
         """Sample identities from pure noise.
 
-        The result is a function of the arguments, the state of `generator` included, when the scheduler is deterministic (DDIM).
+        With a deterministic scheduler (DDIM), the result is a function of the arguments, including the state of `generator`.
 
         Args:
-            num_identities: how many to return.
+            num_identities: how many to return, 1 or more.
             away_from: `(n, 128)` unit embeddings that no sampled identity may resemble.
-            min_distance: smallest allowed cosine distance (1 - cosine, 0…2) to each of `away_from`. Nearer identities are
-                sampled again, at most `stages.identity.ROUNDS` times.
-            conditions: `(1, condition_dim)` from `lds.conditions`, what all the people shall fit; `None`: anybody. All are asked
-                for with the same attributes, see `expect`.
+            min_distance: smallest allowed cosine distance (1 - cosine, 0…2) to each of `away_from`; pass both or neither. Nearer
+                identities are sampled again, at most `stages.identity.ROUNDS` times.
+            conditions: `(1, condition_dim)` from `lds.conditions`, which all the people fit; `None` for anybody. All are sampled
+                with the same attributes, see `IdentitySampler.expect`.
             num_inference_steps: denoising steps.
             generator: source of the noise; `None` for fresh randomness.
             return_dict: `False` gives the tuple `(identity, shape)`.
+
+        Raises:
+            NoIdentityFoundError: not enough identities are far enough away.
+            ValueError: an argument is out of range or has the wrong shape.
         """
         # 0. check inputs
         self.check_inputs(num_identities, away_from, min_distance, conditions)
@@ -86,7 +94,7 @@ class LDSPipeline(SafeHubMixin, DiffusionPipeline):
             # 1. sample as many as are missing
             identity, shape = sampler.sample(sampler.prepare_latents(missing, generator), asked, num_inference_steps)
 
-            # 2. refuse those that are too near, or could not be painted well
+            # 2. refuse identities that are too near, or could not be painted well
             accepted = sampler.may_be_painted(identity, shape)
             if away_from is not None:
                 distance = 1 - identity @ away_from.to(identity).T  # (missing, n)

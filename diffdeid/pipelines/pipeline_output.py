@@ -1,4 +1,4 @@
-"""What the pipelines return."""
+"""The outputs of the pipelines."""
 
 from __future__ import annotations
 
@@ -19,9 +19,9 @@ class DiffDeIDVideoPipelineOutput(BaseOutput):
 
     Attributes:
         path: the file written.
-        num_frames: how many it has.
+        num_frames: how many frames it has.
         people: a report for everybody in it.
-        notes: what else was changed, in words.
+        notes: what else was changed in the pictures, in words.
     """
 
     path: Path
@@ -35,10 +35,10 @@ class DiffDeIDPipelineOutput(BaseOutput):
     """De-identified pictures.
 
     Attributes:
-        images: `len(inputs) × num_images_per_prompt` pictures, candidates of one input next to each other; `None` in the place
-            of those that failed.
-        faces: one list of `FaceReport` per output picture.
-        errors: for each input what went wrong with it, or `None`.
+        images: `len(inputs) × num_images_per_prompt` pictures, candidates of one input next to each other, of the type of
+            `output_type`; `None` in place of those that failed.
+        faces: one list of `FaceReport` for each output picture.
+        errors: for each input its error, or `None`.
     """
 
     images: list[Image.Image | None] | list[np.ndarray | None] | list[torch.Tensor | None] | torch.Tensor

@@ -1,7 +1,7 @@
-"""A video in, the same video with nobody's faces out (paper §3.4): one new person per person, steady from frame to frame.
+"""The video pipeline (paper §3.4): each person of a video becomes one new person, steady from frame to frame.
 
-What differs from the paper, as long as the weights have hardly learned the video mode (docs/video.md): z' stays in the
-condition vector. As there, the texture is that of the de-identified reference I_d, and δ and γ are those of its source.
+As in the paper, the texture is that of the de-identified reference I_d, and δ and γ are those of its source. One thing differs,
+because the weights have hardly learned the video mode (docs/video.md): z' stays in the condition vector.
 """
 
 from __future__ import annotations
@@ -42,17 +42,18 @@ GROUP_BYTES = 128 * 2**20  # of frames that are rendered together
 
 
 class DiffDeIDVideoPipeline(DeidentificationPipeline):
-    r"""De-identifies every face of a video. Same components and folders as `DiffDeIDPipeline`.
+    r"""De-identifies every face of a video.
 
-    A person keeps one identity through the file: over gaps and cuts, and after coming back. Every face of every frame is checked
-    as those of pictures are; one that fails or cannot be rendered is covered. Memory does not grow with the length of the video.
+    A person keeps one new identity through the file: over gaps and cuts, and after coming back. Every face of every frame is
+    checked like those of pictures; a face that fails or cannot be rendered is covered. Memory does not grow with the length of
+    the video.
 
-    The components are those of `DeidentificationPipeline`.
+    The components are those of `DeidentificationPipeline`, loaded from the same folders as for `DiffDeIDPipeline`.
     """
 
     @classmethod
     def sharing(cls, pipe: DiffDeIDPipeline) -> DiffDeIDVideoPipeline:
-        """The video pipeline on the very components of a picture pipeline. (`from_pipe` would cast them to another dtype.)"""
+        """A video pipeline that shares the components of a photo pipeline. (`from_pipe` would cast them to another dtype.)"""
         shared = cls(**pipe.components, identity_limit=pipe.config.identity_limit, crop_factor=pipe.config.crop_factor)
         shared.callbacks = pipe.callbacks
         return shared
@@ -66,10 +67,14 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
         consent: Consent | None = None,
         **options: Any,
     ) -> Session:
-        """Check options (those of `VideoOptions`) and begin a video of `rate` frames a second.
+        """Begin a video of `rate` frames a second, with the options of `VideoOptions`.
 
-        All randomness is that of a `seed`, which is drawn from the generator if there is none. A list of `faces` corrects what is
-        found. A `consent` takes all frames: they must be analysed before the first one is rendered.
+        All randomness comes from `seed`, which is drawn from the generator if it is `None`. A list of `faces` corrects what is
+        found. A `consent` needs all frames: they must be analysed before the first one is rendered.
+
+        Raises:
+            ConfigurationError: the components do not support the options, or there is no `face_analyser`.
+            ValueError: an option is out of range, or both `faces` and `consent` are given.
         """
         chosen, engine = VideoOptions(**options), self.engine
         engine.check(chosen)
@@ -78,7 +83,7 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
         seed = draw_seeds(generator, 1)[0] if seed is None else seed
         tracker = FaceTracker(self.face_analyser, engine.embed_in, rate, chosen.threshold)
         if faces is not None and consent is not None:
-            raise ValueError("A list of `faces` says who stays, and so does a `consent`. Pass one of them.")
+            raise ValueError("A list of `faces` says who is left as they are, and so does a `consent`. Pass only one of them.")
         watch = None if consent is None else Watch(engine, consent, tracker.rate, chosen.min_face)
         people = People(engine, chosen, seed, tracker.rate, watch)
         corrections = None if faces is None else Corrections(faces, tracker, people)
@@ -88,22 +93,28 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
     def stream(
         self, frames: Iterable[np.ndarray], lookahead: int = 25, session: Session | None = None, **options: Any
     ) -> Iterator[np.ndarray]:
-        """Frames in, frames out, in one pass and constant memory: for cameras, and for frames that come from elsewhere.
+        """De-identify frames in one pass and constant memory, for cameras and other sources without an end.
 
-        What is found out about a frame more than `lookahead` frames later comes too late for it. A stream without a face passes.
-        Somebody who comes back after dozens of others may get another new face.
+        A frame leaves `lookahead` frames later, so nothing that is found out after that can help it. A stream without a face
+        passes unchanged. A person who comes back after dozens of others may get another new face.
 
         Args:
             frames: uint8 `(H, W, 3)` RGB, all of one size.
             lookahead: how many frames are held back.
             session: from `start`, whose `reports` say what happened to the last people; made of `options` when `None`.
             options: of `start`.
+
+        Yields:
+            The de-identified frames, in order.
+
+        Raises:
+            ValueError: both `session` and `options` are given, or a list of `faces` or a `consent`.
         """
         if session is not None and options:
-            raise ValueError(f"`session` has its options already, got {sorted(options)} as well. Pass them to `start`.")
+            raise ValueError(f"`session` has its options already, but {sorted(options)} were given too. Pass them to `start`.")
         session = session or self.start(**options)
         if session.people.watch is not None or session.corrections is not None:
-            raise ValueError("A stream knows no list of `faces` and no `consent`: both take all frames. Write a file first.")
+            raise ValueError("A stream cannot use a list of `faces` or a `consent`: both need all frames. Write a file first.")
         waiting: deque[tuple[int, np.ndarray]] = deque()
         size = min(CPU_BATCH, lookahead + 1)  # frames that are rendered together; more would hold more of them back
         for number, picture in enumerate(frames):
@@ -114,7 +125,7 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
                     yield from group
                 session.people.forget(session.tracker.forget(waiting[0][0] if waiting else number))
                 session.reports = {one.number: session.report(one) for one in session.people.everybody}
-        while waiting:  # one group by one: somebody may be cast, while no other thread runs a network
+        while waiting:  # group by group: a stand-in may be searched for, and then no other thread may run a network
             for group in session.render([[waiting.popleft() for _ in range(min(size, len(waiting)))]]):
                 yield from group
         self.maybe_free_model_hooks()
@@ -132,28 +143,30 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
         verify: bool = True,
         **options: Any,
     ) -> DiffDeIDVideoPipelineOutput:
-        """De-identify a video file in two passes: analyse, then render. What was written is then read again and searched.
+        """De-identify a video file in two passes, analyse and render; then the written file is read again and searched.
 
-        The pictures are a function of the file, the arguments and the state of the generator; so are the bytes, but for what x264
-        makes of sides that are no multiples of 32 (its mbtree reads memory that it never wrote).
+        The pictures are a function of the file, the arguments and the state of the generator. So are the bytes, unless x264
+        encodes sides that are not multiples of 32 (its mbtree reads memory that it never wrote).
 
         Args:
             video: mp4, m4v, mov, mkv, webm, avi or gif.
             output: mp4, m4v, mov, mkv or webm; appears complete or not at all.
             overwrite: replace an existing output.
             generator: randomness; fresh when `None`.
-            consent: who stays as they are, see `Consent`; without one, everybody is de-identified.
+            consent: who is left as they are, see `Consent`; without it, everybody is de-identified.
             callback_on_frame: called as `f("analyse", "render" or "verify", frames done, frames expected)`.
-            faces: a list of the faces of the whole file, as `face_lists.read_face_list` gives it, which corrects what is found;
-                with `resume` finished parts stay, so that after another correction only those are rendered that it changes.
+            faces: a list of the faces of the whole file, as `read_face_list` gives it, which corrects what is found. With
+                `resume`, finished parts are kept, so that after another correction only the parts that it changes are rendered.
             verify: check the file before it gets its name, see `engine.written`.
             options: those of `VideoOptions` and `FileOptions`.
 
         Raises:
             NoFaceFoundError: no frame shows a face.
+            DiffDeIDError: a face was lost for a moment, and `on_miss` is "error".
             VideoError: the file cannot be read, changes meanwhile, or the output cannot be written.
-            ValueError: `faces` are those of another file, or of another search.
-            VerificationError: what was written shows a face of the source, or more than it should; there is no output.
+            ConfigurationError: the components do not support the options.
+            ValueError: an option is out of range, or `faces` belong to another file or another search.
+            VerificationError: the written file shows a face of the source, or holds more than it should; there is no output.
         """
         video, output = Path(video), Path(output)
         files, options = FileOptions.split(options)
@@ -196,9 +209,7 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
             session.analyse(frame.picture)
         people = session.cast()
         if not people:
-            raise NoFaceFoundError(
-                f"No frame of `{held.path}` shows a face, so nothing can be said about it being de-identified."
-            )
+            raise NoFaceFoundError(f"No frame of `{held.path}` shows a face, so nobody can tell whether it is de-identified.")
 
         # 2. render
         sound = None if files.audio == "drop" else reader.path
@@ -219,7 +230,7 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
                     writer.append(path)
                 held.check_content()
         except VerificationError:
-            if parts is not None:  # they show what it complains of
+            if parts is not None:  # they contain what the check refused
                 parts.remove()
             raise
         if parts is not None and faces is None:
@@ -244,7 +255,7 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
     def _render_parts(
         self, session: Session, frames: Iterator[tuple[int, Frame]], parts: VideoParts, reader: VideoReader, encoder: dict
     ) -> list[Path]:
-        """Render the parts that are not finished yet; gives all of them. Filters begin anew in each."""
+        """Render the parts that are not finished yet, each with new filters; gives the files of all parts."""
         numbers = split(range(session.tracker.num_frames), PART_FRAMES)
         names = {session.digest(some): some for some in numbers}
         parts.begin(names)
@@ -274,22 +285,22 @@ class DiffDeIDVideoPipeline(DeidentificationPipeline):
 
 
 def _as_listed(faces: VideoList, files: FileOptions, options: dict[str, Any]) -> dict[str, Any]:
-    """Options with which the search finds again what is listed."""
+    """The options with which a new search finds the listed faces again."""
     if files.start is not None or files.end is not None:
         raise ValueError("A list of faces counts the frames of the whole file. Leave `start` and `end` out.")
     if options.get("threshold") not in (None, faces.threshold):
-        raise ValueError(f"The faces were listed at the `threshold` {faces.threshold}, got {options['threshold']}. Leave it out.")
+        raise ValueError(f"The faces were listed at `threshold` {faces.threshold}, got {options['threshold']}. Leave it out.")
     return options | {"threshold": faces.threshold}
 
 
 def _groups(frames: Iterator[tuple[int, Frame]], size: int) -> Iterator[list[tuple[int, Frame]]]:
-    """Frames that are rendered together: as many as faces that the networks are shown at once, if memory allows."""
+    """Groups of frames to render together: as many as faces in a batch, if memory allows."""
     for number, frame in frames:
         yield [(number, frame), *islice(frames, max(min(size, GROUP_BYTES // frame.picture.nbytes), 1) - 1)]
 
 
 def _exactly(frames: Iterable[Frame], count: int, held: HeldFile) -> Iterator[Frame]:
-    """As many frames as were analysed: one more has faces that nobody followed."""
+    """Yield exactly as many frames as were analysed. Any other number is an error: nobody has followed their faces."""
     number = 0
     for number, frame in enumerate(frames, start=1):
         if number == 1:  # the file is open by now

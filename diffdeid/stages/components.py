@@ -1,4 +1,4 @@
-"""The stages on the components of a pipeline."""
+"""The stages, run on the components of a pipeline."""
 
 from __future__ import annotations
 
@@ -44,9 +44,9 @@ from diffdeid.stages.register import register
 from diffdeid.stages.verify import EXACT_TURN, STRAYING, allowed_straying, gapes, look, seem_pets, strays, turned_away, verify
 from diffdeid.structures import Attempt, Face, FaceBatch, FaceCrop, FaceJob, MorphableCoefficients, NewIdentity
 
-RECOGNISED = 256  # pixels of the crops by which it is told who stays, whatever the networks that paint take
+RECOGNISED = 256  # pixels of the crops by which kept people are recognised, whatever size the U-Net takes
 BROKEN = "the network returned values that are not finite"
-ONE_AT_A_TIME = Lock()  # of the threads; to run an offloaded network moves others off the accelerator, and itself in the end
+ONE_AT_A_TIME = Lock()  # for threads: running an offloaded network moves the others, and in the end itself, off the accelerator
 
 
 @dataclass(frozen=True)
@@ -54,10 +54,10 @@ class Painted:
     """A face as the network painted it.
 
     Attributes:
-        source: in whose place it is, a batch of one.
+        source: the face that it replaces, a batch of one.
         face: `(3, S, S)` in [-1, 1].
         marks: `(470, 2)`, where landmarks and irises are meant to be, in crop pixels.
-        maps: `(9, S, S)`, the spatial conditions that it was painted by.
+        maps: `(9, S, S)`, the spatial conditions that it was painted from.
     """
 
     source: FaceBatch
@@ -68,7 +68,7 @@ class Painted:
 
 @dataclass(frozen=True)
 class Components:
-    """The parts of a pipeline (see `DiffDeIDPipeline`) and the device they are on; its methods are the stages, in their order.
+    """The parts of a pipeline (see `DeidentificationPipeline`) and their device; its methods are the stages, in order.
 
     The methods expect that gradients are off.
     """
@@ -92,12 +92,12 @@ class Components:
 
     @property
     def size(self) -> int:
-        """Side S of the crops."""
+        """Side S of the crops in pixels."""
         return getattr(self.unet.config, "sample_size", 256)
 
     @property
     def sampler(self) -> IdentitySampler:
-        """Draws identities."""
+        """The identity sampler. Raises `ConfigurationError` if there is no `lds` or `lds_scheduler`."""
         if self.lds is None or self.lds_scheduler is None:
             raise ConfigurationError("This pipeline has no `lds` and `lds_scheduler` to sample identities with. Pass `identity`.")
         return IdentitySampler(self.lds, self.lds_scheduler, self.device)
@@ -119,7 +119,7 @@ class Components:
         return total.hexdigest()
 
     def check(self, options: DeidentifyOptions, draws: bool = True) -> None:
-        """Raise `ConfigurationError` for options that these components cannot honour; `draws`: identities are not all given."""
+        """Raise `ConfigurationError` if these components do not support the options; `draws` says that identities are drawn."""
         if options.reconstruction == "network" and self.reconstructor is None:
             raise ConfigurationError(
                 "This pipeline has no `reconstructor`: packages come without it. Load the folder `weights/diffdeid` of a clone, "
@@ -132,7 +132,7 @@ class Components:
                     "This pipeline has no `context_encoder` to look around faces with. Pass `attributes='any'`."
                 )
             if options.attributes == "source" and not known:
-                raise ConfigurationError("The `lds` of this pipeline knows no attributes. Pass `attributes='context'` or 'any'.")
+                raise ConfigurationError("The `lds` of this pipeline has no attributes. Pass `attributes='context'` or 'any'.")
 
     def crop(self, picture: np.ndarray, face: Face) -> FaceCrop:
         """The aligned crop of a face that has landmarks."""
@@ -151,7 +151,7 @@ class Components:
         depths, front = self._parse(pictures, faces, crops, images, landmarks, options.keep_mouth)
         context = None
         if options.attributes == "context" and self.context_encoder is not None:
-            seen = [  # one by one: a crowd takes no more memory than a face
+            seen = [  # one by one, so that a crowd takes no more memory than one face
                 reconstruct.encode_context(self.context_encoder, job.picture, job.face, job.others, self.device) for job in jobs
             ]
             context = torch.cat(seen)
@@ -160,7 +160,7 @@ class Components:
     def follow(
         self, pictures: Sequence[np.ndarray], faces: Sequence[Face], reference: MorphableCoefficients, options: VideoOptions
     ) -> FaceBatch:
-        """Faces of frames, with ρ̂ of their smoothed landmarks; skin and light are those of a reference, a row a frame."""
+        """Faces of frames -> a batch, with ρ̂ of smoothed landmarks; skin and light are those of `reference`, a row per frame."""
         crops, images, placed = self._cut(pictures, faces)
         landmarks = on_host(placed[0])
         with ONE_AT_A_TIME:
@@ -171,7 +171,7 @@ class Components:
         return FaceBatch(crops, landmarks, images, depths, front, coefficients, self.embed(images, landmarks))
 
     def _cut(self, pictures: Sequence[np.ndarray], faces: Sequence[Face]) -> tuple[list[FaceCrop], Tensor, tuple[Tensor, Tensor]]:
-        """Crops, as images too, and the landmarks and irises in them."""
+        """The crops, the same as a tensor of images, and the landmarks and irises in them."""
         crops = [self.crop(picture, face) for picture, face in zip(pictures, faces, strict=True)]
         return (
             crops,
@@ -194,7 +194,7 @@ class Components:
         landmarks: np.ndarray,
         keep_mouth: bool,
     ) -> tuple[Tensor, Tensor]:
-        """What is erased of crops, as depths, and what is in front of that."""
+        """The erased regions of crops, as depths, and what is in front of the faces."""
         depths = reconstruct.mask_crops(landmarks, images.shape[-1], keep_mouth, self.device, [face.doubt for face in faces])
         hands = reconstruct.find_hands(self.hand_finder, pictures, crops)
         with ONE_AT_A_TIME:
@@ -212,10 +212,10 @@ class Components:
         return on_host(self.embed(images, crop.to_crop(landmarks)[None])[0])
 
     def recognise(self, pictures: Sequence[np.ndarray], faces: Sequence[Face]) -> tuple[Tensor, Tensor, Tensor]:
-        """z_id `(B, 128)` of faces that have landmarks, and how clearly they show it; what cannot be told is no number.
+        """z_id of faces that have landmarks, and how clearly they are seen; unknown values are NaN.
 
         Returns:
-            z_id; how much of each face is behind something, `(B,)`, 0…1; its `relative_detail`, `(B,)`.
+            z_id `(B, 128)`; how much of each face is hidden by something in front, `(B,)`, 0…1; its `relative_detail`, `(B,)`.
         """
         crops = [reconstruct.crop_face(*one, RECOGNISED, self.crop_factor) for one in zip(pictures, faces, strict=True)]
         images = to_tensor([crop.image for crop in crops], self.device)
@@ -226,7 +226,7 @@ class Components:
         return self.embed(images, landmarks), hidden, relative_detail(images, depths)
 
     def refuse(self, batch: FaceBatch, keep_mouth: bool) -> list[str | None]:
-        """Why faces of a batch are not given new ones, whoever it would be."""
+        """Why faces of a batch cannot be replaced, whoever the new person is; `None` for those that can."""
         with ONE_AT_A_TIME:
             pets = seem_pets(self.context_encoder, batch.images)
         turned = turned_away(batch.coefficients.pose)
@@ -236,7 +236,7 @@ class Components:
     def castings(
         self, batch: FaceBatch, generators: Sequence[torch.Generator], options: DeidentifyOptions, wanted: Sequence[bool]
     ) -> list[Casting | None]:
-        """For each face that wants one, what finds new people for it."""
+        """For each face that is `wanted`, an object that finds new people for it."""
         if not any(wanted):
             return [None] * len(batch)
         told = conditions_of(self.lds, batch, options.attributes)
@@ -245,11 +245,11 @@ class Components:
         return [Casting(self.sampler, attributes, generator) if wants else None for attributes, generator, wants in rows]
 
     def encode_texture(self, images: Tensor, masks: Tensor) -> TextureEncoderOutput:
-        """K and V of pictures `(B, 3, S, S)` without what masks `(B, 1, S, S)` erase."""
+        """K and V of pictures `(B, 3, S, S)` without the pixels that masks `(B, 1, S, S)` erase."""
         return encode_texture(self.texture_encoder, images, masks, self.unet.dtype)
 
     def prepare_latents(self, generators: Sequence[torch.Generator]) -> Tensor:
-        """Pure noise `(B, 3, S, S)`."""
+        """Pure noise `(B, 3, S, S)`, one generator for each face."""
         return prepare_latents(self.unet, self.scheduler, self.size, generators, self.device)
 
     def paint(
@@ -261,18 +261,20 @@ class Components:
         options: DeidentifyOptions,
         shown: Tensor | None = None,
     ) -> list[Painted]:
-        """New faces in the place of those of a batch.
+        """Paint new faces in place of those of a batch.
 
         Args:
-            people: as many as faces.
-            texture: of `encode_texture`.
-            latents: of `prepare_latents`.
-            shown: the shapes that are rendered, where they differ from those that the network is told.
+            batch: the B source faces.
+            people: the B new identities.
+            texture: from `encode_texture`.
+            latents: from `prepare_latents`.
+            options: of the user.
+            shown: shapes `(B, 80)` to render, if they differ from those of `people`, which the network is given.
         """
         rendered = people.shape if shown is None else shown
         changed, maps = render_new_heads(self.morphable_model, batch.coefficients, rendered, batch.masks, options.keep_mouth)
         told = replace(changed, shape=people.shape).pack()
-        scheduler = copy(self.scheduler)  # it remembers its last steps, and somebody else may be painting
+        scheduler = copy(self.scheduler)  # it remembers its last steps, and another thread may be painting
         scheduler.set_timesteps(options.num_inference_steps, device=self.device)
         conditions = Conditions(maps, people.embedding, told, texture)
         faces = denoise(self.unet, scheduler, latents, batch, conditions, options.guidance_scale, self.callbacks)
@@ -280,10 +282,10 @@ class Components:
         return [Painted(batch.pick([row]), *parts) for row, parts in enumerate(zip(faces, marks, maps, strict=True))]
 
     def register(self, painted: Sequence[Painted]) -> list[Tensor]:
-        """Painted faces `(3, S, S)`, their features where they were meant to be; those of heads turned far away stay."""
-        # `verify` refuses those that are not finite; schedulers need not keep to the range of pictures
+        """Move features of painted faces `(3, S, S)` to where they were meant to be; heads turned far away stay as they are."""
+        # `verify` refuses faces that are not finite; schedulers may leave the range of pictures
         faces = torch.stack([one.face for one in painted]).nan_to_num().clamp(-1, 1)
-        # nobody sees the features of turned heads exactly enough
+        # no mesh sees the features of turned heads exactly enough
         rows = [row for row, angle in enumerate(_angles(painted)) if not angle > EXACT_TURN]
         if rows:
             some = [painted[row] for row in rows]
@@ -298,14 +300,14 @@ class Components:
         straying: float = STRAYING,
         doubts: Sequence[float] | None = None,
     ) -> list[Attempt]:
-        """Lay faces over their crops, and look whether they may stay there.
+        """Lay faces over their crops, and check the results.
 
         Args:
-            painted: as they came from the network.
-            faces: `(3, S, S)`, what became of them: registered, their colour matched. They become as blurred as their sources.
-            against: `(n, 128)` each, all that they must not look like.
+            painted: the faces as they came from the network.
+            faces: `(3, S, S)`, the same faces registered and with matched colour. Here they become as blurred as their sources.
+            against: `(n, 128)` each, the embeddings that a result must not resemble.
             straying: how far features may be from where they were meant to be, in face sizes, see `allowed_straying`.
-            doubts: `Face.doubt` of each source, by which they may be farther; none when `None`.
+            doubts: `Face.doubt` of each source, by which features may be farther; 0 when `None`.
         """
         images, depths = _places(painted)
         maps, angles = torch.stack([one.maps for one in painted]), _angles(painted)
@@ -313,7 +315,7 @@ class Components:
         generated = lay_before_backdrop(generated, images, depths, maps, angles)
         generated = soften(generated, images, depths)
         front = torch.cat([one.source.front for one in painted])
-        # what is erased too: of a mask that is no number nothing would be
+        # the masks too: with a NaN in a mask, nothing would be erased there
         sound = finite([
             torch.cat([one.face, face, one.source.depths[0], one.source.front[0]])
             for one, face in zip(painted, faces, strict=True)
@@ -331,15 +333,16 @@ class Components:
             for angle, doubt, height in zip(angles, doubts or [0.0] * len(painted), heights, strict=True)
         ]
         odd = [
-            None if self.face_analyser is None else strays(points, marks, hidden, limit)
+            (0.0, None) if self.face_analyser is None else strays(points, marks, hidden, limit)
             for points, marks, hidden, limit in zip(landmarks, meant, on_host(front[:, 0]), limits, strict=True)
         ]
         verdicts = [
             (distance, problem or shape) if fine else (None, BROKEN)
-            for (distance, problem), shape, fine in zip(verdicts, odd, sound, strict=True)
+            for (distance, problem), (_, shape), fine in zip(verdicts, odd, sound, strict=True)
         ]
-        parts = zip(on_host(patches), on_host(opacities[:, 0]), shown, verdicts, painted, strict=True)
-        return [Attempt(patch, opacity, result, *verdict, one.maps) for patch, opacity, result, verdict, one in parts]
+        parts = zip(on_host(patches), on_host(opacities[:, 0]), shown, verdicts, painted, odd, strict=True)
+        return [Attempt(patch, opacity, result, *verdict, one.maps, share)
+                for patch, opacity, result, verdict, one, (share, _) in parts]  # fmt: skip
 
     def finish(self, painted: Sequence[Painted], against: Sequence[Tensor]) -> list[Attempt]:
         """Register painted faces, match their colour, lay them over their crops, and check them; `against` as for `verify`."""
@@ -348,15 +351,15 @@ class Components:
 
 
 def finite(faces: Sequence[Tensor]) -> list[bool]:
-    """Which faces are numbers throughout."""
+    """Which faces hold only finite numbers."""
     return on_host(torch.stack([face.isfinite().all() for face in faces])).tolist()
 
 
 def _angles(painted: Sequence[Painted]) -> list[float]:
-    """How far heads look past the camera, degrees."""
+    """The angles between heads and the camera, in degrees."""
     return on_host(angle_to_camera(torch.cat([one.source.coefficients.pose for one in painted]))).tolist()
 
 
 def _places(painted: Sequence[Painted]) -> tuple[Tensor, Tensor]:
-    """Crops `(B, 3, S, S)`, and how deep in what is erased of them each pixel lies, `(B, 1, S, S)`."""
+    """Crops `(B, 3, S, S)`, and how deep in the erased region each pixel lies, `(B, 1, S, S)`."""
     return torch.cat([one.source.images for one in painted]), torch.cat([one.source.depths for one in painted])

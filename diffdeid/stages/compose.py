@@ -1,4 +1,4 @@
-"""Stage 8: new faces and covers back into the picture."""
+"""Stage 8: lay new faces and covers over the picture."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ from diffdeid.geometry.cover import cover
 from diffdeid.options import Cover
 from diffdeid.structures import Covered, Face, Outcome, Replaced
 
-ASIDE = 35.0  # degrees past the camera from which the outline of a face is seen before what is behind it
+ASIDE = 35.0  # degrees between face and camera from which on the outline of a face is seen in front of the background
 
 
 def lay_before_backdrop(faces: Tensor, images: Tensor, depths: Tensor, maps: Tensor, angles: Sequence[float]) -> Tensor:
-    """Generated faces `(B, 3, S, S)`, those that look to the side before what is behind them in `images` `(B, 3, S, S)`.
+    """Lay generated faces `(B, 3, S, S)` that look to the side over the background of `images` `(B, 3, S, S)`.
 
     Args:
-        depths: `(B, 1, S, S)`, `signed_distance` of what is erased.
+        depths: `(B, 1, S, S)`, `signed_distance` of the erased region.
         maps: `(B, 9, S, S)`, the spatial conditions, whose normals say where the new heads are.
-        angles: degrees by which they look past the camera.
+        angles: degrees between faces and camera.
     """
     aside = [row for row, angle in enumerate(angles) if angle > ASIDE]
     if not aside:
@@ -34,13 +34,16 @@ def lay_before_backdrop(faces: Tensor, images: Tensor, depths: Tensor, maps: Ten
 
 
 def lay_over_crops(faces: Tensor, images: Tensor, depths: Tensor, front: Tensor | float = 0) -> tuple[Tensor, Tensor]:
-    """Generated faces `(B, 3, S, S)` over the crops `(B, 3, S, S)` of their pictures, and how opaque they are, `(B, 1, S, S)`.
+    """Lay generated faces `(B, 3, S, S)` over the crops `(B, 3, S, S)` of their pictures.
 
-    They fade out inside of what is erased, and lie behind what is in front.
+    They fade out at the edge of the erased region, inside of it, and lie behind what is in front.
 
     Args:
-        depths: `(B, 1, S, S)`, `signed_distance` of what is erased.
-        front: `(B, 1, S, S)`, 0…1, what is in front.
+        depths: `(B, 1, S, S)`, `signed_distance` of the erased region.
+        front: `(B, 1, S, S)`, 0…1, how much of a pixel is something in front of the face.
+
+    Returns:
+        The crops `(B, 3, S, S)`, and how opaque the faces are, `(B, 1, S, S)`, 0…1.
     """
     ramp = (depths / (FEATHER * depths.shape[-1])).clamp(0, 1)
     opacity = ramp * ramp * (3 - 2 * ramp) * (1 - front)
@@ -48,9 +51,10 @@ def lay_over_crops(faces: Tensor, images: Tensor, depths: Tensor, front: Tensor 
 
 
 def compose(picture: np.ndarray, faces: Iterable[tuple[Face, Outcome]], fallback: Cover, cover_scale: float) -> np.ndarray:
-    """A picture `(H, W, 3)` uint8 with its faces replaced or covered.
+    """Replace or cover the faces of a copy of a picture `(H, W, 3)` uint8.
 
-    Covers come last, so that nothing is painted over them. Pixels that a new face replaced hold nothing of any other, and stay.
+    Covers come last, so that nothing is painted over them. They spare pixels that a new face replaced completely, because nothing
+    of any source is left there.
     """
     faces, result = list(faces), picture.copy()
     hidden = [face for face, outcome in faces if isinstance(outcome, Covered)]

@@ -17,13 +17,13 @@ from diffdeid.structures import FaceBatch
 
 @dataclass(frozen=True)
 class Callbacks:
-    """What is called while faces are painted.
+    """Functions that are called while faces are painted.
 
     Attributes:
-        progress: wraps the time steps, for bars.
-        on_step: sees and may change the latents after every step: its number, the time step, latents -> latents. What it raises
-            ends the work: faces are covered because of errors of their own, not because of its.
-        guidance_scale: asked before every step, in place of the option of that name.
+        progress: wraps the time steps, for progress bars.
+        on_step: may change the latents after every step: number of the step, time step, latents -> latents. An error in it ends
+            the work, whereas other errors only cover the face.
+        guidance_scale: called before every step; its value replaces the option of that name.
     """
 
     progress: Callable[[Iterable], Iterable] = iter
@@ -35,13 +35,13 @@ NO_CALLBACKS = Callbacks()
 
 
 class CallbackError(BaseException):
-    """Carries an error of a callback past everything that covers faces because of errors."""
+    """Carries an error of a callback past the handlers that would cover a face because of it."""
 
 
 def prepare_latents(
     unet: DiffDeIDUNet2DModel, scheduler: SchedulerMixin, size: int, generators: Sequence[torch.Generator], device: torch.device
 ) -> Tensor:
-    """Pure noise `(B, 3, S, S)`, one generator each, float32 whatever the denoiser is: nothing of the source is in it."""
+    """Pure noise `(B, 3, S, S)`, one generator for each face, always in float32; it holds nothing of the source."""
     shape = (1, unet.config.in_channels, size, size)
     noise = [randn_tensor(shape, generator=one, device=device, dtype=torch.float32) for one in generators]
     return torch.cat(noise) * scheduler.init_noise_sigma
@@ -58,15 +58,15 @@ def denoise(
 ) -> Tensor:
     """Noise -> faces `(B, 3, S, S)`; outside the masks the network sees the picture.
 
-    Only the network works in its precision: what it says is added up in that of the latents.
+    The network works in its own precision; its predictions are summed up in that of the latents.
 
     Args:
         scheduler: with its time steps set.
         latents: `(B, 3, S, S)` from `prepare_latents`.
-        batch: the faces, whose images and masks are used.
-        conditions: what the network is told of the new ones.
-        guidance_scale: 1 is off; above, the identity is exaggerated (classifier-free guidance) at twice the cost.
-        callbacks: what is called meanwhile.
+        batch: the source faces, whose images and masks are used.
+        conditions: of the new faces.
+        guidance_scale: 1 is off; larger values exaggerate the identity (classifier-free guidance) at twice the cost.
+        callbacks: functions to call meanwhile.
     """
     conditional = [x.to(unet.dtype) for x in (conditions.maps, conditions.embedding, conditions.coefficients)]
     unconditional = [conditional[0], torch.zeros_like(conditional[1]), conditional[2]]

@@ -15,25 +15,25 @@ ITS_LANDMARKS = 0.25  # least intersection over union of the box of a given face
 def detect_faces(
     analyser: FaceAnalyserModel | None, picture: np.ndarray, faces: list[Face] | None = None, threshold: float | None = None
 ) -> list[Face]:
-    """Faces of a `(H, W, 3)` uint8 picture with landmarks where they can be placed; completes `faces` when given.
+    """Find the faces of a `(H, W, 3)` uint8 picture, with landmarks where they can be placed; or complete given `faces`.
 
     `threshold` is the lowest detector score of a face, that of the analyser when `None`.
 
     Raises:
-        ConfigurationError: there is nothing to find faces with.
-        ValueError: a given face has no box, so that it could not even be covered.
+        ConfigurationError: there is no analyser to find faces with.
+        ValueError: a given face has no valid box, so that it could not even be covered.
     """
     faces = None if faces is None else [_believed(face) for face in faces]
     if analyser is not None:
         found = analyser(picture, faces, threshold, any_pose=True)
-        return found if faces is None else [_believed(face) for face in found]  # a mesh may have wandered off to a neighbour
+        return found if faces is None else [_believed(face) for face in found]  # a mesh may drift to a neighbour
     if faces is None:
         raise ConfigurationError("This pipeline has no `face_analyser` to find faces with. Pass `faces`.")
     return faces
 
 
 def why_covered(face: Face, min_face: float = 0) -> str | None:
-    """Why a face cannot be de-identified, if it cannot."""
+    """Why a face cannot be de-identified, or `None` if it can be."""
     if min(face.box[2:] - face.box[:2]) < min_face:
         return f"smaller than {min_face:g} pixels"
     if face.landmarks is None or face.iris is None:
@@ -42,7 +42,7 @@ def why_covered(face: Face, min_face: float = 0) -> str | None:
 
 
 def _believed(face: Face) -> Face:
-    """A given face without landmarks that are no numbers or lie elsewhere than its box."""
+    """Drop the landmarks of a given face if they are not finite or do not lie in its box."""
     check_box(np.asarray(face.box))
     points = [part for part in (face.landmarks, face.iris) if part is not None]
     if not all(np.isfinite(part).all() for part in points):

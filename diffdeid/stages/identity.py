@@ -1,9 +1,9 @@
-"""Stage 3: draw new people who belong to nobody.
+"""Stage 3: draw new identities, of people who do not exist.
 
-Method: DiffDeID, §3.2. Written from the paper. What differs: z and α are sampled jointly (models/lds.py), of people who fit what
-a result keeps of the source anyway; and identities too near to given ones, or of people with glasses, caps, fringes or heads that
-nobody has, are refused. The paper chooses among many samples by their distance to the source; here a level is a lower bound of
-that distance, and the first draw beyond it is taken. So the choice depends on the source by refusals only.
+Method: DiffDeID, §3.2. Written from the paper, with three differences. z and α are sampled jointly (models/lds.py), for people
+who fit what a result keeps of the source anyway. Identities are refused that are too near to given ones, or that have glasses,
+caps, fringes or unusual heads. The paper chooses among many samples by their distance to the source; here a level is a lower
+bound of that distance, and the first draw beyond it is taken. So the choice depends on the source only by refusals.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from diffdeid.geometry.pixels import on_host
 from diffdeid.models.lds import LDSModel
 from diffdeid.structures import FaceBatch, NewIdentity
 
-GUIDANCE = 1.5  # 1 is off
-AVERAGED = 16  # people who fit K, of whose attributes the average is taken …
-DECIDED = {"female": 0.0, "child": 1.0}  # … over the majority in each of these; who has more standard deviations is a yes
-DRAWS = 20  # people drawn before a bound is lowered, …
-AT_ONCE = 5  # … so many at a time
-ROUNDS = 20  # of so many draws, before identities that are far enough are given up
-VARIATION = 0.1  # standard deviations by which the attributes asked for vary more in each such round …
-ATTEMPT_ROUNDS = 5  # … of which an attempt at a face counts as so many
+GUIDANCE = 1.5  # of the LDS; 1 is off
+AVERAGED = 16  # people who fit K, over whose attributes the mean is taken …
+DECIDED = {"female": 0.0, "child": 1.0}  # … but only over the majority in these; above so many standard deviations means yes
+DRAWS = 20  # people drawn in a round, before a bound is lowered, …
+AT_ONCE = 5  # … in batches of so many
+ROUNDS = 20  # most rounds, before the search for identities that are far enough is given up
+VARIATION = 0.1  # standard deviations by which the wanted attributes vary more in each round …
+ATTEMPT_ROUNDS = 5  # … and a new attempt at a face varies them as much as so many rounds
 SAMPLING_STEPS = 10  # of the denoising of an identity
 LEVELS = 10
-LEVEL_STEP = 1 / 30  # of the bound, from one level to the next
+LEVEL_STEP = 1 / 30  # of the cosine distance, from one level to the next
 
 
 def least_distance(level: int, limit: float) -> float:
     """The smallest cosine distance to the source that a new identity may have at a de-identification level.
 
-    Level 1 is the recogniser's limit itself; the bounds of higher levels rise evenly. The more people a bound refuses, the less
-    those who are left fit, and the more the refusals tell.
+    Level 1 is the recogniser's limit itself; the bounds of higher levels rise evenly. The more people a bound refuses, the worse
+    the remaining ones fit, and the more the refusals tell about the source.
 
     Args:
-        level: 1…10.
+        level: 1…10; other values raise `ValueError`.
         limit: `identity_limit` of the pipeline.
 
     >>> tuple(round(least_distance(level, 0.45), 2) for level in (1, 4, 7, 10))
@@ -56,7 +56,7 @@ def least_distance(level: int, limit: float) -> float:
 
 
 def spread(attempt: int, number: int) -> float:
-    """By how many standard deviations attributes vary: `number` counts rounds from 0, `attempt` attempts at a face from 1.
+    """How many standard deviations attributes vary in round `number`, from 0, of attempt `attempt` at a face, from 1.
 
     >>> [round(spread(attempt, number), 1) for attempt, number in ((1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (4, 0))]
     [0.0, 0.1, 0.2, 0.5, 0.6, 1.5]
@@ -65,16 +65,16 @@ def spread(attempt: int, number: int) -> float:
 
 
 def face_generators(seed: int) -> tuple[torch.Generator, torch.Generator]:
-    """The randomness of one face: of the people that are drawn for it, and of its noise. So no face depends on its neighbours."""
+    """The generators of one face, for its new people and for its noise, so that no face depends on its neighbours."""
     seeds = on_host(torch.randint(2**62, (2,), generator=torch.Generator().manual_seed(seed)))
     people, noise = (torch.Generator().manual_seed(int(one)) for one in seeds)
     return people, noise
 
 
 def conditions_of(lds: LDSModel, batch: FaceBatch, attributes: Literal["context", "any", "source"]) -> list[Tensor] | list[None]:
-    """What the sampler is told of each face of a batch: `(1, condition_dim)`, or `None` for anybody.
+    """The sampler's conditions for each face of a batch: `(1, condition_dim)`, or `None` for anybody.
 
-    But for "source", nothing of the erased faces is in it.
+    Except with "source", they hold nothing of the erased faces.
     """
     if attributes == "any":
         return [None] * len(batch)
@@ -91,8 +91,11 @@ class IdentitySampler:
     Args:
         lds: denoiser of standardised vectors [z ; α].
         scheduler: must not clip samples, which are standardised vectors and not pictures.
-        device: where it works.
-        progress: wraps the time steps, for bars.
+        device: where it runs.
+        progress: wraps the time steps, for progress bars.
+
+    Raises:
+        ConfigurationError: the scheduler clips samples.
     """
 
     def __init__(
@@ -110,16 +113,16 @@ class IdentitySampler:
         self.lds, self.scheduler, self.device, self.progress = lds, scheduler, device, progress
 
     def prepare_latents(self, count: int, generator: torch.Generator | None) -> Tensor:
-        """Noise `(count, 208)`."""
+        """Noise `(count, identity_dim + shape_dim)`, which is `(count, 208)` in the released model."""
         shape = (count, self.lds.config.identity_dim + self.lds.config.shape_dim)
         return randn_tensor(shape, generator=generator, device=self.device, dtype=self.lds.dtype)
 
     def denoise(self, latents: Tensor, num_inference_steps: int, conditions: Tensor | None = None) -> Tensor:
         """Turn noise `(n, 208)` into standardised vectors [z ; α] of people who fit conditions `(n, condition_dim)`.
 
-        Conditions are exaggerated by `GUIDANCE` (classifier-free guidance, Ho & Salimans 2022): people who fit better than most.
+        `GUIDANCE` exaggerates the conditions (classifier-free guidance, Ho & Salimans 2022), so people fit better than most.
         """
-        scheduler = copy(self.scheduler)  # it remembers its last steps, and somebody else may be drawing
+        scheduler = copy(self.scheduler)  # it remembers its last steps, and another thread may be sampling
         scheduler.set_timesteps(num_inference_steps, device=latents.device)
         latents = latents * scheduler.init_noise_sigma
         if conditions is not None:
@@ -149,7 +152,7 @@ class IdentitySampler:
 
         Args:
             latents: `(n, 208)` from `prepare_latents`.
-            conditions: `(1, condition_dim)` from `lds.conditions`, or one for each of them; `None` for anybody.
+            conditions: `(1, condition_dim)` from `lds.conditions`, or `(n, condition_dim)`; `None` for anybody.
             num_inference_steps: denoising steps.
 
         Returns:
@@ -164,16 +167,19 @@ class IdentitySampler:
         generators: Sequence[torch.Generator | None],
         num_inference_steps: int = SAMPLING_STEPS,
     ) -> list[Tensor | None]:
-        """K of each face -> the attributes that people who fit it have on average. Conditions that are attributes stay.
+        """Turn K of each face into the mean attributes of people who fit it. Conditions that are attributes stay as they are.
 
-        Who fits K does so in all that an embedding holds, also in pose, light and the cut of the hair, and so is near to
-        everybody in such a picture. So nobody of those drawn here is taken: new people are drawn who have their attributes.
-        People of the minority are left out: an average of men and women, or of children and adults, would be like neither.
+        A person drawn from K fits it in everything that an embedding holds, including pose, light and the cut of the hair, and
+        so is near to everybody in such a picture. Therefore these people serve for their mean attributes only, and others are
+        drawn with these. The minority is left out: a mean of men and women, or of children and adults, would be like neither.
 
         Args:
             conditions: `(1, condition_dim)` each, from `lds.conditions`; `None` for anybody.
-            generators: sources of the noise, one a face; `None` for fresh randomness.
+            generators: sources of the noise, one for each face; `None` for fresh randomness.
             num_inference_steps: denoising steps.
+
+        Returns:
+            Conditions with attributes `(1, condition_dim)`, or `None` for anybody.
         """
         asked = [None if one is None else one.to(self.device) for one in conditions]
         if not self.lds.config.attribute_names:
@@ -189,7 +195,7 @@ class IdentitySampler:
         return asked
 
     def _majority(self, attributes: Tensor) -> Tensor:
-        """The mean attributes of those drawn `(n, len(attribute_names))` who are as most of them are, as conditions."""
+        """The mean attributes of the majority among drawn people `(n, len(attribute_names))`, as conditions."""
         counted = torch.ones_like(attributes[:, 0], dtype=torch.bool)
         for name, limit in DECIDED.items():
             if name in self.lds.config.attribute_names:
@@ -201,10 +207,10 @@ class IdentitySampler:
     def vary(
         self, asked: Tensor | None, by: float, generator: torch.Generator | None, num_inference_steps: int = SAMPLING_STEPS
     ) -> Tensor | None:
-        """Mix the attributes that conditions `(1, condition_dim)` ask for with those of anybody.
+        """Mix the attributes in conditions `(1, condition_dim)` with those of a random person.
 
-        Anybody's count `by` times, and the sum is scaled to usual attributes again. Conditions without attributes cannot vary: in
-        their place nothing is asked for.
+        The random person's are weighted by `by`, and the sum is scaled back to the usual spread. Conditions without attributes
+        cannot vary; in their place, anybody is drawn (`None`).
         """
         if asked is None or by == 0:
             return asked
@@ -215,7 +221,7 @@ class IdentitySampler:
         return (asked + by * others) / math.sqrt(1 + by**2)
 
     def may_be_painted(self, embeddings: Tensor, shapes: Tensor) -> Tensor:
-        """Which people `(n, 128)` and `(n, 80)` have a usual head and nothing in front of the face, `(n,)` bool."""
+        """Which people, z `(n, 128)` and α `(n, 80)`, have a usual head and nothing in front of the face, `(n,)` bool."""
         dtype = self.lds.dtype
         return ~self.lds.leaves_ghosts(embeddings.to(dtype)) & self.lds.is_usual(shapes.to(dtype))
 
@@ -223,13 +229,13 @@ class IdentitySampler:
 class Casting:
     """Finds new people for one face, attempt after attempt.
 
-    Whom it meets depends on what is asked for and the generator alone. An attacker who knows both meets the same people
-    (`evaluation.attacks.replay`), so this class is the only home of that order.
+    The people that it draws depend only on the wanted attributes and the generator. An attacker who knows both draws the same
+    people (`evaluation.attacks.replay`), so only this class may decide on the order of draws.
 
     Args:
-        sampler: draws them.
-        asked: the attributes that it asks for, `(1, condition_dim)` from `IdentitySampler.expect`; `None` for anybody.
-        generator: source of the noise, of which nobody else may take any.
+        sampler: draws people.
+        asked: the wanted attributes, `(1, condition_dim)` from `IdentitySampler.expect`; `None` for anybody.
+        generator: source of the noise; nothing else may use it.
         num_inference_steps: denoising steps of the sampler.
     """
 
@@ -244,7 +250,7 @@ class Casting:
         self.num_inference_steps = num_inference_steps
 
     def meet(self, attempt: int, number: int) -> Iterator[tuple[Tensor, Tensor]]:
-        """The `DRAWS` people of a round, `AT_ONCE` at a time: embeddings `(n, 128)` and shapes `(n, 80)`."""
+        """Draw the `DRAWS` people of a round, `AT_ONCE` at a time: embeddings `(n, 128)` and shapes `(n, 80)`."""
         sampler, steps = self.sampler, self.num_inference_steps
         told = sampler.vary(self.asked, spread(attempt, number), self.generator, steps)
         for latents in sampler.prepare_latents(DRAWS, self.generator).split(AT_ONCE):
@@ -260,26 +266,26 @@ class Casting:
         attempt: int = 1,
         margin: float = 0.0,
     ) -> NewIdentity:
-        """Draw somebody for a source: the first of `DRAWS` people who is beyond the level's bound.
+        """Draw somebody for a source: the first of `DRAWS` people who keeps the level's least distance.
 
-        Which people are drawn does not depend on the source. A bound that none of them meets is lowered to the highest that one
-        of them meets. Where none is even beyond the limit, others are drawn, whose attributes vary more from round to round:
-        being nobody comes before fitting.
+        Which people are drawn does not depend on the source. If none of them keeps the distance, the level is lowered to the
+        highest one that somebody meets. If none even keeps the limit, others are drawn, whose attributes vary more from round to
+        round: it matters more that a person does not exist than that the person fits.
 
         Args:
-            source: `(n, 128)` unit embeddings of the source, from all of which the level's bound is kept.
+            source: `(n, 128)` unit embeddings of the source; the distance is kept from all of them.
             level: 1…10.
-            limit: smallest distance at all, from `source` and from `others`.
-            others: `(m, 128)` further people whom nobody may resemble.
-            attempt: which attempt at a face this is; later ones begin with people who vary more.
-            margin: by how much more than the limit they are away from `source`, also where the bound is lowered.
+            limit: smallest accepted cosine distance at all, from `source` and from `others`.
+            others: `(m, 128)` more people whom nobody may resemble.
+            attempt: number of the attempt at a face, from 1; later ones begin with people who vary more.
+            margin: how much farther than the limit people must be from `source`, even with a lowered level.
 
         Raises:
             NoIdentityFoundError: everybody drawn was nearer than the limit, or could not be painted.
         """
         bounds = [least_distance(lower, limit) for lower in range(1, level + 1)]
         for number in range(ROUNDS):
-            drawn, met = [], []  # the highest level that each of them meets, 0: none
+            drawn, met = [], []  # people, and the highest level that each of them meets, 0 for none
             for people in self.meet(attempt, number):
                 drawn.append(people)
                 met += on_host(self._levels(*people, source, bounds, others, margin)).tolist()
@@ -297,7 +303,7 @@ class Casting:
     def _levels(
         self, embeddings: Tensor, shapes: Tensor, source: Tensor, bounds: list[float], others: Tensor | None, margin: float
     ) -> Tensor:
-        """The highest level whose bound each person meets, `(n,)`; 0 for those who must not be taken."""
+        """The highest level whose least distance each person keeps, `(n,)`; 0 for those who must not be taken."""
         usable = self.sampler.may_be_painted(embeddings, shapes)
         if others is not None:
             usable &= (1 - embeddings @ others.to(embeddings).T >= bounds[0]).all(dim=1)

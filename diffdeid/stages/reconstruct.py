@@ -1,4 +1,4 @@
-"""Stage 2: crop faces and find ρ, z_id and what the surroundings tell."""
+"""Stage 2: crop faces, and find ρ, z_id, the erased region, and what the surroundings tell."""
 
 from __future__ import annotations
 
@@ -26,16 +26,16 @@ from diffdeid.models.hand_finder import HandFinderModel
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import Face, FaceCrop, MorphableCoefficients
 
-BEYOND = 10 / 256  # crop sizes from the edge of what is erased inwards, to where the face has surely ended
-HAND_FIELD, HAND_DETAIL = 2.0, 0.75  # side of the square in which hands are looked for, in crops; its pixels for one of a crop
-HAND_EVIDENCE = 0.08  # mean probability of something in front: where hands are .1 to .8, where faces were taken for hands .06
-LIKELY_A_HAND = 0.3  # probability from which a pixel beside the silhouette of a hand is its own …
-HAND_OUTLINE = 0.25  # … and how far from it, in palms
-NEXT_TO_HAIR = 9  # pixels; so wide a brush widens what is surely in front: its soft edge is no evidence of a hand
-LIKELY_GLASSES = 0.08  # probability from which a pixel is theirs, low because thin rims are seen beside where they are
-GLASSES_SHARE = 0.05  # of what is erased that surely is glasses: with some .058 and more, without any nearly always below .025
-GLASSES_OUTLINE, GLASSES_REACH = 10 / 256, 32 / 256  # crop sizes about their pixels; beyond what is erased
-EDGE = 2 / 256  # crop sizes that landmarks keep from the edge of a crop; more makes all faces smaller, which costs realism
+BEYOND = 10 / 256  # crop sizes from the edge of the erased region inwards, in which the face surely has ended
+HAND_FIELD, HAND_DETAIL = 2.0, 0.75  # side of the square searched for hands, in crops; its pixels for each pixel of a crop
+HAND_EVIDENCE = 0.08  # least mean probability of something in front: 0.1…0.8 for hands, 0.06 for faces mistaken for hands
+LIKELY_A_HAND = 0.3  # probability from which a pixel beside the silhouette of a hand belongs to it …
+HAND_OUTLINE = 0.25  # … at this distance at most, in palms
+NEXT_TO_HAIR = 9  # pixels by which things surely in front are widened, because their soft edges are no evidence of a hand
+LIKELY_GLASSES = 0.08  # probability from which a pixel belongs to glasses, low because thin rims are found a bit beside them
+GLASSES_SHARE = 0.05  # least share of sure glasses in the erased region: 0.058 and more with glasses, else mostly below 0.025
+GLASSES_OUTLINE, GLASSES_REACH = 10 / 256, 32 / 256  # crop sizes erased around glasses, and most beyond the erased region
+EDGE = 2 / 256  # crop sizes between landmarks and the edge of a crop; more would make faces smaller, which costs realism
 
 
 def crop_face(picture: np.ndarray, face: Face, size: int, crop_factor: float) -> FaceCrop:
@@ -45,9 +45,10 @@ def crop_face(picture: np.ndarray, face: Face, size: int, crop_factor: float) ->
 
 
 def crop_matrix(landmarks: np.ndarray, size: int, crop_factor: float = 0.8) -> np.ndarray:
-    """Picture -> the aligned crop of a face with landmarks `(468, 2+)`, larger where it would cut some of them off.
+    """The matrix `(2, 3)`, picture -> aligned crop of a face with landmarks `(468, 2+)`.
 
-    So the chin under a wide-open mouth is in it, and the forehead of a head that is far back.
+    The crop is enlarged where it would cut landmarks off: the chin under a wide-open mouth, or the forehead of a head that leans
+    back.
     """
     matrix = ffhq_matrix(landmarks, size, crop_factor)
     reach = np.abs(landmarks[:, :2] @ matrix[:, :2].T + matrix[:, 2] - size / 2).max()
@@ -71,9 +72,9 @@ def mask_crops(
     device: torch.device | str = "cpu",
     doubts: Sequence[float] | None = None,
 ) -> Tensor:
-    """What is erased of crops with landmarks `(B, 468, 3)` in their pixels, as `signed_distance` `(B, 1, S, S)`.
+    """The erased region of crops with landmarks `(B, 468, 3)` in their pixels, as `signed_distance` `(B, 1, S, S)`.
 
-    It reaches farther by what landmarks may be off, `Face.doubt`, so that nothing of a face is left.
+    It is larger by the expected error of the landmarks, `Face.doubt`, so that nothing of a face is left.
     """
     depths = [
         signed_distance(erased(points, size, keep_mouth)) + doubt * face_height(points)
@@ -85,7 +86,7 @@ def mask_crops(
 def find_hands(
     finder: HandFinderModel | None, pictures: Sequence[np.ndarray], crops: Sequence[FaceCrop]
 ) -> list[list[np.ndarray]]:
-    """The hands in and about crops of pictures `(H, W, 3)` uint8: landmarks `(21, 2)` each, in crop pixels."""
+    """Find the hands in and around crops of pictures `(H, W, 3)` uint8: landmarks `(21, 2)` each, in crop pixels."""
     if finder is None:
         return [[] for _ in crops]
     size = len(crops[0].image)
@@ -101,27 +102,27 @@ def find_hands(
 def parse(
     parser: FaceParserModel | None, images: Tensor, depths: Tensor, hands: Sequence[Sequence[np.ndarray]]
 ) -> tuple[Tensor, Tensor]:
-    """What is erased of crops `(B, 3, S, S)` in [-1, 1], with glasses, and how much of each pixel is in front of the face.
+    """Add glasses to the erased region of crops `(B, 3, S, S)` in [-1, 1], and find what lies in front of the faces.
 
     Args:
-        parser: without one, nothing is in front, and glasses that reach beyond the face stay in part.
-        depths: `(B, 1, S, S)` of what is erased so far.
-        hands: landmarks `(21, 2)` of those about each crop, in its pixels.
+        parser: without one, nothing is in front, and parts of glasses that reach beyond the face stay.
+        depths: `(B, 1, S, S)` of the erased region so far.
+        hands: for each crop, landmarks `(21, 2)` of the hands around it, in its pixels.
 
     Returns:
-        Depths, and values 0…1, `(B, 1, S, S)` each.
+        The new depths, and how much of each pixel is in front, 0…1, `(B, 1, S, S)` each.
     """
     if parser is None:
         return depths, torch.zeros_like(depths)
-    likely = parser.probabilities(images).nan_to_num(0)  # what is not known is painted
+    likely = parser.probabilities(images).nan_to_num(0)  # unknown pixels count as face
     depths = with_glasses(depths, likely[:, GLASSES : GLASSES + 1])
     return depths, find_what_is_in_front(likely[:, FRONT : FRONT + 1], parser.config.front_threshold, depths, hands)
 
 
 def with_glasses(depths: Tensor, likely: Tensor) -> Tensor:
-    """Depths `(B, 1, S, S)` of what is erased, with the glasses before it, of which each pixel is likely a part, 0…1.
+    """Add glasses to the erased region, depths `(B, 1, S, S)`, by their probability `likely` `(B, 1, S, S)`, 0…1.
 
-    A new face wears none, and half a lens beside it looks worse than none.
+    A new face wears no glasses, and half a lens beside it looks worse than none.
     """
     size = depths.shape[-1]
     grown = on_host(depths).copy()
@@ -135,14 +136,14 @@ def with_glasses(depths: Tensor, likely: Tensor) -> Tensor:
 
 
 def find_what_is_in_front(likely: Tensor, least: float, depths: Tensor, hands: Sequence[Sequence[np.ndarray]]) -> Tensor:
-    """How much of each pixel is in front of the face, given how likely that is, `(B, 1, S, S)`, 0…1 both.
+    """How much of each pixel is in front of the face, from its probability `likely`; `(B, 1, S, S)`, 0…1 both.
 
-    Below the threshold `least`, which hardly any skin exceeds, it is 0, and beside such a pixel too: outlines are uncertain.
-    Things in front come from somewhere: what does not reach beyond the face is the face. The face ends a little before what is
-    erased does, whose `depths` are `(B, 1, S, S)`.
+    It is 0 below the threshold `least`, which hardly any skin exceeds, and next to such pixels, because outlines are uncertain.
+    Things in front reach beyond the face; a part that does not is the face itself. The face ends a little inside the erased
+    region, whose `depths` are `(B, 1, S, S)`.
 
-    The parser takes fingers before a face for skin, so what it thinks counts for more where hands are found, by their landmarks
-    `(21, 2)` in crop pixels. A face in which it sees nothing in front was taken for a hand.
+    The parser takes fingers in front of a face for skin, so lower probabilities count where hands were found, with landmarks
+    `(21, 2)` in crop pixels. If the parser sees nothing in front there, the face was mistaken for a hand.
     """
     front = on_host(((likely - least) * 2 / max(1 - least, 1e-3)).clamp(0, 1))
     for one, its_likely, its_depths, its_hands in zip(
@@ -150,16 +151,16 @@ def find_what_is_in_front(likely: Tensor, least: float, depths: Tensor, hands: S
     ):
         for points in its_hands:
             one[_hand(points, its_likely, least, its_depths > 0)] = 1
-        outside = _joined(its_depths <= 0, _border(one.shape))  # not a mouth that is kept
+        outside = _joined(its_depths <= 0, _border(one.shape))  # without a kept mouth, which is not erased either
         one[~_joined(one > 0, signed_distance(~outside) <= BEYOND * len(one))] = 0
         one[:] = cv2.erode(one, np.ones((3, 3)))
     return torch.from_numpy(front).to(likely.device)
 
 
 def _hand(landmarks: np.ndarray, likely: np.ndarray, least: float, erased_region: np.ndarray) -> np.ndarray:
-    """Which pixels `(S, S)` bool show the hand with landmarks `(21, 2)`, given how likely each shows something in front.
+    """Which pixels `(S, S)` bool show the hand with landmarks `(21, 2)`, by the probability `likely` of something in front.
 
-    What is in front by itself, from the probability `least` on, says nothing of a hand: it may be hair.
+    Pixels with a probability of at least `least` are no evidence of a hand: they are in front anyway, and may be hair.
     """
     silhouette, length = hand_silhouette(landmarks, len(likely)) > 0, palm_length(landmarks)
     unclear = silhouette & (cv2.dilate(np.uint8(likely >= least), np.ones((NEXT_TO_HAIR,) * 2)) == 0)
@@ -173,12 +174,12 @@ def _hand(landmarks: np.ndarray, likely: np.ndarray, least: float, erased_region
 
 
 def _distance_to(region: np.ndarray) -> np.ndarray:
-    """How far each pixel `(S, S)` is from a region, pixels; far where there is none."""
+    """The distance of each pixel `(S, S)` from a region, in pixels; large if the region is empty."""
     return cv2.distanceTransform(np.uint8(~region), cv2.DIST_L2, 5)
 
 
 def _joined(region: np.ndarray, to: np.ndarray) -> np.ndarray:
-    """The parts of a region `(S, S)` bool that touch another one."""
+    """The connected parts of a region `(S, S)` bool that overlap with another region `to`."""
     _, parts = cv2.connectedComponents(region.astype(np.uint8))
     return region & np.isin(parts, parts[to & region])
 
@@ -197,7 +198,7 @@ def find_coefficients(
     iris: Tensor,
     reconstruction: Literal["fit", "network"],
 ) -> MorphableCoefficients:
-    """ρ of crops `(B, 3, S, S)` in [-1, 1], by least squares or by the network, to which the irises are known to the pixel."""
+    """ρ of crops `(B, 3, S, S)` in [-1, 1], by least squares or by the network; the gaze comes from the irises in both."""
     if reconstruction == "fit":
         return fit(model, landmarks, iris, (images.permute(0, 2, 3, 1) + 1) / 2)
     found = reconstructor(images.to(reconstructor.dtype)).coefficients
@@ -214,12 +215,12 @@ def follow_coefficients(
     reference: MorphableCoefficients,
     follow_light: bool,
 ) -> MorphableCoefficients:
-    """ρ̂ = {α_f, β_f, δ_d, γ_d, p_f, ω_f} of frames (paper §3.4): skin and light are those of a reference, a row a frame."""
+    """ρ̂ = {α_f, β_f, δ_d, γ_d, p_f, ω_f} of frames (paper §3.4); skin and light are those of `reference`, a row per frame."""
     light = reference.illumination
     if reconstruction == "network" or follow_light:
         found = find_coefficients(model, reconstructor, images, landmarks, iris, reconstruction)
         light = found.illumination if follow_light else light
-    if reconstruction == "fit":  # of points alone: by pixels, α and p would tremble
+    if reconstruction == "fit":  # to landmarks alone: fitted to pixels, α and p would tremble
         fitted, gaze = fit_shape_and_pose(model, landmarks, images.shape[-1]), gaze_from_iris(landmarks, iris)
         found = MorphableCoefficients(fitted.shape, fitted.expression, reference.albedo, light, fitted.pose, gaze)
     return replace(found, albedo=reference.albedo, illumination=light)
@@ -235,6 +236,6 @@ def embed(recogniser: FaceRecognitionModel, images: Tensor, landmarks: np.ndarra
 def encode_context(
     encoder: ContextEncoderModel, picture: np.ndarray, face: Face, others: Sequence[Face], device: torch.device | str = "cpu"
 ) -> Tensor:
-    """What the surroundings of a face tell of the person, `(1, context_dim)`; the face and `others` are erased from them."""
+    """The context vector of a face, `(1, context_dim)`, from its surroundings without the face and without `others`."""
     seen = to_tensor([surroundings(picture, face, others)], device)
     return encoder(seen.to(encoder.dtype)).context.float()

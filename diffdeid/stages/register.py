@@ -1,4 +1,4 @@
-"""Stage 6: bring the marks of generated faces to where ρ' puts them. (Their colour: `geometry.seam`.)"""
+"""Stage 6: move the features of generated faces to where ρ' puts them. (For their colour see `geometry.seam`.)"""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from diffdeid.stages.compose import lay_over_crops
 def register(
     analyser: FaceAnalyserModel | None, faces: Tensor, images: Tensor, depths: Tensor, marks: Sequence[np.ndarray]
 ) -> Tensor:
-    """Generated faces `(B, 3, S, S)`, their features moved by a few pixels to where they were meant to be.
+    """Move the features of generated faces `(B, 3, S, S)` by a few pixels to where they were meant to be.
 
-    A face stays as it is where none is seen, which is for `verify` to judge, or where there is no analyser to see one.
+    A face in which the analyser sees none stays as it is, and `verify` judges it. Without an analyser all faces do.
 
     Args:
-        images: `(B, 3, S, S)` crops of the pictures that the faces are looked at in.
-        depths: `(B, 1, S, S)`, `signed_distance` of what is erased.
+        analyser: finds the landmarks of the faces.
+        images: `(B, 3, S, S)` crops of the pictures, over which the faces are laid to be seen.
+        depths: `(B, 1, S, S)`, `signed_distance` of the erased region.
         marks: `(470, 2)` each, where ρ' puts landmarks and irises, see `conditioning.place_marks`.
     """
     if analyser is None:
@@ -31,7 +32,7 @@ def register(
     shown = on_host(to_bytes(lay_over_crops(faces, images, depths)[0]))
     found = analyser.find_again(shown, [points[:468] for points in marks])
     known = [row for row, face in enumerate(found) if face.landmarks is not None]
-    # once more, from crops that do not depend on where the marks were meant to be
+    # again, from crops that do not depend on where the marks were meant to be
     again = analyser.find_again([shown[row] for row in known], [found[row].landmarks for row in known])
     seen = {row: face for row, face in zip(known, again, strict=True) if face.landmarks is not None}
     if not seen:

@@ -1,4 +1,4 @@
-"""One face of a video from frame to frame: steadied, and with a colour that follows the evidence of all frames so far."""
+"""Filters one face of a video from frame to frame: steadies it, and matches its colour by the evidence of all frames so far."""
 
 from __future__ import annotations
 
@@ -11,34 +11,37 @@ from diffdeid.geometry.seam import ColourCast, match_steadily
 from diffdeid.structures import FaceBatch
 from diffdeid.temporal.steadying import Steadied, begin, steady
 
-LEAST_SHOWN = 0.2  # seconds; faces that are shown for less between covers flash
+LEAST_SHOWN = 0.2  # seconds; a face that is shown for less between covers would flash up
 
 
 class TemporalFilter:
-    """Takes the flicker out of the generated faces of a track, and that between them and covers.
+    """Removes the flicker of the generated faces of a track, and the flicker between faces and covers.
 
     Args:
         rate: frames a second.
 
     Attributes:
-        frame: the number of the last frame that was filtered, -1 before.
+        frame: the number of the last frame that was filtered, -1 before the first.
     """
 
     def __init__(self, rate: float):
         self.frame = -1
         self._steadied: Steadied | None = None
         self._cast: ColourCast | None = None
-        self._least, self._needed = max(1, round(LEAST_SHOWN * rate)), 0  # frames; and how many must pass before one is shown
-        self._passed = self._least + 1  # frames in a row; as if the face had been there before the first
+        self._least, self._needed = max(1, round(LEAST_SHOWN * rate)), 0  # frames, and how many must pass before one is shown
+        self._passed = self._least + 1  # frames that passed in a row; begins as if the face had been shown before
         self._judged: int | None = None
 
     def __call__(self, frame: int, face: Tensor, source: FaceBatch) -> Tensor:
-        """A generated face without flicker and without a cast. It begins anew where the frame before is not known.
+        """Filter a generated face; a face whose frame before was not filtered begins anew.
 
         Args:
             frame: number of the frame.
             face: `(3, S, S)` in [-1, 1].
-            source: the face of the frame, a batch of one.
+            source: the source face of the frame, a batch of one.
+
+        Returns:
+            The face `(3, S, S)` without flicker and without a colour cast.
         """
         follows = self._steadied is not None and self.frame == frame - 1
         seen = on_host((face + 1) / 2).transpose(1, 2, 0), source.crops[0].image, np.float32(source.landmarks[0, :, :2])
@@ -49,13 +52,13 @@ class TemporalFilter:
         return matched[0]
 
     def shows(self, frame: int, passed: bool) -> bool:
-        """Whether a frame shows its face, which passed its checks or not.
+        """Whether to show the face of a frame; `passed` says whether it passed its checks.
 
-        A face that is covered again soon after it was shown would flash up between covers. It is shown when it has passed for a
-        while. Where the face that was filtered last has failed, the next one begins anew. What failed before it has had its say,
-        as batches are filtered before they are judged.
+        A face that is covered again soon after it was shown would flash up between covers, so it is shown only after it has
+        passed for a while. If the face that was filtered last has failed, the next one begins anew. Earlier failures have
+        already influenced the filter, because whole batches are filtered before they are checked.
         """
-        if self._judged not in (None, frame - 1):  # those between were covered
+        if self._judged not in (None, frame - 1):  # frames in between were covered
             self._note_cover()
         self._judged = frame
         if not passed:

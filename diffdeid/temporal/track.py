@@ -1,4 +1,4 @@
-"""One face through the frames of a video: where it was, what is filled in, and its path without the trembling of landmarks."""
+"""One face through the frames of a video: where it was seen, where it is filled in, and its path smoothed."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ import numpy as np
 from diffdeid.structures import Face
 from diffdeid.temporal.spool import Spool
 
-SMOOTHING = 0.11  # seconds on either side that have a say in where a face is
-EMBEDDED = 0.2  # seconds from one face of a track that is embedded to the next; later more
-ASTRAY = 0.01  # face sizes (at least a pixel) from where it is seen: a smoothed face further off is more than less trembling
-MAX_EMBEDDINGS = 32
+SMOOTHING = 0.11  # seconds on either side that are smoothed over
+EMBEDDED = 0.2  # seconds between embedded faces of a track; more in long tracks
+ASTRAY = 0.01  # face sizes (at least a pixel); a smoothed face that is farther from the seen one is not trusted
+MAX_EMBEDDINGS = 32  # of a track
 
 State = Literal["found", "interpolated", "lost"]
 
@@ -24,9 +24,9 @@ class Sighting:
     """A face of a track in one frame.
 
     Attributes:
-        face: with landmarks and irises, or, where they are not known, with neither.
-        state: "found" in the picture; "interpolated" between frames in which it was; "lost", at the ends of a track, where the
-            face may be about its box.
+        face: with landmarks and irises, or with neither if they are not known.
+        state: "found" in the picture; "interpolated" between frames in which it was found; "lost" at the ends of a track, where
+            the face may be near its box.
     """
 
     face: Face
@@ -34,18 +34,18 @@ class Sighting:
 
 
 class Track:
-    """A face of one person without interruption.
+    """A face of one person that was followed without interruption.
 
     Args:
         number: in order of appearance.
         spool: keeps its faces.
         rate: frames a second.
+        score: detector score, 0…1, when the track began.
 
     Attributes:
         embeddings: unit vectors `(d,)` of the source face, spread over the track.
-        last: the face where it was seen last, `last_frame` when.
-        assured_frame: the last one in which somebody else than the head mesh saw it: the detector or the attention mesh.
-        score: of the detector, where the track began.
+        last: the face as it was found last, in the frame `last_frame`.
+        assured_frame: the last frame in which the detector or the attention mesh saw the face, and not only the head mesh.
     """
 
     def __init__(self, number: int, spool: Spool, rate: float = 25, score: float = 1.0):
@@ -69,7 +69,7 @@ class Track:
         return Sighting(self._spool.load(number), state)
 
     def meets(self, other: Track) -> bool:
-        """Whether both were found in one frame, so that they are two people."""
+        """Whether both were found in the same frame, so that they are two people."""
         return any(self.found_in(frame) and other.found_in(frame) for frame in self._sightings.keys() & other._sightings.keys())
 
     def found_in(self, frame: int) -> bool:
@@ -77,7 +77,7 @@ class Track:
         return frame in self and self._sightings[frame][1] == "found"
 
     def frames(self, state: State | None = None) -> list[int]:
-        """In which the face is, or is in a state, in their order."""
+        """The frames in which the face is, or in which it has this state, in ascending order."""
         return sorted(frame for frame, (_, its_state) in self._sightings.items() if state in (None, its_state))
 
     def put(self, frame: int, face: Face, state: State) -> None:
@@ -94,7 +94,7 @@ class Track:
         self.drop([frame for frame in self._sightings if frame < before])
 
     def drop(self, frames: Iterable[int]) -> None:
-        """Drop some frames in which the face is."""
+        """Drop these frames, all of which must have a sighting."""
         for frame in frames:
             self._spool.release(self._sightings.pop(frame)[0])
 
@@ -109,11 +109,11 @@ class Track:
             self.embeddings, self._stride = self.embeddings[::2], 2 * self._stride
 
     def likeness(self, embedding: np.ndarray) -> float:
-        """Cosine of an embedding to those of the track: the mean of the three largest, -1 where there are none."""
+        """Cosine of an embedding to those of the track: the mean of the three largest, -1 if there are none."""
         return likeness(self.embeddings, [embedding])
 
     def interpolated(self, frame: int, before: int, after: int) -> Face:
-        """Where the face is between two frames in which it was found, if it moves evenly."""
+        """The face between two frames in which it was found, interpolated linearly."""
         first, second, share = self[before].face, self[after].face, (frame - before) / (after - before)
         box = (1 - share) * first.box + share * second.box
         if first.landmarks is None or second.landmarks is None:
@@ -123,11 +123,11 @@ class Track:
         return Face(box, landmarks=landmarks, iris=iris, doubt=max(first.doubt, second.doubt))
 
     def smoothed(self, frame: int) -> Sighting:
-        """The face with landmarks that do not tremble and do not lag: a quadratic through those of the frames around.
+        """The face with landmarks that do not tremble and do not lag: a parabola through those of the frames around.
 
-        Method: local regression (Savitzky and Golay 1964) with Gaussian weights. The window is the paper's: neighbouring frames
-        describe the one in the middle (§3.4); what is smooth in the landmarks is smooth in the coefficients fitted to them.
-        Where a face moves by jerks (frames shown twice, shaken cameras) no parabola is near it, and it stays where it is seen.
+        Method: local regression (Savitzky and Golay 1964) with Gaussian weights. As in the paper (§3.4), a window of frames
+        describes the one in the middle; smooth landmarks give smooth coefficients. Where a face moves in jerks (repeated frames,
+        shaken cameras), the parabola is far from it, and the face stays where it is seen.
         """
         sighting = self[frame]
         if sighting.face.landmarks is None:
@@ -149,17 +149,17 @@ class Track:
         astray = np.hypot(*(smoothed["landmarks"] - seen["landmarks"])[:, :2].mean(0))
         trust = np.exp(-np.square(astray / max(ASTRAY * size, 1)))
         parts = {name: np.float32(seen[name] + trust * (smoothed[name] - seen[name])) for name in seen}
-        doubt = max(sighting.face.doubt, float(weights @ [face.doubt for face in faces.values()]))  # masks do not jump either
+        doubt = max(sighting.face.doubt, float(weights @ [face.doubt for face in faces.values()]))  # or masks jump
         return Sighting(Face(sighting.face.box, doubt=doubt, **parts), sighting.state)
 
 
 def smoothing_window(rate: float) -> int:
-    """Frames on either side that have a say in where a face is."""
+    """How many frames on either side are smoothed over."""
     return max(1, round(SMOOTHING * rate))
 
 
 def _regression(distances: np.ndarray, window: int) -> np.ndarray:
-    """Weights `(n,)` of values at distances in frames for the value at 0 of a parabola through them."""
+    """Weights `(n,)` of values at distances in frames, which give the value at 0 of a parabola fitted to them."""
     weights = np.exp(-0.5 * (distances / (window / 2 + 0.25)) ** 2)
     degree = 2 if len(distances) > 3 else 0
     powers = distances[:, None] ** np.arange(degree + 1)
@@ -167,7 +167,7 @@ def _regression(distances: np.ndarray, window: int) -> np.ndarray:
 
 
 def likeness(embeddings: Sequence[np.ndarray], others: Sequence[np.ndarray]) -> float:
-    """Cosine of two people: the mean of the three pairs of embeddings that are most alike; -1 where there are none."""
+    """Cosine of two people: the mean of the three most similar pairs of embeddings; -1 if there are none."""
     if not (len(embeddings) and len(others)):
         return -1.0
     return float(np.sort((np.array(embeddings) @ np.array(others).T).ravel())[-3:].mean())

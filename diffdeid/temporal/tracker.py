@@ -1,10 +1,10 @@
 """Faces of a video -> tracks: which face is whose from frame to frame, with no frame missed.
 
-Every frame is searched at a low threshold, every few frames thoroughly. Between detections landmarks follow each face from where
-it was: those of the attention mesh, and of heads that turn away more and more those of the head mesh, which sees things that are
-no heads as well, so that the detector must agree from time to time. A new face is followed backwards as well, for detectors see
-faces later than people do. A face that is lost and found again within a second was there in between; where it is not found
-again, its place is held for a moment.
+Every frame is searched at a low threshold, and every few frames thoroughly. Between detections, landmarks follow each face from
+where it was: those of the attention mesh, and the more a head turns away, those of the head mesh. The head mesh also sees things
+that are not heads, so the detector must confirm it from time to time. A new face is followed backwards too, because detectors see
+faces later than people do. A face that is lost and found again within a second was there in between. If it is not found again,
+its place is held for a moment.
 """
 
 from __future__ import annotations
@@ -24,27 +24,27 @@ from diffdeid.structures import Face
 from diffdeid.temporal.spool import Spool
 from diffdeid.temporal.track import State, Track, smoothing_window
 
-WEAK_SCORE = 0.2  # of a detection that counts where a face is expected
-SAME_FACE = 0.5  # intersection over union of two faces followed onto one
-ITS_BOX = 0.3  # intersection over union of a detection and the known face whose box it gives
-NEAR, NEARER = 0.6, 1.25  # face sizes that a lost face may have moved, and by how many more in each second that it is lost
-ALIKE, VERY_ALIKE = 0.3, 0.55  # cosines: not somebody else; one person (1 - `identity_limit` of the released pipeline)
+WEAK_SCORE = 0.2  # least score of a detection where a face is expected
+SAME_FACE = 0.5  # intersection over union above which two tracks have been followed onto one face
+ITS_BOX = 0.3  # intersection over union above which a known face takes the box of a detection
+NEAR, NEARER = 0.6, 1.25  # face sizes that a lost face may have moved, and how many more in each second that it is lost
+ALIKE, VERY_ALIKE = 0.3, 0.55  # cosines: perhaps the same person; surely (1 - `identity_limit` of the released pipeline)
 GAP, FLASH, HOLD, LOOKBACK = 1.0, 0.3, 0.2, 0.4  # seconds: bridged, bridged over cuts, held at the ends, followed backwards
-THOROUGH = 0.4  # seconds from one thorough search to the next; as long the head mesh is believed without the detector
-# degrees between face and camera over which the head mesh takes the place of the attention mesh; the second is `EXACT_TURN` of
-# `stages/verify.py`, where results are judged: both belong together, but what follows faces knows nothing of stages
+THOROUGH = 0.4  # seconds between thorough searches, and for which the head mesh is trusted without the detector
+# Degrees between face and camera over which the head mesh replaces the attention mesh. The second must equal `EXACT_TURN` of
+# `stages/verify.py`, which judges results; it is repeated because this package must not import stages.
 TURNED = 40.0, 55.0
-SLIGHT_DOUBT = 0.02  # heights of the face; with more, or past `TURNED`, an embedding says little about who somebody is
-MOST_DOUBT = 0.05  # heights of the face, of a head that is expected; with more the head mesh knows nothing
-INSIDE = 0.5  # of the box of a made-up face that lies in the box of the head that it was made up of
-APART = 0.12  # face sizes from mesh to mesh; of 83 faces of all kinds one of 33 pixels exceeds it, and made-up faces do by far
-RATES = (1.0, 240.0)  # frames a second that are believed; files claim anything
-RECENT_BYTES = 256 * 2**20  # of frames that are kept to look back
-CUT, CUT_RATIO = 0.1, 3.0  # mean change of a thumbnail, 0…1, at a cut, and in parts of the usual change
+SLIGHT_DOUBT = 0.02  # heights of the face; with more, or past `TURNED`, an embedding says little about who it is
+MOST_DOUBT = 0.05  # heights of the face, where a head is expected; with more, the head mesh sees nothing
+INSIDE = 0.5  # least part of a made-up face's box inside the box of the head from which it was made up
+APART = 0.12  # most face sizes between the two meshes; one of 83 real faces (33 pixels) exceeds it, and made-up faces by far
+RATES = (1.0, 240.0)  # frames a second that are plausible; files may claim anything
+RECENT_BYTES = 256 * 2**20  # of frames that are kept to follow faces backwards
+CUT, CUT_RATIO = 0.1, 3.0  # least mean change of a thumbnail at a cut: 0…1, and relative to the usual change
 
 
 class FaceTracker:
-    """Follows the faces of a video. Feed it the frames in their order; afterwards, `at` says who is where.
+    """Follows the faces of a video. Feed it the frames in order; afterwards, `at` tells the tracks in each frame.
 
     Args:
         analyser: finds faces and places landmarks.
@@ -53,10 +53,10 @@ class FaceTracker:
         threshold: lowest detector score of a new face; the `detection_threshold` of the analyser when `None`.
 
     Attributes:
-        tracks: all, in order of appearance.
-        num_frames: how many were fed.
+        tracks: all tracks, in order of appearance.
+        num_frames: how many frames were fed.
         cuts: frames that begin another scene.
-        seen: what looked like a face to the detector in the last frame, before it was told whose it is.
+        seen: the detections in the last frame, before they were assigned to tracks.
     """
 
     def __init__(
@@ -75,7 +75,7 @@ class FaceTracker:
         self.cuts: list[int] = []
         self.seen: list[Face] = []
         self._active: list[Track] = []
-        self._coasting: dict[Track, np.ndarray] = {}  # where faces are guessed that are lost
+        self._coasting: dict[Track, np.ndarray] = {}  # the guessed boxes of lost faces
         self._present: dict[int, list[Track]] = defaultdict(list)
         self._recent: deque[np.ndarray] = deque()
         self._thumbnail: np.ndarray | None = None
@@ -87,30 +87,30 @@ class FaceTracker:
         return self._present.get(frame, [])
 
     def drawn(self, number: int) -> Track:
-        """An empty track for a face that somebody draws by hand. Until it is added, nothing here knows of it."""
+        """A new, empty track for a face that somebody has drawn by hand. It does not count until `add` is called."""
         return Track(number, self._spool, self.rate)
 
     def enter(self, track: Track, picture: np.ndarray, face: Face) -> None:
-        """Put a face of the frame that was fed last into such a track."""
+        """Put a face of the frame that was fed last into a drawn track."""
         track.put(self.num_frames - 1, face, "found")
         if track.wants_embedding() and (embedding := self._embedded(picture, face)[1]) is not None:
             track.add_embedding(embedding)
 
     def add(self, track: Track) -> None:
-        """Take such a track up among the others, when all frames were fed."""
+        """Add a drawn track to the others, after all frames were fed."""
         self.tracks.append(track)
         for frame in track.frames():
             self._present[frame].append(track)
 
     def drop(self, track: Track, frames: Collection[int]) -> None:
-        """Strike frames of a track out in which there is no face, when all were fed."""
+        """Remove frames without a face from a track, after all frames were fed."""
         track.drop(frames)
         for frame in frames:
             self._present[frame].remove(track)
 
     def forget(self, before: int) -> list[Track]:
-        """Drop what is known of the frames before one, for videos without an end; gives the tracks that are dropped with them."""
-        kept = before - max(self.gap, smoothing_window(self.rate)) - 1  # what later frames are bridged and smoothed with
+        """Drop what is known of frames before `before`, for videos without an end; gives the tracks that are dropped with it."""
+        kept = before - max(self.gap, smoothing_window(self.rate)) - 1  # later frames are bridged and smoothed with these
         for frame in [frame for frame in self._present if frame < kept]:
             for track in self._present.pop(frame):
                 track.forget(kept)
@@ -120,7 +120,7 @@ class FaceTracker:
         return ended
 
     def update(self, picture: np.ndarray) -> list[Track]:
-        """Take in the next frame, uint8 `(H, W, 3)`; gives the tracks whose face was found in it."""
+        """Process the next frame, uint8 `(H, W, 3)`; gives the tracks whose face was found in it."""
         frame, self.num_frames = self.num_frames, self.num_frames + 1
         cut = self._is_cut(picture)
         if cut:
@@ -139,7 +139,7 @@ class FaceTracker:
 
         self.seen = [face for face in detections if face.score >= self.threshold]
 
-        # 3. known faces take the boxes of the detector, which reach farther than landmarks
+        # 3. known faces take the boxes of the detector, which reach beyond the landmarks
         for track, face in followed.items():
             overlap = {intersection_over_union(other.box, face.box): other.box for other in detections}
             best = max(overlap, default=0)
@@ -178,10 +178,10 @@ class FaceTracker:
         return [track for track in self._active if track.last_frame == frame]
 
     def _is_sure(self, face: Face, known: list[Face]) -> bool:
-        """Whether the attention mesh alone is enough to believe that a detection is a face, one more than those known.
+        """Whether the attention mesh alone is enough to take a detection for a face besides those known.
 
-        It is sure of some whose landmarks the head mesh contradicts. They may be real, and are covered, but for those that lie in
-        a known head: that is what they were made up of.
+        It is sure of some faces whose landmarks the head mesh contradicts. They may be real, and are covered, except inside a
+        known head: there, the mesh has made them up from that head.
         """
         if face.landmarks is not None:
             return face.doubt == 0
@@ -200,30 +200,30 @@ class FaceTracker:
         return change > max(CUT, CUT_RATIO * usual)
 
     def _follow(self, picture: np.ndarray, tracks: list[Track], frame: int) -> dict[Track, Face]:
-        """The faces of tracks that are still about where they were."""
+        """Find the faces of tracks again near where they were in the frame before."""
         placed = [track for track in tracks if track.last.landmarks is not None]
         assured = [frame - track.assured_frame <= self.thorough for track in placed]
         faces = self._find_again(picture, [track.last.landmarks for track in placed], assured)
         followed = {track: face for track, face in zip(placed, faces, strict=True) if face.landmarks is not None}
-        for one, other in combinations(list(followed), 2):  # where two cross, both end up on the one in front
+        for one, other in combinations(list(followed), 2):  # where two faces cross, both tracks end up on the one in front
             if one in followed and other in followed:
                 if intersection_over_union(followed[one].box, followed[other].box) > SAME_FACE:
                     del followed[self._hidden(picture, followed, one, other)]
         return followed
 
     def _hidden(self, picture: np.ndarray, followed: dict[Track, Face], one: Track, other: Track) -> Track:
-        """Which of two tracks that were followed onto one face is behind: who is less alike, or else who jumped farther."""
+        """Which of two tracks that were followed onto one face is behind: the less similar, or else the one that jumped more."""
         _, embedding = self._embedded(picture, min(followed[one], followed[other], key=lambda face: face.doubt))
         if embedding is not None and one.embeddings and other.embeddings:
             return min(one, other, key=lambda track: track.likeness(embedding))
         return min(one, other, key=lambda track: intersection_over_union(followed[track].box, whole_box(track.last)))
 
     def _find_again(self, picture: np.ndarray, landmarks: list[np.ndarray], assured: list[bool]) -> list[Face]:
-        """The faces that are about where landmarks `(468, 3)` are; those of heads that turn away by the head mesh, too.
+        """Find the faces near landmarks `(468, 3)`, with the attention mesh, and with the head mesh for heads that turn away.
 
-        Where no face is `assured`, the head mesh alone is not believed, but it is asked whether the attention mesh makes one up.
-        Both meshes differ by some hundredths of a face, and where heads are turned the attention mesh comes and goes. So the one
-        gives way to the other as heads turn, and nothing jumps.
+        The head mesh alone counts only for `assured` faces, but it always tells whether the attention mesh makes up a face. The
+        two meshes differ by some hundredths of a face, and on turned heads the attention mesh fails in some frames. So they are
+        blended as heads turn, and nothing jumps.
         """
         faces = self.analyser.find_again([picture] * len(landmarks), landmarks)
         shares = [1.0 if face.landmarks is None else max(map(_rough_share, (before, face.landmarks)))
@@ -239,14 +239,14 @@ class FaceTracker:
         return faces
 
     def _heads(self, picture: np.ndarray, landmarks: list[np.ndarray]) -> list[Face]:
-        """What the head mesh sees where heads with landmarks `(468, 3)` are expected; nothing where it knows too little."""
+        """Run the head mesh where heads with landmarks `(468, 3)` are expected; no landmarks where its doubt is too large."""
         heads = self.analyser.find_in_any_pose([picture] * len(landmarks), landmarks, MOST_DOUBT)
         return [head if head.doubt <= MOST_DOUBT else Face(head.box) for head in heads]
 
     def _looked_at(self, picture: np.ndarray, face: Face, known: list[Face]) -> Face:
-        """A detected face with the landmarks that a mesh sees, unless they may be made up of a known head in profile.
+        """Add landmarks to a detected face, unless the attention mesh may have made them up from a known head in profile.
 
-        Its presence is that of what the attention mesh sees clearly, and 0 else.
+        Its presence is that of the attention mesh where that sees it clearly, else 0.
         """
         (face,) = self.analyser(picture, [face], any_pose=True)
         if face.landmarks is None or face.doubt > 0:
@@ -257,14 +257,14 @@ class FaceTracker:
         return _uncontradicted(face, head)
 
     def _embedded(self, picture: np.ndarray, face: Face) -> tuple[Face, np.ndarray | None]:
-        """A face and its embedding, if that says who it is."""
+        """A face and its embedding; `None` if the view is too poor to tell who it is."""
         says_who = face.landmarks is not None and face.doubt < SLIGHT_DOUBT and _rough_share(face.landmarks) < 1
         return face, self.embed(picture, face.landmarks) if says_who else None
 
     def _reclaim(
         self, strangers: list[tuple[Face, np.ndarray | None]], frame: int, followed: dict[Track, Face]
     ) -> list[tuple[Track, Face, np.ndarray | None]]:
-        """Which of the faces found belong to tracks that had lost theirs: best matches first, each track and face once."""
+        """Match new faces with tracks that have lost theirs: best matches first, each track and each face once."""
         matches = []
         for track in self._active:
             if track in followed:
@@ -300,7 +300,7 @@ class FaceTracker:
             track.add_embedding(embedding)
 
     def _begin(self, frame: int, picture: np.ndarray, face: Face, embedding: np.ndarray | None) -> None:
-        """A new track, followed backwards to where it began."""
+        """Begin a track, and follow its face backwards to where it first appears."""
         track = Track(self._begun, self._spool, self.rate, float(face.score))
         self._begun += 1
         self.tracks.append(track)
@@ -320,9 +320,9 @@ class FaceTracker:
             self._put(track, before, first, "lost")
 
     def _coast(self, track: Track, frame: int, picture: np.ndarray) -> None:
-        """Guess where a lost face is, by the motion of the picture about it, and keep the place covered for a while.
+        """Guess where a lost face is, by the motion of the picture around it, and keep that place covered for a while.
 
-        Where only the head mesh still saw it, which was believed no longer, it may well be there: that place is kept for longer.
+        If the head mesh still saw it but was not trusted any longer, it may well be there, so its place is kept for longer.
         """
         box = self._coasting.get(track, whole_box(track.last))
         self._coasting[track] = box = box + np.tile(_motion(self._recent[-1], picture, box), 2)
@@ -331,7 +331,7 @@ class FaceTracker:
             self._put(track, frame, Face(box.astype(np.float32)), "lost")
 
     def _was_cut(self, track: Track) -> bool:
-        """Whether the scene changed since the face was seen."""
+        """Whether the scene has changed since the face was found."""
         return track.last_frame < self.cuts[-1]
 
     def _put(self, track: Track, frame: int, face: Face, state: State) -> None:
@@ -341,7 +341,7 @@ class FaceTracker:
 
 
 def _rough_share(landmarks: np.ndarray) -> float:
-    """How much the head mesh has to say in where a face with landmarks `(468, 3)` is, 0…1: the more the farther it is turned."""
+    """The weight of the head mesh for a face with landmarks `(468, 3)`, 0…1: the farther it is turned, the larger."""
     across, down = landmarks[454] - landmarks[234], landmarks[152] - landmarks[10]
     facing = np.cross(across, down)
     turn = np.degrees(np.arccos(np.clip(facing[2] / max(np.linalg.norm(facing), 1e-6), -1, 1)))
@@ -349,10 +349,10 @@ def _rough_share(landmarks: np.ndarray) -> float:
 
 
 def _uncontradicted(face: Face, head: Face, before: np.ndarray | None = None) -> Face:
-    """A face of the attention mesh without its landmarks if the head mesh has seen a head that looks elsewhere.
+    """Drop the landmarks of the attention mesh if the head mesh has seen a head that looks elsewhere.
 
-    Of heads in profile the attention mesh makes up faces that look at the camera, and is sure of them. Where the head mesh sees
-    nothing, the landmarks of the frame `before` tell, wherever the face has moved since.
+    From heads in profile, the attention mesh makes up faces that look at the camera, with high confidence. If the head mesh sees
+    nothing, the landmarks of the frame `before`, moved to the place of the face, are compared instead.
     """
     if face.landmarks is None or (head.landmarks is None and before is None):
         return face
@@ -368,7 +368,7 @@ def _unplaced(face: Face) -> Face:
 
 
 def _between(one: Face, other: Face, share: float) -> Face:
-    """A face as two meshes see it; `share` is that of the other one."""
+    """Blend a face as seen by two meshes; `share` is the weight of `other`."""
     parts = {name: (1 - share) * getattr(one, name) + share * getattr(other, name)
              for name in ("box", "landmarks", "iris", "doubt")}  # fmt: skip
     return replace(one, **parts)

@@ -1,4 +1,4 @@
-"""The face analyser's `attention_mesh.onnx` in torch: what onnxruntime computes, but differentiable and on any device."""
+"""The face analyser's `attention_mesh.onnx` in torch: it computes the same, but differentiably and on any device."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from torch import Tensor, nn
 from diffdeid.errors import ConfigurationError
 from diffdeid.models.face_analyser import MESH_SIZE
 
-ROOM = 1 / 8  # of a crop, on every side: faces are then as large as the mesh is used to
+ROOM = 1 / 8  # of a crop, added on every side: faces then have the size that the mesh was trained on
 
 
 class AttentionMesh(nn.Module):
-    """Aligned crops -> the marks of their faces, those of `place_marks`.
+    """Aligned crops -> the marks of their faces, in the order of `place_marks`.
 
     Args:
         path: the graph (scripts/convert_attention_mesh.py).
@@ -38,7 +38,7 @@ class AttentionMesh(nn.Module):
             attributes = {entry.name: helper.get_attribute_value(entry) for entry in node.attribute}
             self.nodes.append((node.op_type, list(node.input), node.output[0], attributes))
         gathered = {node.input[1] for node in graph.node if node.op_type == "Gather"}
-        self.shapes: dict[str, list[int]] = {}  # constants that say how, and not with what, to calculate
+        self.shapes: dict[str, list[int]] = {}  # constants such as axes and shapes, which are not tensors to compute with
         for initializer in graph.initializer:
             values = numpy_helper.to_array(initializer)
             if values.dtype == np.int64 and initializer.name not in gathered:
@@ -63,7 +63,7 @@ class AttentionMesh(nn.Module):
 
 
 def _run(operator: str, inputs: list, attributes: dict) -> Tensor:
-    """One operator of ONNX, as far as this graph makes use of it."""
+    """Run one operator of ONNX, as far as this graph uses it."""
     x, *rest = inputs
     match operator:
         case "Identity":
@@ -110,4 +110,4 @@ def _run(operator: str, inputs: list, attributes: dict) -> Tensor:
         case "GridSample":
             return F.grid_sample(x, rest[0], align_corners=False)
         case _:
-            raise NotImplementedError(f"The graph has an operator that is not known here: {operator}.")
+            raise NotImplementedError(f"The graph has an operator that is not supported: {operator}.")

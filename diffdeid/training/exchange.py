@@ -1,8 +1,8 @@
-"""Faces of a store once more, with the identity of somebody else: what de-identification asks of the networks.
+"""Add faces of a store once more, with the identity of somebody else, as in de-identification.
 
-A photo only shows its own person, whose α, β and z_id come from the same pixels and agree. Those of a sampled person do not agree
-with β and p of the source, and nobody has a picture of the right answer; the losses that need none (identity, geometry) can still
-say what is wrong with one.
+A photo shows only its own person, whose α, β and z_id come from the same pixels and agree. Those of a sampled person do not agree
+with β and p of the source, and there is no picture of the right result. But the losses that need none (identity, geometry,
+landmarks) can still tell what is wrong with a result.
 """
 
 from __future__ import annotations
@@ -25,25 +25,30 @@ from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.data import EXCHANGED, FaceStore
 from diffdeid.training.maps import shown
 
-CHUNK = 16  # faces a process does at a time
+CHUNK = 16  # faces that a process does at a time
 
 
 def exchange_people(
     folder: str | Path, validation_names: str | Path | None = None, model: str | Path = "weights/diffdeid", seed: int = 0
 ):
-    """Add to a store every photo for training, unless that was done, with the identity of a random other one; on all cores.
+    """Add every photo for training to a store once more, with the identity of a random other one, on all cores.
+
+    Photos that have such a version already are skipped.
 
     Args:
         folder: the store.
-        validation_names: of the training (`TrainConfig`); those people stay out of it.
+        validation_names: as in `TrainConfig`; those people are left out.
         model: folder of the released models.
         seed: of the choice of people.
+
+    Raises:
+        ValueError: there are fewer than two photos.
     """
     store = FaceStore(folder)
     names, _ = store.split(validation_names)
     photos = [name for name in names if store.is_photo(name)]
     if len(photos) < 2:
-        raise ValueError(f"`{folder}` holds {len(photos)} photos for training; people can be exchanged among two at least.")
+        raise ValueError(f"`{folder}` holds {len(photos)} photos for training; exchanging people needs at least two.")
     done = set(store.made(photos, EXCHANGED))
     missing = [name for name in photos if name + EXCHANGED not in done]
     draws = (np.random.default_rng((seed, zlib.crc32(name.encode()))) for name in missing)
@@ -62,7 +67,7 @@ def _exchange(store: FaceStore, model: str | Path, pairs: list[tuple[str, str]])
 
 @torch.no_grad()
 def exchange_person(store: FaceStore, name: str, other: str, morphable_model: MorphableModel):
-    """Add to the store the face `name` as the networks are shown it when it is to become `other`'s."""
+    """Add to the store the face `name` with the identity and the head shape of `other`."""
     with store.open(name) as file:
         face = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118  no mapping
     with store.open(other) as file:
@@ -74,7 +79,7 @@ def exchange_person(store: FaceStore, name: str, other: str, morphable_model: Mo
 
 
 def pool_of_cores() -> ProcessPoolExecutor:
-    """A process of one thread a core. They descend from a process without threads: a fork of one with threads can hang."""
+    """A pool of single-threaded processes, one for each core, forked from a process without threads, as other forks can hang."""
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload([__name__])
     return ProcessPoolExecutor(mp_context=context, initializer=_single_threaded)

@@ -1,7 +1,7 @@
-"""Faces for training the face parser: labelled crops, made up with what may hide a face and with what may fool a network.
+"""Faces for training the face parser: labelled crops, over which things are drawn that hide a face or may fool a network.
 
 A folder holds crops and, in `labels/`, PNGs of the same names with the 19 classes of CelebAMask-HQ. All of it stays in memory.
-What becomes of a sample depends on the seed and its number only.
+A sample depends only on the seed and its number.
 """
 
 from __future__ import annotations
@@ -35,9 +35,9 @@ from diffdeid.training.occluders import (
     paste,
 )
 
-UNKNOWN = 255  # pixels of which nobody knows the class
+UNKNOWN = 255  # class of pixels without a known class
 FACE_LABELS = (1, 2, 4, 5, 6, 7, 10, 11, 12)  # of CelebAMask-HQ: skin, nose, eyes, brows, mouth, lips
-GLASSES_LABEL, FRONT_LABELS = 3, (13, 14)  # hair and hats; ears, jewellery, neck and clothes are background
+GLASSES_LABEL, FRONT_LABELS = 3, (13, 14)  # in front are hair and hats; ears, jewellery, neck and clothes are background
 CROP_FACTOR = 0.8  # of the crops, as the pipeline cuts them
 KINDS = {"hand": 0.55, "mask": 0.1, "thing": 0.13, "cloth": 0.1, "strands": 0.06, "hair": 0.06}  # shares of the occluders
 LAYERS = (0.15, 0.55, 0.3)  # shares of samples with none, one and two occluders
@@ -59,7 +59,7 @@ class LabelledFace:
 
 
 def read_faces(folder: str | Path, landmarks: dict[str, np.ndarray], names: Sequence[str]) -> list[LabelledFace]:
-    """The labelled crops of these names; `landmarks` as from `find_landmarks`."""
+    """Read the labelled crops of these names; `landmarks` come from `find_landmarks`."""
     folder = Path(folder)
     paths = {path.stem: path for path in folder.iterdir() if path.is_file()}
     faces = []
@@ -74,7 +74,7 @@ def read_faces(folder: str | Path, landmarks: dict[str, np.ndarray], names: Sequ
 def to_classes(labels: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
     """Labels `(H, W)` of CelebAMask-HQ, or `UNKNOWN`, -> classes of the face parser.
 
-    Hands and things before a face have no label there. What has none well within the face is unknown.
+    CelebAMask-HQ has no label for hands and things in front of a face, so unlabelled pixels inside the face are unknown.
     """
     table = np.full(256, BACKGROUND, np.uint8)
     table[list(FACE_LABELS)] = FACE
@@ -89,7 +89,7 @@ def to_classes(labels: np.ndarray, landmarks: np.ndarray) -> np.ndarray:
 
 
 def find_landmarks(folder: str | Path, analyser: FaceAnalyserModel) -> dict[str, np.ndarray]:
-    """Landmarks `(468, 2)` of the labelled crops of a folder in whose middle a face is found, by name."""
+    """Landmarks `(468, 2)` of the face nearest to the middle of each labelled crop of a folder, by name, where one is found."""
     folder, found = Path(folder), {}
     labelled = {path.stem for path in (folder / "labels").iterdir()}
     for path in sorted(path for path in folder.iterdir() if path.stem in labelled and path.is_file()):
@@ -102,7 +102,7 @@ def find_landmarks(folder: str | Path, analyser: FaceAnalyserModel) -> dict[str,
 
 
 def is_held_out(name: str) -> bool:
-    """Every tenth name, by its number, is for measuring."""
+    """Whether a name is held out for measuring: every tenth is, by the last digit of its number."""
     return name.endswith("7")
 
 
@@ -132,7 +132,7 @@ class OccludedFaces(Dataset):
         return scene
 
     def occlude(self, scene: Scene, kind: str, rng: np.random.Generator) -> np.ndarray:
-        """Put something of a kind of `KINDS` before the face; returns its pixels, `(S, S)` bool."""
+        """Put something of a kind of `KINDS` in front of the face; gives its pixels, `(S, S)` bool."""
         if kind == "hand":
             layer = draw_hand(scene, self.hands, rng)
         elif kind == "mask":
@@ -152,7 +152,7 @@ class OccludedFaces(Dataset):
         return layer.region
 
     def finish(self, scene: Scene, rng: np.random.Generator) -> dict[str, Tensor]:
-        """What the network is shown of a scene: seen through a camera, and through a mirror every other time."""
+        """The sample of a scene: photographed, and mirrored every other time."""
         image = photograph(scene.image, rng)
         hull = erased(scene.landmarks, self.size).astype(np.uint8)
         sample = {"image": image, "classes": scene.classes, "erased": hull}
@@ -162,7 +162,7 @@ class OccludedFaces(Dataset):
 
 
 def place(face: LabelledFace, matrix: np.ndarray, size: int) -> Scene:
-    """The crop of a face by a matrix picture -> crop."""
+    """The crop of a face, by a matrix `(2, 3)` picture -> crop."""
     centred = between_centres(matrix)
     image = cv2.warpAffine(face.picture, centred, (size, size), flags=cv2.INTER_LINEAR, borderMode=cv2.BORDER_REFLECT_101)
     classes = cv2.warpAffine(face.classes, centred, (size, size), flags=cv2.INTER_NEAREST, borderMode=cv2.BORDER_REFLECT_101)
@@ -180,7 +180,7 @@ def jitter(landmarks: np.ndarray, size: int, rng: np.random.Generator) -> np.nda
 
 
 def photograph(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A crop `(S, S, 3)` in [0, 1] as a worse camera, other light or a file format would have it, uint8."""
+    """A crop `(S, S, 3)` in [0, 1] as a worse camera, other light or compression would change it, uint8."""
     size = len(image)
     if rng.random() < 0.25:  # coloured or uneven light
         low = 1 + rng.uniform(0.05, 0.35) * rng.standard_normal((3, 3, 3), np.float32)

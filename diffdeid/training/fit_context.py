@@ -1,8 +1,9 @@
-"""Fitting the head of the context encoder: reading identities off what surrounds erased faces.
+"""Fit the head of the context encoder, which predicts identities from the surroundings of erased faces.
 
-A linear map of low rank (ridge regression) from the ImageNet features of regions to z: what it predicts is the context vector. A
-map knows more of the faces that it was fitted to than of new ones. So training contexts are predicted by maps that were fitted to
-other people (cross-fitting): the identity sampler then trusts contexts as much as those of new faces deserve.
+It is a linear map of low rank (ridge regression) from the ImageNet features of regions to z; its prediction is the context
+vector. A map predicts better for the faces that it was fitted to than for new ones. So training contexts are predicted by maps
+that were fitted to other people (cross-fitting); the identity sampler then learns to trust contexts as much as those of new faces
+deserve.
 """
 
 from __future__ import annotations
@@ -21,9 +22,9 @@ from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.structures import Face
 from diffdeid.training.data import MARGIN, FaceStore
 
-FAINT = 0.05  # deviation of features below which they do not count in full: few faces say what they mean
+FAINT = 0.05  # standard deviation below which features are not scaled up in full, because too few faces have them
 FOLDS = 5  # of the cross-fitting
-SAME_PERSON = 0.8  # cosine of z_id from which on two faces are not told apart by folds; strangers are hardly ever so alike
+SAME_PERSON = 0.8  # cosine of z_id from which on two faces are put in one fold; strangers are hardly ever so alike
 PENALTIES = (1e2, 1e3, 1e4, 2e4, 4e4)  # of the ridge regression, of which the best is taken
 BATCH = 32
 
@@ -32,7 +33,7 @@ logger = logging.getLogger(__name__)
 
 @torch.no_grad()
 def read_features(store: FaceStore, names: list[str], encoder: ContextEncoderModel, tight_sets: list[str]) -> Tensor:
-    """Pooled features of the surroundings of the faces, `(n, d)`; NaN for sets whose pictures show hardly any."""
+    """Pooled features of the surroundings of faces, `(n, d)`; NaN for `tight_sets`, whose pictures show hardly any."""
     rows = torch.full((len(names), encoder.reduction.in_features), math.nan, device=encoder.device)
     wide = [row for row, name in enumerate(names) if store.open(name).metadata()["set"] not in tight_sets]
     for start in range(0, len(wide), BATCH):
@@ -52,15 +53,17 @@ def _surroundings(store: FaceStore, name: str) -> np.ndarray:
 
 @torch.no_grad()
 def fit_context(encoder: ContextEncoderModel, features: Tensor, identity: Tensor, held_out: Tensor) -> tuple[Tensor, Tensor]:
-    """Fit the head of an encoder to faces, and give the contexts of these and of the held-out faces.
+    """Fit the head of an encoder to faces; gives the contexts of these faces and of held-out ones.
 
     Args:
-        features: `(n, d)` of the training faces, NaN where there are none; `held_out` `(m, d)` alike.
+        encoder: whose head is fitted, in place.
+        features: `(n, d)` of the training faces, NaN where there are none.
         identity: `(n, 128)` z of the training faces.
+        held_out: features `(m, d)` of the held-out faces.
 
     Returns:
-        `(n, context_dim)`, each predicted by a map that was fitted to other people, and `(m, context_dim)`; NaN where features
-        are.
+        Contexts `(n, context_dim)`, each predicted by a map that was fitted to other people, and `(m, context_dim)`; NaN where
+        features are NaN.
     """
     rows = (~features[:, 0].isnan()).nonzero()[:, 0]
     known, wanted = features[rows], identity[rows]
@@ -83,17 +86,17 @@ def fit_context(encoder: ContextEncoderModel, features: Tensor, identity: Tensor
 
     weights = ridge(known, wanted, penalty)
     guesses = known @ weights
-    directions = torch.linalg.eigh(guesses.T @ guesses).eigenvectors[:, -encoder.config.rank :]  # in which they differ most
+    directions = torch.linalg.eigh(guesses.T @ guesses).eigenvectors[:, -encoder.config.rank :]  # of largest variance
     encoder.reduction.weight.copy_((weights @ directions / spread[:, None]).T)
     encoder.head.weight.copy_(directions)
     encoder.head.bias.copy_(centre - directions @ encoder.reduction(mean))
     context = features.new_full((len(features), encoder.config.context_dim), math.nan)
-    context[rows] = predicted[penalty] + centre  # not along `directions`, which have seen these people
+    context[rows] = predicted[penalty] + centre  # not reduced to `directions`, which were fitted to these people
     return context, encoder.read(held_out)
 
 
 def people(identity: Tensor) -> Tensor:
-    """A number for each of the embeddings `(n, 128)`, the same for those that are one person's or joined by others that are."""
+    """A number for each embedding `(n, 128)`, the same for all that one person's embeddings connect, directly or by others."""
     numbers = torch.arange(len(identity), device=identity.device)
     near = [(rows @ identity.T > SAME_PERSON) for rows in identity.split(1024)]
     while True:

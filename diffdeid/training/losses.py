@@ -4,8 +4,8 @@ All of them look at the picture x̂0 that the network's output implies. For `eps
 x̂0 is the weighted error of the output itself, so one formula serves every parametrisation.
 
 Deviations from the paper, measured to be better for small networks: the erased region counts, the eyes most, the rest hardly; the
-denoising loss is weighted by the signal-to-noise ratio (SNR); the reconstruction loss is L1 on pictures and gradients at
-several scales instead of L2; the latter two act from the start, faded out where the noise hides everything.
+denoising loss is weighted by the signal-to-noise ratio (SNR); the reconstruction loss is L1 on pictures and gradients at several
+scales instead of L2; reconstruction and perceptual loss act from the start, and fade out where the noise hides everything.
 """
 
 import torch
@@ -16,7 +16,7 @@ from diffdeid.geometry.align import CHIP_SIZE, sample
 from diffdeid.structures import MorphableCoefficients
 
 OUTSIDE = 0.05  # weight of a pixel outside the erased region
-SEEN = 0.05  # face sizes between the marks that the attention mesh sees and those of ρ, where it sees a face
+SEEN = 0.05  # most face sizes between the marks of the attention mesh and those of ρ if the mesh sees the face
 
 
 def _at(timesteps: Tensor, scheduler) -> Tensor:
@@ -60,7 +60,7 @@ def denoising_loss(predicted: Tensor, image: Tensor, weight: Tensor, snr: Tensor
 
 
 def visibility(snr: Tensor) -> Tensor:
-    """How much of a picture can be told at a noise level, `(B,)` 0…1; scales the two losses below."""
+    """How much of a picture is visible at a noise level, `(B,)` 0…1; scales the two losses below."""
     return snr / (snr + 0.3)
 
 
@@ -89,9 +89,9 @@ def perceptual_loss(network: nn.Module, composite: Tensor, image: Tensor, weight
 
 
 def identity_loss(recogniser: nn.Module, composite: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """1 - cosine between what a recogniser sees in x̂0, pasted into the picture, and z_id; rows without identity do not count.
+    """1 - cosine between the recogniser's embedding of x̂0, pasted into the picture, and z_id; rows without identity count 0.
 
-    All noise levels count alike: it is where the noise hides the face that z_id has to say whose it is.
+    All noise levels count alike, because z_id matters most where the noise hides the face.
     """
     embedding = recogniser(sample(composite, batch["chip"], CHIP_SIZE)).embedding
     identity = batch["identity"]
@@ -101,8 +101,8 @@ def identity_loss(recogniser: nn.Module, composite: Tensor, batch: dict[str, Ten
 def geometry_loss(reconstructor: nn.Module, composite: Tensor, image: Tensor) -> Tensor:
     """How far head rotation and expression of x̂0, pasted into the picture, are from those of the picture.
 
-    Euclidean distances of what a `FaceReconstructorModel` reads off both, in parts of the spread of its training faces, summed.
-    Its own error is much the same in both. Gaze it reads too coarsely to be of use.
+    It is the sum of Euclidean distances between the coefficients that a `FaceReconstructorModel` gives for both, in parts of the
+    spread of its training faces. The network's own error is much the same in both. Its gaze is too coarse to be of use.
     """
     with torch.no_grad():
         before = reconstructor(image).coefficients
@@ -116,8 +116,8 @@ def geometry_loss(reconstructor: nn.Module, composite: Tensor, image: Tensor) ->
 def landmark_loss(mesh: nn.Module, composite: Tensor, batch: dict[str, Tensor]) -> Tensor:
     """Mean distance, in sizes of the face, of the marks in x̂0, pasted into the picture, from where they should be.
 
-    An `AttentionMesh` sees them. They should be where it sees them in the picture, or, in `exchanged` faces, where ρ puts them.
-    Where the two differ much it does not see the face, as in profiles, and says nothing.
+    An `AttentionMesh` finds the marks. They should be where it finds them in the picture, or, in `exchanged` faces, where ρ puts
+    them. If these two differ much, the mesh does not see the face, as in profiles, and the face counts 0.
     """
     size = (batch["marks"].amax(1) - batch["marks"].amin(1)).amax(1, keepdim=True)
 

@@ -1,4 +1,4 @@
-"""The maps of a prepared face that are drawn, not photographed: what is erased of it, and what is rendered from it."""
+"""The maps of a prepared face that are drawn, not photographed: its erased region, and the renders of its head."""
 
 import cv2
 import numpy as np
@@ -16,7 +16,7 @@ FULL = SIZE + 2 * MARGIN
 
 
 def regions(landmarks: np.ndarray) -> np.ndarray:
-    """The `mask` of a face from its landmarks in the crop proper."""
+    """The `mask` of a face, `(FULL, FULL, 2)` uint8: distance to its outline, and mouth; from landmarks in the crop proper."""
     face, mouth = (region(landmarks[:, :2] + MARGIN, FULL) for region in (face_region, mouth_region))
     inside, outside = (
         cv2.distanceTransform(region.astype(np.uint8), cv2.DIST_L2, cv2.DIST_MASK_PRECISE) for region in (face, 1 - face)
@@ -27,7 +27,7 @@ def regions(landmarks: np.ndarray) -> np.ndarray:
 
 @torch.no_grad()
 def shown(morphable_model: MorphableModel, coefficients: MorphableCoefficients) -> dict[str, np.ndarray]:
-    """What of a face the denoiser is shown: `coefficients` and the maps rendered from them."""
+    """The denoiser's conditions of a face: `coefficients` and the maps rendered from them."""
     maps = on_host(to_bytes(render_conditions(morphable_model, coefficients, SIZE, MARGIN).maps)[0])
     return {
         "render": maps[..., :3].copy(),

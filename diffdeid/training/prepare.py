@@ -1,10 +1,10 @@
-"""Photos and clips -> a store of training samples: one safetensors file per face, nothing recomputed on a second run.
+"""Photos and clips -> a store of training samples: one safetensors file per face. A second run recomputes nothing.
 
 Each file holds, at 288 pixels (the 256 of the crop and a margin of 16 for jitter): `image`, `render`, `normals` (uint8, 3
 channels), `guides` (feature lines, eye map), `mask` (distance to the outline of the face, mouth); and in float32: `fit` (261, the
-reconstruction), `coefficients` (261, what of it the denoiser is shown), `identity` (128), `matrix` (2, 3, from the picture to
-these pixels), and in pixels of the crop proper `landmarks` (468, 3) and `iris` (2, 5, 2). Frames of clips also hold `texture`,
-another frame of the same person, and are shown with its α, δ and γ.
+reconstruction), `coefficients` (261, as the denoiser gets them), `identity` (128), `matrix` (2, 3, from the picture to these
+pixels), and in pixels of the crop proper `landmarks` (468, 3) and `iris` (2, 5, 2). Frames of clips also hold `texture`, another
+frame of the same person, and get α, δ and γ of that frame.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ from diffdeid.training.maps import FULL, MARGIN, SIZE, regions, shown
 PHOTOS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
 CLIPS = {".mp4", ".mov", ".mkv", ".webm", ".avi"}
 FRAME_STEP = 5  # frames of a clip from one sample to the next
-SAME_PERSON = 0.5  # cosine of z_id
+SAME_PERSON = 0.5  # cosine of z_id above which two frames show the same person
 
 
 def prepare(folder: Path, out: Path, model: str | Path = "weights/diffdeid", ready_crops: bool = False) -> Path:
@@ -45,7 +45,7 @@ def prepare(folder: Path, out: Path, model: str | Path = "weights/diffdeid", rea
         folder: photos and clips. A `meta.jsonl` in it may name the `set` of a `file`; otherwise the set is the folder's name.
         out: the store; faces already in it are skipped.
         model: folder of the released models.
-        ready_crops: every photo is one upright, centred face: no detection.
+        ready_crops: every photo shows one upright, centred face, so none is searched.
 
     Returns:
         The store's folder.
@@ -86,7 +86,7 @@ def prepare_photo(
     morphable_model: MorphableModel,
     ready_crop: bool = False,
 ) -> dict[int, dict[str, np.ndarray]]:
-    """The faces of a photo, numbered; `ImageError` if it cannot be read."""
+    """The faces of a photo, by number; raises `ImageError` if it cannot be read."""
     image = np.asarray(read_image(path).image)
     faces = [face for face in analyser(image, [centred_face(image)] if ready_crop else None) if face.iris is not None]
     return {number: prepare_face(image, face, recogniser, morphable_model) for number, face in enumerate(faces)}
@@ -95,7 +95,7 @@ def prepare_photo(
 def prepare_clip(
     path: Path, analyser: FaceAnalyserModel, recogniser: FaceRecognitionModel, morphable_model: MorphableModel
 ) -> dict[int, dict[str, np.ndarray]]:
-    """The largest face of every fifth frame, by frame number, each paired with another frame of its person."""
+    """The largest face of every fifth frame, by frame number, each paired with another frame of the same person."""
     frames = {}
     with av.open(str(path)) as clip:
         for number, frame in enumerate(clip.decode(video=0)):
@@ -115,7 +115,7 @@ def prepare_clip(
 
 
 def centred_face(image: np.ndarray) -> Face:
-    """Where the face is in a crop of about FFHQ's framing."""
+    """The box of the face in a crop with about FFHQ's framing."""
     height, width = image.shape[:2]
     return Face(box=np.array([0.18 * width, 0.16 * height, 0.82 * width, 0.94 * height], np.float32))
 
@@ -124,7 +124,7 @@ def centred_face(image: np.ndarray) -> Face:
 def prepare_face(
     image: np.ndarray, face: Face, recogniser: FaceRecognitionModel, morphable_model: MorphableModel
 ) -> dict[str, np.ndarray]:
-    """The arrays of one face (module docstring)."""
+    """Compute the arrays of one face (see the top of the module)."""
     matrix = ffhq_matrix(face.landmarks, SIZE)
     wide = matrix + [[0, 0, MARGIN], [0, 0, MARGIN]]
     crop = FaceCrop(warp(image, wide, FULL), matrix)
@@ -148,7 +148,7 @@ def prepare_face(
 def pair_frames(
     target: dict[str, np.ndarray], reference: dict[str, np.ndarray], morphable_model: MorphableModel
 ) -> dict[str, np.ndarray]:
-    """A frame as video mode sees it: the person as in another frame, `reference`, ρ̂ = {α_d, β_f, δ_d, γ_d, p_f, ω_f}."""
+    """A frame for video mode: the person is taken from another frame, `reference`; ρ̂ = {α_d, β_f, δ_d, γ_d, p_f, ω_f}."""
     frame, person = (MorphableCoefficients.unpack(torch.from_numpy(face["fit"])[None]) for face in (target, reference))
     mixed = exchange_shape(morphable_model, frame, person.shape, LIPS_OUTER)
     mixed = replace(mixed, albedo=person.albedo, illumination=person.illumination)

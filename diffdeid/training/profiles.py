@@ -1,7 +1,7 @@
-"""Photos of a store once more, with heads that look to the side, up or down: photographs of such heads are rare.
+"""Add photos of a store once more, with heads turned to the side, up or down, because photographs of such heads are rare.
 
-Whoever looks past the camera by 20 to 40° shows nearly all of one side of the face. The photo, laid on the fitted head, is seen
-from that side (`head_renders`), before a blurred other photo. Identity and α stay.
+A person who looks past the camera by 20 to 40° shows nearly all of one side of the face. The photo is laid on the fitted head and
+rendered from that side (`head_renders`), in front of another, blurred photo. Identity and α stay.
 """
 
 from __future__ import annotations
@@ -28,26 +28,28 @@ from diffdeid.training.exchange import pool_of_cores
 from diffdeid.training.head_renders import HeadMap, head_map, render_some
 from diffdeid.training.maps import FULL, SIZE, regions, shown
 
-LEAST, MOST = 8, 60  # degrees to the side of the photos that are taken
-FARTHEST = 95  # degrees to the side …
-LEAST_TURN, PROFILE = 15, 42  # … and at least so many more than in the photo, and in all
-TILTED_SHARE, TILTED = 0.3, (15, 42)  # of the faces, which look anywhere to the side; degrees up or down
+LEAST, MOST = 8, 60  # degrees to the side in the photos that are used
+FARTHEST = 95  # most degrees to the side in renders …
+LEAST_TURN, PROFILE = 15, 42  # … which are at least so many more than in the photo, and so many in all
+TILTED_SHARE, TILTED = 0.3, (15, 42)  # share of the faces that look up or down, with any turn; degrees up or down
 HAIR_VOLUME = 0.2  # decimetres
 OVERSAMPLING = 2
-BLUR = 6, 14, 30  # pixels of what is behind, of twice the size
+BLUR = 6, 14, 30  # pixels by which the background is blurred, at twice the size
 CHUNK = 6  # faces rendered at a time
 
 
 def turn_photos(
     folder: str | Path, validation_names: str | Path | None = None, model: str | Path = "weights/diffdeid", seed: int = 0
 ):
-    """Add to a store, unless that was done, every photo for training that shows enough of a side; on all cores.
+    """Add every photo for training that shows enough of a side to a store once more, turned, on all cores.
+
+    Photos that have such a version already are skipped.
 
     Args:
         folder: the store.
-        validation_names: of the training (`TrainConfig`); those people stay out of it.
+        validation_names: as in `TrainConfig`; those people are left out.
         model: folder of the released models.
-        seed: of where heads look and of what is behind them.
+        seed: of the angles and the backgrounds.
 
     Raises:
         ValueError: no photo shows enough of a side.
@@ -70,7 +72,7 @@ def _shows_a_side(store: FaceStore, name: str) -> bool:
 
 
 def yaw(pose: Tensor) -> Tensor:
-    """How far heads of poses p `(B, 6)` look to the side, `(B,)` degrees: to the right of the picture above 0."""
+    """How far heads of poses p `(B, 6)` look to the side, `(B,)` degrees; positive is to the right of the picture."""
     forward = rotation_matrix(pose[:, :3])[:, :, 2]
     return torch.atan2(forward[:, 0], forward[:, 2]).rad2deg()
 
@@ -85,7 +87,7 @@ def _turn(store: FaceStore, backgrounds: Sequence[str], model: str | Path, seed:
 def turned_faces(
     store: FaceStore, names: Sequence[str], backgrounds: Sequence[str], model: MorphableModel, where: HeadMap, seed: int
 ) -> dict[str, dict[str, np.ndarray]]:
-    """The arrays of photos, turned, by their names, as `prepare.prepare_face` has them (irises and matrix apart)."""
+    """The arrays of turned photos, by their names, like those of `prepare.prepare_face` but without irises and matrix."""
     rng = np.random.default_rng((seed, zlib.crc32(names[0].encode())))
     generator = torch.Generator().manual_seed(int(rng.integers(2**31)))
     stored = [{key: store.open(name).get_tensor(key) for key in ("image", "fit", "identity")} for name in names]
@@ -110,7 +112,7 @@ def turned_faces(
 
 
 def draw_angles(pose: Tensor, rng: np.random.Generator) -> np.ndarray:
-    """Where heads that were photographed in poses p `(B, 6)` are to look, `(B, 3)` degrees: to the same side."""
+    """Draw angles `(B, 3)` in degrees, about x, y and z, for heads photographed in poses p `(B, 6)`; the side stays."""
     count, before = len(pose), yaw(pose).numpy()
     tilted = rng.random(count) < TILTED_SHARE
     pitch = np.where(tilted, rng.choice([-1, 1], count) * rng.uniform(*TILTED, count), rng.normal(0, 8, count))
@@ -120,7 +122,7 @@ def draw_angles(pose: Tensor, rng: np.random.Generator) -> np.ndarray:
 
 
 def laid_over(render: np.ndarray, behind: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A render `(S, S, 4)` uint8 before a blurred picture, with some noise, as a crop with its margin."""
+    """A render `(S, S, 4)` uint8 in front of a blurred picture, with some noise, as a crop with its margin."""
     side = len(render)
     behind = cv2.resize(np.float32(behind[:, :: rng.choice([-1, 1])]), (side, side))
     behind = cv2.GaussianBlur(behind, (0, 0), float(rng.choice(BLUR)))

@@ -1,4 +1,4 @@
-"""Faces for the training of the network that reconstructs them: pictures in memory, labels, and augmentation that moves both."""
+"""Faces for training the reconstructor: pictures in memory, labels, and augmentation that moves both."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ from diffdeid.training.data import MARGIN, FaceStore
 from diffdeid.training.head_statistics import mirror_twins
 from diffdeid.training.mirror import mirror_coefficients
 
-EVALUATION_FACES = 128  # held out, and as many of the training faces
-BOX_CROP, BOX_DROP = 1.16, 0.05  # how large and how low the square about a detected box is, in sides of an aligned crop
+EVALUATION_FACES = 128  # of the held-out faces, and of the training faces
+BOX_CROP, BOX_DROP = 1.16, 0.05  # side of the square about a detected box, and how much lower it is, in sides of an aligned crop
 RENDERED_SHARE = 0.55  # of the samples
 ASKEW_SHARE = 0.5  # of the photos
 FACELESS_SHARE = 0.03  # of the samples
@@ -32,10 +32,10 @@ FACELESS_SHARE = 0.03  # of the samples
 
 
 def read_faces(store: FaceStore, names: list[str], sample_size: int) -> tuple[np.ndarray, dict[str, Tensor]]:
-    """Pictures and labels of faces, for keeping in memory.
+    """Read pictures and labels of faces into memory.
 
     Returns:
-        pictures `(N, S, S, 3)` uint8 with the margin of the store, resized so that the crop proper has `sample_size` pixels;
+        Pictures `(N, S, S, 3)` uint8 with the margin of the store, resized so that the crop proper has `sample_size` pixels;
         and the labels.
     """
     if not names:
@@ -55,7 +55,7 @@ def read_faces(store: FaceStore, names: list[str], sample_size: int) -> tuple[np
 
 
 def landmark_twins(model: MorphableModel) -> Tensor:
-    """For each of the 468 landmarks the one on the other side of the face."""
+    """The index of each landmark's counterpart on the other side of the face, `(468,)`."""
     return mirror_twins(model.at_landmarks(model.mean))
 
 
@@ -68,7 +68,7 @@ def mirrored(labels: dict[str, Tensor], twins: Tensor) -> dict[str, Tensor]:
 
 
 def picture_landmarks(landmarks: Tensor, pose: Tensor) -> Tensor:
-    """Landmarks of heads `(B, 468, 3)` as FaceMesh has them, in crop sizes."""
+    """Project landmarks of heads `(B, 468, 3)` to the coordinates of FaceMesh, in crop sizes."""
     points = project(to_camera(landmarks, pose), 1)
     return torch.cat([points[..., :2], FOCAL / DISTANCE * points[..., 2:]], dim=-1)
 
@@ -78,7 +78,7 @@ def picture_landmarks(landmarks: Tensor, pose: Tensor) -> Tensor:
 
 
 def draw_jitter(rng: np.random.Generator, askew: bool = False) -> dict[str, np.ndarray]:
-    """A random jitter of one face in an aligned crop; `askew` makes of it the square about a detected box."""
+    """A random jitter of a face in an aligned crop; `askew` turns the crop into a square about a detected box."""
     turn, zoom, shift = rng.uniform(-5, 5), rng.uniform(0.96, 1.04), rng.uniform(-0.03, 0.03, 2)
     if askew:
         turn, zoom = np.clip(rng.normal(0, 10), -30, 30), 1 / (BOX_CROP * rng.uniform(0.8, 1.2))
@@ -97,9 +97,9 @@ NO_JITTER = {"angle": np.float32(0), "zoom": np.float32(1), "shift": np.zeros(2,
 def jittered_labels(labels: dict[str, Tensor], jitter: dict[str, Tensor], centre: Tensor) -> dict[str, Tensor]:
     """Labels of B faces in jittered pictures.
 
-    Turning the picture turns camera, head and light about the optical axis: exact. Another window is another direction of view,
-    which turns and moves the head, and zooming moves it nearer or farther: exact but for the perspective within the face (about
-    1 % of its size at a zoom of 0.7), while landmarks and irises move exactly.
+    Turning the picture turns camera, head and light about the optical axis, which is exact. Another window is another direction
+    of view, which turns and moves the head, and zooming moves it nearer or farther. This is exact except for the perspective
+    within the face (about 1 % of its size at a zoom of 0.7), while landmarks and irises move exactly.
 
     Args:
         centre: `(3,)`, the point of the head, in its space, at which zooming is exact.
@@ -133,7 +133,7 @@ def jittered_labels(labels: dict[str, Tensor], jitter: dict[str, Tensor], centre
 
 
 def turned_light(illumination: Tensor, turn: Tensor) -> Tensor:
-    """γ `(B, 27)` under which normals turned by `(B, 3, 3)` look as before: what 32 directions say of the nine harmonics."""
+    """γ `(B, 27)` under which normals turned by `(B, 3, 3)` look as before: solved for the nine harmonics at 32 directions."""
     directions = normalize(torch.randn(32, 3, generator=torch.Generator().manual_seed(0)), dim=-1).to(turn)
     shading = sh_basis(directions) @ illumination.unflatten(-1, (9, 3))
     return torch.linalg.lstsq(sh_basis(directions @ turn.mT), shading).solution.flatten(1)
@@ -142,7 +142,7 @@ def turned_light(illumination: Tensor, turn: Tensor) -> Tensor:
 def jittered_picture(
     picture: np.ndarray, jitter: dict[str, np.ndarray], size: int, border: int = cv2.BORDER_REPLICATE
 ) -> np.ndarray:
-    """The window of a picture with margin `(S, S, C)` that `jittered_labels` describes, `(size, size, C)`, but for its gain."""
+    """The window `(size, size, C)` of a picture with margin `(S, S, C)` as in `jittered_labels`, without the gain."""
     cos, sin = jitter["zoom"] * np.cos(jitter["angle"]), jitter["zoom"] * np.sin(jitter["angle"])
     linear = np.array([[cos, sin], [-sin, cos]])
     scale = size / (len(picture) * (1 - 2 * MARGIN))
@@ -158,7 +158,7 @@ def brightened(picture: np.ndarray, gain: np.ndarray) -> np.ndarray:
 
 
 def backdrop(pictures: np.ndarray, size: int, rng: np.random.Generator) -> np.ndarray:
-    """What may be behind a head, `(size, size, 3)` uint8: corners of other pictures, blurred ones, gradients or noise."""
+    """A background `(size, size, 3)` uint8: a corner of another picture, a blurred one, a gradient or noise."""
     kind, other = rng.random(), pictures[rng.integers(len(pictures))]
     if kind < 0.4:
         side = int(len(other) * rng.uniform(0.15, 0.25))
@@ -176,7 +176,7 @@ def backdrop(pictures: np.ndarray, size: int, rng: np.random.Generator) -> np.nd
 
 
 def behind(picture: np.ndarray, opacity: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """A backdrop `(S, S, 3)` with clothes, and with hair around where a head is opaque `(S, S)`."""
+    """A background `(S, S, 3)` at times with clothes, and with hair around the head, whose `opacity` is `(S, S)`."""
     size = len(picture)
     picture = picture.copy()
     if rng.random() < 0.6:
@@ -192,7 +192,7 @@ def behind(picture: np.ndarray, opacity: np.ndarray, rng: np.random.Generator) -
 
 
 def strands(size: int, rng: np.random.Generator) -> np.ndarray:
-    """Hair, `(size, size, 3)` uint8."""
+    """A texture of hair, `(size, size, 3)` uint8."""
     colour = rng.uniform(15, 120) * np.array([1, rng.uniform(0.65, 1), rng.uniform(0.4, 1)])
     fine = rng.uniform(0.6, 1.4, (2, int(rng.uniform(0.2, 1) * size)) if rng.random() < 0.5 else (8, 16)).astype(np.float32)
     shades = cv2.resize(fine, (size, size), interpolation=cv2.INTER_LINEAR)
@@ -227,7 +227,7 @@ def covered(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 
 
 def degraded(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
-    """What cameras, networks and hands do to a picture `(S, S, 3)` uint8 without changing the face."""
+    """Degrade a picture `(S, S, 3)` uint8 at random: hair, hands, rectangles, contrast, blur, size, noise and JPEG."""
     size, occur = len(picture), rng.random(7) < (0.25, 0.3, 0.25, 0.25, 0.3, 0.3, 0.25)
     if occur[6]:
         picture = covered(picture, rng)
@@ -269,9 +269,9 @@ def occluded(picture: np.ndarray, rng: np.random.Generator) -> np.ndarray:
 class ReconstructorFaces(Dataset):
     """An endless stream of augmented pictures. Sample n depends only on the seed and n, so a run can be resumed anywhere.
 
-    A sample has `image` (what the network sees), `picture` (without what `degraded` does), both `(size, size, 3)` uint8, its
-    jitter, `grey` (0 or 1), `face` (0 where there is none, and labels mean nothing), and `index`, the row of its labels: those of
-    N photos and M renders are followed by those of their mirror images.
+    A sample has `image` (the input of the network) and `picture` (the same without `degraded`), both `(size, size, 3)` uint8;
+    its jitter; `grey` (0 or 1); `face` (0 if there is none, and labels mean nothing); and `index`, the row of its labels. Labels
+    of N photos and M renders are followed by those of their mirror images.
 
     Args:
         pictures: `(N, S, S, 3)` uint8 with margin.
@@ -314,7 +314,7 @@ class ReconstructorFaces(Dataset):
 
 
 def plain_batches(pictures: np.ndarray, labels: dict[str, Tensor], size: int, device: torch.device) -> list[dict[str, Tensor]]:
-    """Evenly spaced faces without augmentation, with their labels. Renders lie on black."""
+    """Evenly spaced faces without augmentation, with their labels. Renders have a black background."""
     rows = torch.arange(0, len(pictures), math.ceil(len(pictures) / EVALUATION_FACES))
     images = torch.from_numpy(np.stack([jittered_picture(pictures[row, ..., :3], NO_JITTER, size) for row in rows]))
     faces = {name: values[rows] for name, values in labels.items()}

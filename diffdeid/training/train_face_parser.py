@@ -1,12 +1,13 @@
-"""Training of the network that tells a face from what lies in front of it (`FaceParserModel`).
+"""Training of the face parser (`FaceParserModel`), which tells a face from things in front of it.
 
     OMP_NUM_THREADS=1 diffdeid train face-parser configs/face_parser.json
 
-Labelled crops, over which hands, masks, things, cloth and hair are drawn (`face_parser_data.py`). A pixel of skin that is taken
-for something in front of it would stay in the result, so such errors cost extra, the worst of them most, and what is measured is
-how much is found in front at a threshold that keeps hardly any skin. The first blocks of the encoder stay as ImageNet taught
-them. A run folder holds `config.json`, `log.jsonl`, the landmarks of the crops, and `checkpoint-<samples>/`, each of these a
-folder for `FaceParserModel.from_pretrained` (averaged weights) plus `state/`, from which the same command goes on.
+It learns from labelled crops, over which hands, masks, things, cloth and hair are drawn (`face_parser_data.py`). A pixel of skin
+that is taken for something in front of it would stay in the result. So such errors cost extra, the worst of them most, and the
+measure is how much is found in front at a threshold that keeps hardly any skin. The first blocks of the encoder keep their
+ImageNet weights. A run folder holds `config.json`, `log.jsonl`, the landmarks of the crops, and `checkpoint-<samples>/`. Each
+checkpoint is a folder for `FaceParserModel.from_pretrained` (averaged weights) plus `state/`, from which the same command
+resumes.
 """
 
 from __future__ import annotations
@@ -52,7 +53,7 @@ from diffdeid.training.loop import TrainState, descend, save_checkpoint
 
 FROZEN_BLOCKS = 3  # of the encoder; the gradients of its finest layers would take a third of the time
 KEPT_SKIN = 1e-3  # share of the skin in the erased region that may be taken for something in front
-BORDER = 2  # pixels; skin that is this near to something else does not count: labels are no finer
+BORDER = 2  # pixels; skin that is this near to something else does not count, because labels are not finer
 WORST = 0.02  # share of the skin in a batch whose errors count most
 HARD_WEIGHT = 0.1  # of these errors
 
@@ -64,7 +65,7 @@ def parsing_loss(logits: Tensor, classes: Tensor, erased_region: Tensor, config:
 
     Args:
         logits: `(B, 4, S, S)`.
-        classes: `(B, S, S)` int64, `UNKNOWN` where nobody knows.
+        classes: `(B, S, S)` int64, `UNKNOWN` where the class is not known.
         erased_region: `(B, S, S)` float, 1 where the face is to be erased.
     """
     log_probability = logits.log_softmax(1)
@@ -80,7 +81,7 @@ def parsing_loss(logits: Tensor, classes: Tensor, erased_region: Tensor, config:
 
 
 def inner_skin(classes: Tensor, border: int = BORDER) -> Tensor:
-    """Where skin is that is farther than `border` pixels from what is known to be something else, `(B, S, S)` bool."""
+    """Skin farther than `border` pixels from pixels of another known class, `(B, S, S)` bool."""
     other = ((classes != FACE) & (classes != UNKNOWN)).float()[:, None]
     near = F.max_pool2d(other, 2 * border + 1, stride=1, padding=border)[:, 0]
     return (classes == FACE) & (near == 0)
@@ -88,7 +89,7 @@ def inner_skin(classes: Tensor, border: int = BORDER) -> Tensor:
 
 @dataclass
 class HeldOut:
-    """Held-out crops of a kind: `images` `(n, S, S, 3)` uint8; `(n, S, S)`: `classes`, `erased`, what is `wanted`."""
+    """Held-out crops of one kind: `images` `(n, S, S, 3)` uint8; `(n, S, S)`: `classes`, `erased` and the `wanted` pixels."""
 
     images: Tensor
     classes: Tensor
@@ -97,7 +98,7 @@ class HeldOut:
 
 
 def held_out_crops(faces: list[LabelledFace], hands: np.ndarray, size: int, seed: int) -> dict[str, HeldOut]:
-    """The crops of held-out faces as they are ("hair": what is labelled as in front), and occluded by each of `KINDS`."""
+    """The crops of held-out faces: as they are ("labelled hair"), and occluded by each of `KINDS`."""
     drawn = OccludedFaces(faces, hands, size, seed)
     groups = {}
     for kind in ("none", *KINDS):
@@ -115,11 +116,11 @@ def held_out_crops(faces: list[LabelledFace], hands: np.ndarray, size: int, seed
 
 @torch.no_grad()
 def measure(model: FaceParserModel, groups: dict[str, HeldOut]) -> dict[str, float]:
-    """What is found in front at the threshold that keeps `KEPT_SKIN`.
+    """Measure how much is found in front at the threshold that keeps `KEPT_SKIN`.
 
     Returns:
-        `threshold`; `kept_at_borders`, the share of all skin kept there, next to something else too; for each group, the share of
-        what is wanted in the erased region that is found.
+        `threshold`; `kept_at_borders`, the share of all skin that is kept at it, also next to something else; and for each
+        group, the share of the wanted pixels in the erased region that is found.
     """
     found = {
         name: torch.cat([model.front(from_bytes(part))[:, 0] for part in group.images.split(8)]) for name, group in groups.items()
@@ -134,7 +135,7 @@ def measure(model: FaceParserModel, groups: dict[str, HeldOut]) -> dict[str, flo
 
 
 def train(config: FaceParserTrainConfig | str | Path) -> Path:
-    """Train, or go on with the run in `config.output`; returns its last checkpoint.
+    """Train, or resume the run in `config.output`; returns its last checkpoint.
 
     As in `loop.train`, an interrupted run ends with the weights of an uninterrupted one.
     """
@@ -185,7 +186,7 @@ def train(config: FaceParserTrainConfig | str | Path) -> Path:
         # 3a. one step
         batch = {name: value.to(device) for name, value in next(stream).items()}
         logits = model(from_bytes(batch["image"]).contiguous(memory_format=torch.channels_last)).logits
-        row, column = state.step % 2, state.step // 2 % 2  # every other pixel, by turns: all would take a fifth of the time
+        row, column = state.step % 2, state.step // 2 % 2  # by turns: a loss on all pixels takes longer
         lattice = (..., slice(row, None, 2), slice(column, None, 2))
         losses = parsing_loss(logits[lattice], batch["classes"][lattice].long(), batch["erased"][lattice].float(), config)
         rate = state.learning_rate(config)
@@ -220,7 +221,7 @@ def train(config: FaceParserTrainConfig | str | Path) -> Path:
 
 
 def read_landmarks(folder: str, model: str, path: Path) -> dict[str, np.ndarray]:
-    """The landmarks of the labelled crops of a folder, found once and kept in a file."""
+    """The landmarks of the labelled crops of a folder, which are found once and kept in a file."""
     if not path.exists():
         analyser = FaceAnalyserModel.from_pretrained(model, subfolder="face_analyser")
         np.savez(path, **find_landmarks(folder, analyser))
@@ -229,7 +230,7 @@ def read_landmarks(folder: str, model: str, path: Path) -> dict[str, np.ndarray]
 
 
 def build_network(config: FaceParserTrainConfig) -> FaceParserModel:
-    """A new network on ImageNet's trunk, or that of another run."""
+    """A new network on ImageNet's trunk, or the network of another run."""
     if config.init_from is not None:
         source = max(Path(config.init_from).glob("checkpoint-*"), default=config.init_from)
         return FaceParserModel.from_pretrained(source, torch_dtype=torch.float32)

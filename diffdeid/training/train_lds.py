@@ -2,12 +2,12 @@
 
     diffdeid train lds configs/lds.json
 
-The LDS is a diffusion over standardised vectors [z ; α] with an L1 noise loss (paper §3.2), told what a result keeps of the
-source anyway, K: context, expression, pose, light and tone of the skin; or attributes; or nothing. So one network knows
-p(z, α | K), p(z, α | attributes) and p(z, α). The context encoder is fitted first (fit_context.py).
+The LDS is a diffusion over standardised vectors [z ; α] with an L1 noise loss (paper §3.2). Its condition is K, which a result
+keeps of the source anyway (context, expression, pose, light and tone of the skin), or attributes, or nothing. So one network
+learns p(z, α | K), p(z, α | attributes) and p(z, α). The context encoder is fitted first (fit_context.py).
 
-Takes a quarter of an hour on a CPU, nearly all of it for the features. Mirrored faces would have the same vectors, so there is
-nothing to augment: training stops when held-out faces stop gaining.
+It takes a quarter of an hour on a CPU, nearly all of it for the features. Mirrored faces would have the same vectors, so there is
+no augmentation: training stops when the loss on held-out faces stops falling.
 """
 
 from __future__ import annotations
@@ -37,17 +37,17 @@ from diffdeid.training.fit_context import fit_context, read_features, ridge
 
 EVAL_DRAWS = 16  # noise levels per held-out face
 PENALTY = 1.0  # of the ridge regression from identities to labels
-GHOSTS = ("glasses", "covered_forehead")  # labels of what is refused instead of asked for …
-SPARED = 0.1  # … and the share of people without it who are refused as well
+GHOSTS = ("glasses", "covered_forehead")  # labels of things for which identities are refused …
+SPARED = 0.1  # … and the share of people without them who are refused as well
 USUAL = 0.85  # share of the training faces whose head shapes count as usual
 
 logger = logging.getLogger(__name__)
 
 
 def train(config: LDSTrainConfig | str | Path) -> Path:
-    """Train; returns the folder of the pipeline, whose weights are those of the lowest held-out loss.
+    """Train; returns the folder of the pipeline, with the weights of the lowest held-out loss.
 
-    The folder `context_encoder` lies beside it.
+    The folder `context_encoder` is written beside it.
     """
     if not isinstance(config, LDSTrainConfig):
         config = LDSTrainConfig.from_file(config)
@@ -85,7 +85,7 @@ def train(config: LDSTrainConfig | str | Path) -> Path:
     for row, (name, values) in enumerate(ghosts.items()):
         learn_ghost(model, row, name, identity, *labelled(train_names, values))
     model.mean.copy_(vectors.mean(0))
-    model.std.copy_(vectors.std(0).clamp(min=1e-4))  # directions that nobody uses stay unused
+    model.std.copy_(vectors.std(0).clamp(min=1e-4))  # so that unused directions stay unused
     unusual = (vectors - model.mean)[:, identity_dim:] / model.std[identity_dim:]
     model.shape_limit.copy_(unusual.square().mean(dim=1).sqrt().quantile(USUAL))
     conditions = model.conditions(context, coefficients, model.attributes(identity) if labels else None)
@@ -144,7 +144,7 @@ def train(config: LDSTrainConfig | str | Path) -> Path:
 
 
 def read_vectors(store: FaceStore, names: list[str]) -> Tensor:
-    """[z ; α] of the faces, `(n, 208)`."""
+    """Read [z ; α] of the faces, `(n, 208)`."""
     if not names:
         raise ValueError("`validation_names` leaves no face to train on or none to validate with.")
     rows = []
@@ -155,7 +155,7 @@ def read_vectors(store: FaceStore, names: list[str]) -> Tensor:
 
 
 def read_coefficients(store: FaceStore, names: list[str], device: torch.device) -> MorphableCoefficients:
-    """ρ of the faces as they were reconstructed."""
+    """Read the reconstructed ρ of the faces."""
     rows = []
     for name in names:
         with store.open(name) as file:
@@ -164,19 +164,19 @@ def read_coefficients(store: FaceStore, names: list[str], device: torch.device) 
 
 
 def learn_spread(model: LDSModel, conditions: Tensor) -> None:
-    """Mean and deviation of the conditions, where they are known."""
+    """Set the model's mean and standard deviation of the conditions, from where they are known."""
     known = ~conditions.isnan()
     count = known.sum(0).clamp(min=1)
     mean = conditions.nan_to_num().sum(0) / count
     deviation = ((conditions - mean).nan_to_num().square().sum(0) / count).sqrt()
     model.condition_mean.copy_(mean)
-    model.condition_std.copy_(torch.where(deviation > 1e-4, deviation, torch.ones_like(deviation)))  # unused slots stay zero
+    model.condition_std.copy_(torch.where(deviation > 1e-4, deviation, torch.ones_like(deviation)))  # unused conditions stay zero
 
 
 def forget(model: LDSModel, conditions: Tensor, config: LDSTrainConfig, generator: torch.Generator) -> Tensor:
-    """What the network is told of people: of some nothing, of others their attributes alone, of the rest K alone.
+    """Drop conditions at random: some people keep none, others only their attributes, the rest only K.
 
-    Each group of K is left out at times.
+    Each group of K is dropped at times as well.
     """
     drawn = torch.rand(len(conditions), 1 + len(model.condition_sizes), device=conditions.device, generator=generator)
     kind, parts = drawn[:, :1], drawn[:, 1:]
@@ -189,7 +189,7 @@ def forget(model: LDSModel, conditions: Tensor, config: LDSTrainConfig, generato
 
 
 def read_labels(path: str | Path, names: set[str]) -> dict[str, dict[str, float]]:
-    """Label -> name -> number, of those of `names` that have it, from JSON lines like `{"name": "a.jpg", "age": 34}`."""
+    """Read labels for faces among `names` from JSON lines like `{"name": "a.jpg", "age": 34}`: label -> name -> number."""
     labels: dict[str, dict[str, float]] = {}
     for row in map(json.loads, Path(path).read_text().splitlines()):
         if (name := row.pop("name")) in names:
@@ -215,7 +215,7 @@ def learn_direction(model: LDSModel, row: int, identity: Tensor, chosen: list[in
 
 
 def learn_ghost(model: LDSModel, row: int, name: str, identity: Tensor, chosen: list[int], worn: Tensor) -> None:
-    """Fit what tells labelled faces that wear something (1) from those that do not (0), of whom one in 10 may seem to."""
+    """Fit a direction and a limit that tell faces that wear something (1) from others (0), of whom one in 10 may exceed it."""
     if set(worn.tolist()) != {0.0, 1.0}:
         raise ValueError(f"Labels `{name}` must be 0 for some faces and 1 for others, got {sorted(set(worn.tolist()))}.")
     identity, worn = identity[chosen], worn.to(identity)
@@ -224,7 +224,7 @@ def learn_ghost(model: LDSModel, row: int, name: str, identity: Tensor, chosen: 
 
 
 def find_direction(identity: Tensor, known: Tensor) -> Tensor:
-    """The direction `(d,)` along which embeddings `(n, d)` change with what is known of them `(n,)`, by ridge regression."""
+    """The direction `(d,)` along which embeddings `(n, d)` change with labels `known` `(n,)`, by ridge regression."""
     known = known.to(identity)
     return ridge(identity - identity.mean(0), (known - known.mean())[:, None], PENALTY)[:, 0]
 

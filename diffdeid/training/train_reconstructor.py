@@ -1,4 +1,4 @@
-"""Training of the network that reconstructs faces (ResNet-50, as in Deep3DFaceRecon, Deng et al. 2019).
+"""Training of the reconstructor (ResNet-50, as in Deep3DFaceRecon, Deng et al. 2019) and of the head mesh.
 
     diffdeid train reconstructor configs/reconstructor.json
 
@@ -6,11 +6,11 @@ On a few CPU cores, one single-threaded process per core:
 
     OMP_NUM_THREADS=1 torchrun --nproc_per_node 2 -m diffdeid.training.train_reconstructor configs/reconstructor.json
 
-The teacher is the fit to FaceMesh landmarks (`models/fitting.py`), so there is supervision beside the weak one of the paper:
-coefficients, landmarks, irises, and the colours of the face's vertices, compared without a rasteriser. Jitter and mirroring move
-the labels along (`reconstructor_data.py`). All pictures stay in memory. A run folder holds `config.json`, `log.jsonl` and
-`checkpoint-<samples>/`, each of these a folder for `FaceReconstructorModel.from_pretrained` (averaged weights) plus `state/`,
-from which the same command goes on.
+The teacher is the fit to FaceMesh landmarks (`models/fitting.py`), so there is more supervision than in the paper: coefficients,
+landmarks, irises, and the colours of the face's vertices, compared without a rasteriser. Jitter and mirroring move the labels
+along (`reconstructor_data.py`). All pictures stay in memory. A run folder holds `config.json`, `log.jsonl` and
+`checkpoint-<samples>/`. Each checkpoint is a folder for `FaceReconstructorModel.from_pretrained` (averaged weights) plus
+`state/`, from which the same command resumes.
 """
 
 from __future__ import annotations
@@ -64,14 +64,14 @@ from diffdeid.training.reconstructor_data import (
     read_faces,
 )
 
-RENDERS_A_FACE = 1.5
+RENDERS_A_FACE = 1.5  # rendered heads for each training face
 HELD_OUT_RENDERS = 0.02  # of the renders
 FROZEN_BLOCKS = 5  # of an ImageNet trunk, those up to an eighth of the size of the picture
-STD_FLOOR = 0.01  # of a coefficient that (almost) nobody uses
-DEPTH_SHARE = 0.2  # weight of the landmarks' depth error beside the one in the picture: FaceMesh guesses depth
-LARGE_ERROR = 0.05  # crop sizes; errors of landmarks above it count by their square
-FACELESS_ERROR = 0.3  # crop sizes; of the landmarks of a face that is not there
-DOUBT_WEIGHT = 0.1
+STD_FLOOR = 0.01  # least standard deviation, for coefficients that are (almost) unused
+DEPTH_SHARE = 0.2  # weight of the landmarks' depth error beside that in the picture, because FaceMesh guesses depth
+LARGE_ERROR = 0.05  # crop sizes; above it, the square of a landmark's error outweighs the error
+FACELESS_ERROR = 0.3  # crop sizes; expected error of landmarks where there is no face
+DOUBT_WEIGHT = 0.1  # of the loss on the expected error
 PHOTOMETRIC_STRIDE = 4  # every fourth sample takes part in the photometric loss, which costs more than all others
 VERTEX_STRIDE = 3  # of the face's vertices, every third takes part in the photometric loss
 FACING = 0.2  # z of the normal above which a vertex counts as seen
@@ -80,7 +80,7 @@ logger = logging.getLogger(__name__)
 
 
 class ReconstructionLoss(nn.Module):
-    """What is wrong with reconstructed coefficients.
+    """The loss on reconstructed coefficients.
 
     Args:
         model: the morphable head.
@@ -107,7 +107,7 @@ class ReconstructionLoss(nn.Module):
         config, packed, face = self.config, coefficients.pack(), batch["face"]
         number = face.sum().clamp_min(1)
         errors = smooth_l1_loss((packed - self.mean) / self.std, (batch["coefficients"] - self.mean) / self.std, reduction="none")
-        known = 1 - batch["grey"][:, None] * self.coloured  # nobody knows the colours of a grey picture
+        known = 1 - batch["grey"][:, None] * self.coloured  # grey pictures do not tell colours
         head = self.model(coefficients.shape, coefficients.expression, coefficients.albedo)
         landmarks = picture_landmarks(head.landmarks, coefficients.pose)
         distance = (landmarks - batch["landmarks"])[..., :2].norm(dim=-1)
@@ -134,7 +134,7 @@ class ReconstructionLoss(nn.Module):
         return losses | {"loss": total}
 
     def photometric(self, vertices: Tensor, albedo: Tensor, packed: Tensor, batch: dict[str, Tensor], some: slice) -> Tensor:
-        """Mean absolute difference (0…1) of the lit skin from `some` of the pictures at the vertices that face them."""
+        """Mean absolute difference, 0…1, between lit skin and `some` of the pictures, at vertices that face the camera."""
         coefficients, picture = MorphableCoefficients.unpack(packed), batch["picture"][some]
         vertices = to_camera(vertices, coefficients.pose)
         normals = vertex_normals(vertices, self.model.triangles)[:, self.region]
@@ -153,12 +153,11 @@ def relative_depth(landmarks: Tensor) -> Tensor:
 def evaluate(
     predict: Callable[[dict[str, Tensor]], MorphableCoefficients], objective: ReconstructionLoss, batches: list[dict[str, Tensor]]
 ) -> dict[str, float]:
-    """Mean errors of what is predicted for `plain_batches`.
+    """Mean errors of the predictions for `plain_batches`.
 
     Returns:
-        `landmarks_percent` of the distance between the eyes (in depth, too: profiles have none otherwise), `pose_degrees` and
-        `gaze` (eye widths) against the fit,
-        `photometric` (0…1), and the `loss`.
+        `landmarks_percent` of the distance between the eyes (in three dimensions, because in profiles it vanishes in the
+        picture), `pose_degrees` and `gaze` (eye widths) against the fit, `photometric` (0…1), and the `loss`.
     """
     errors = []
     for batch in batches:
@@ -178,7 +177,7 @@ def evaluate(
 
 
 def train(config: ReconstructorTrainConfig | str | Path) -> Path:
-    """Train, or go on with the run in `config.output`; returns its last checkpoint.
+    """Train, or resume the run in `config.output`; returns its last checkpoint.
 
     As in `loop.train`, an interrupted run ends with the weights of an uninterrupted one.
     """
@@ -212,7 +211,7 @@ def train(config: ReconstructorTrainConfig | str | Path) -> Path:
     centre = morphable_model.at_landmarks(morphable_model.mean).mean(0)
     both = mirrored(labels, landmark_twins(morphable_model))
     labels = {name: torch.cat([values, both[name]]) for name, values in labels.items()}
-    if (network.std == 1).all():  # nobody has trained it
+    if (network.std == 1).all():  # it is new
         set_statistics(network, labels, centre, config.seed)
     labels = {name: values.to(device) for name, values in labels.items()}
     centre = centre.to(device)
@@ -293,7 +292,7 @@ def train(config: ReconstructorTrainConfig | str | Path) -> Path:
 
 
 def build_network(config: ReconstructorTrainConfig) -> FaceReconstructorModel:
-    """A new network, with the trunk of a context encoder, which is ImageNet's, or the averaged one of another run."""
+    """A new network, one with the ImageNet trunk of a context encoder, or the averaged network of another run."""
     if config.init_from is None:
         return FaceReconstructorModel(**config.network)
     source = max(Path(config.init_from).glob("checkpoint-*"), default=Path(config.init_from))
@@ -303,7 +302,7 @@ def build_network(config: ReconstructorTrainConfig) -> FaceReconstructorModel:
     taught = ContextEncoderModel.from_pretrained(source)
     network.backbone.stem.load_state_dict(taught.stem.state_dict())
     network.backbone.blocks.load_state_dict(taught.blocks.state_dict())
-    network.backbone.stem.requires_grad_(False)  # edges and colours are what they are, and cost most of the time
+    network.backbone.stem.requires_grad_(False)  # edges and colours need no training, which would take most of the time
     network.backbone.blocks[:FROZEN_BLOCKS].requires_grad_(False)
     return network
 
@@ -311,7 +310,7 @@ def build_network(config: ReconstructorTrainConfig) -> FaceReconstructorModel:
 def read_renders(
     path: Path, model: MorphableModel, store: FaceStore, names: list[str], size: int, seed: int
 ) -> tuple[np.ndarray, dict[str, Tensor]]:
-    """Pictures with opacity and labels of turned heads (`head_renders`), from a file, which is made where it is not there."""
+    """Pictures with opacity and labels of turned heads (`head_renders`), from a file, which is made if it does not exist."""
     if not path.exists():
         pictures, labels = render_heads(model, store, names, math.ceil(RENDERS_A_FACE * len(names)), size, seed)
         temporary = temporary_name(path, ".npz")
@@ -322,7 +321,7 @@ def read_renders(
 
 
 def set_statistics(network: FaceReconstructorModel, labels: dict[str, Tensor], centre: Tensor, seed: int):
-    """Standardise by the mean and deviation of the labels under jitter, and say what mirroring does to them."""
+    """Set the statistics of a network from the labels under jitter, and the effect of mirroring on them."""
     rng = np.random.default_rng(seed)
     jitter = default_collate([draw_jitter(rng) for _ in labels["coefficients"]])
     coefficients = jittered_labels(labels, jitter, centre)["coefficients"]

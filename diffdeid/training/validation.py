@@ -1,4 +1,4 @@
-"""Looking at a model while it trains: error at fixed noise levels, and a grid of samples."""
+"""Observing a model while it trains: errors at fixed noise levels, and a grid of samples."""
 
 from pathlib import Path
 
@@ -15,7 +15,7 @@ LOG_SNRS = (-6.0, -3.0, -1.0, 1.0)
 
 
 def visible_sample(noisy: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """What the network may see: noise inside the mask, the picture outside."""
+    """The input of the network: noise inside the mask, the picture outside."""
     return batch["mask"] * noisy + (1 - batch["mask"]) * batch["image"]
 
 
@@ -38,7 +38,7 @@ def denoising_errors(model: nn.Module, scheduler: DDIMScheduler, batches: list[d
 
 @torch.no_grad()
 def sample_faces(model: nn.Module, scheduler: DDIMScheduler, batch: dict[str, Tensor], num_inference_steps: int = 8) -> Tensor:
-    """The erased faces filled in by DDIM from fixed noise, `(B, 3, H, W)` in [-1, 1]."""
+    """Fill in the erased faces by DDIM from fixed noise, `(B, 3, H, W)` in [-1, 1]."""
     scheduler = DDIMScheduler.from_config(scheduler.config)
     scheduler.set_timesteps(num_inference_steps, device=batch["image"].device)
     noisy = torch.randn(batch["image"].shape, generator=torch.Generator().manual_seed(0)).to(batch["image"].device)
@@ -49,7 +49,7 @@ def sample_faces(model: nn.Module, scheduler: DDIMScheduler, batch: dict[str, Te
 
 
 def save_grid(path: Path, model: nn.Module, scheduler: DDIMScheduler, batch: dict[str, Tensor]):
-    """A picture with a row per face: real, masked, render, own identity, its neighbour's identity, no identity."""
+    """Write a picture with a row per face: real, masked, render, own identity, its neighbour's identity, no identity."""
     identities = (batch["identity"], batch["identity"].roll(1, dims=0), torch.zeros_like(batch["identity"]))
     columns = [batch["image"], batch["masked_texture"][:, :3], batch["spatial_conditions"][:, 1:4]]
     columns += [sample_faces(model, scheduler, batch | {"identity": identity}) for identity in identities]

@@ -1,3 +1,3 @@
-"""For `DiffusionPipeline.from_pretrained(…, custom_pipeline="pipeline", trust_remote_code=True)`: names our class."""
+"""Names the class for `DiffusionPipeline.from_pretrained(…, custom_pipeline="pipeline", trust_remote_code=True)`."""
 
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline  # noqa: F401

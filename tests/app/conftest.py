@@ -37,7 +37,7 @@ def serve(pipeline, folders):
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(app, "CACHE", cache)
             demos.append(app.build_demo(pipeline).queue())
-        launched = demos[-1].launch(prevent_thread_lock=True, quiet=True, show_error=False, max_file_size="100mb")
+        launched = demos[-1].launch(prevent_thread_lock=True, quiet=True, show_error=False, max_file_size="100mb", css=app.CSS)
         return launched[1]
 
     yield serve
@@ -70,9 +70,20 @@ def started() -> Callable:
 @pytest.fixture(scope="package")
 def clip(astronaut, tmp_path_factory) -> Path:
     """Six frames of the demo photo, shrunk."""
-    path = tmp_path_factory.mktemp("clips") / "talk.mp4"
-    picture = np.asarray(Image.open(astronaut).resize((256, 256)))
+    return filmed(Image.open(astronaut).resize((256, 256)), tmp_path_factory.mktemp("clips") / "talk.mp4")
+
+
+@pytest.fixture(scope="package")
+def clip_of_two(astronaut, tmp_path_factory) -> Path:
+    """Six frames of two people, 256 pixels each."""
+    picture = Image.new("RGB", (512, 256))
+    for place, photo in enumerate((astronaut, astronaut.with_name("anna.jpg"))):
+        picture.paste(Image.open(photo).convert("RGB").resize((256, 256)), (256 * place, 0))
+    return filmed(picture, tmp_path_factory.mktemp("clips") / "two.mp4")
+
+
+def filmed(picture: Image.Image, path: Path) -> Path:
     with VideoWriter(path, 25) as writer:
         for number in range(6):
-            writer.write(Frame(picture, number / writer.rate))
+            writer.write(Frame(np.asarray(picture), number / writer.rate))
     return path

@@ -146,6 +146,27 @@ def test_a_video_is_uploaded_replaced_and_downloaded(open_page, clip):
     assert page.complaints() == []
 
 
+def test_somebody_in_a_video_is_left_as_they_are_but_nobody_in_the_next(open_page, clip, clip_of_two):
+    page = open_page(width=390)
+    page.button("Video").click()
+    page.upload(clip_of_two, shown="video")
+    page.button("Find people").click()
+    page.wait(lambda: len(page.shown("input[type=checkbox]")) == 2)
+    page.wait(lambda: len(page.shown("button.thumbnail-item")) == 2)
+    page.shown("input[type=checkbox]")[0].click()
+    page.button("De-identify").click()
+    told = lambda: " ".join(element.text for element in page.shown(".prose"))  # noqa: E731
+    page.wait(lambda: "Person 1 was left unchanged, as you chose." in told() and "Person 2 is somebody else" in told())
+    assert page.driver.execute_script("return document.documentElement.scrollWidth") <= 390
+    page.screenshot("video-people-phone")
+    page.shown("button[aria-label='Clear']")[0].click()
+    page.wait(lambda: not page.shown("input[type=checkbox]"))
+    page.upload(clip, shown="video")
+    page.button("De-identify").click()
+    page.wait(lambda: "Person 1 is somebody else" in told())
+    assert "as you chose" not in told() and page.complaints() == []
+
+
 def test_an_example_is_clicked_and_the_files_go_with_the_page(open_page, folders):
     page = open_page()
     page.wait(lambda: page.shown("button.gallery-item"))[1].click()

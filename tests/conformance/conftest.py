@@ -1,9 +1,9 @@
-"""diffusers' own test suite, which no package holds: `DIFFUSERS_TESTS_DIR` names the `tests` folder of a checkout.
+"""diffusers' own test suite, which is in no package: `DIFFUSERS_TESTS_DIR` names the `tests` folder of a checkout.
 
     DIFFUSERS_TESTS_DIR=…/diffusers/tests python -m pytest tests/conformance
 
-It imports relatively, so that it can go by another name beside our own `tests`. Without the variable all of this is skipped.
-With the pipelines' part as of commit 02aaed7, diffusers 0.42.1 and no accelerator: 72 passed, 83 skipped, most for want of one.
+Its imports are relative, so it can have another name beside our own `tests`. Without the variable all of this is skipped. With
+the pipelines' part as of commit 02aaed7, diffusers 0.42.1 and no GPU, 72 tests passed and 83 were skipped, most for lack of one.
 """
 
 import os

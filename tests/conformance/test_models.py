@@ -1,4 +1,4 @@
-"""Our models in diffusers' suite; not those whose outputs it does not know: lists (texture), ρ (reconstructor), faces."""
+"""Our models in diffusers' suite, except those with outputs that it does not know: lists (texture), ρ (reconstructor), faces."""
 
 import pytest
 import torch

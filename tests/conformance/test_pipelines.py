@@ -1,4 +1,4 @@
-"""Our pipelines in diffusers' suite; what does not apply says why. `DiffDeIDVideoPipeline` writes files, as none there does."""
+"""Our pipelines in diffusers' suite; skipped tests say why. It has no place for `DiffDeIDVideoPipeline`, which writes files."""
 
 from functools import cache
 

@@ -83,7 +83,7 @@ def run_network(state, x) -> torch.Tensor:
 
 
 def frame_of(crops: torch.Tensor) -> torch.Tensor:
-    """What Deep3DFaceRecon sees of crops `(B, 3, H, H)`: 224 pixels, of which 203 show the crop, 17 too high."""
+    """The input of Deep3DFaceRecon for crops `(B, 3, H, H)`: 224 pixels, of which 203 show the crop, 17 pixels too high."""
     size = crops.shape[-1]
     column = (torch.arange(224) + 0.5 - 112) * size / 203 + size / 2 - 0.5
     grid = torch.meshgrid(column + 17 * size / 203, column, indexing="ij")
@@ -271,7 +271,7 @@ def test_a_file_of_another_kind_is_refused_in_one_line(basel, tmp_path, content)
     (tmp_path / "epoch_20.pth").write_bytes(content)
     arguments = ["convert", "d3dfr", str(tmp_path / "epoch_20.pth"), str(tmp_path / "out"), "--morphable-model", str(basel)]
     result = CliRunner().invoke(app, arguments)
-    assert result.exit_code == 1 and "is no file that torch reads" in result.output and len(result.output.splitlines()) == 1
+    assert result.exit_code == 1 and "is not a file that torch reads" in result.output and len(result.output.splitlines()) == 1
 
 
 def test_our_own_head_is_refused(tmp_path):

@@ -1,4 +1,4 @@
-"""A batch gives what its faces give alone, and nothing waits for the host but where it says so."""
+"""A batch gives what its faces give alone, and tensors are copied to the host only by `on_host`."""
 
 import sys
 from pathlib import Path
@@ -10,10 +10,14 @@ from PIL import Image
 from torch.overrides import TorchFunctionMode
 
 import diffdeid
-from diffdeid import DeidentifyOptions, DiffDeIDVideoPipeline
+from diffdeid import DeidentifyOptions, DiffDeIDVideoPipeline, FileOptions, VideoOptions
+from diffdeid.batch import How, run
+from diffdeid.detection import describe
 from diffdeid.engine.faces import Engine
+from diffdeid.face_lists import PictureList
 from diffdeid.geometry import pixels
 from diffdeid.models.face_analyser import FaceAnalyserModel
+from diffdeid.planning import plan
 from diffdeid.stages.identity import face_generators
 from diffdeid.structures import FaceJob
 from tests.conftest import ROOT
@@ -25,7 +29,7 @@ OPTIONS = DeidentifyOptions(num_inference_steps=2)
 
 
 class HostCopies(TorchFunctionMode):
-    """Notes where our own code asks for the values of tensors, and how often `on_host` does."""
+    """Records where our own code asks for the values of tensors, and how often `on_host` is called."""
 
     def __init__(self):
         super().__init__()
@@ -72,7 +76,7 @@ def go_round(engine: Engine, jobs: list[FaceJob]) -> list:
 
 
 def test_a_batch_of_frames_gives_what_its_frames_give_alone(astronaut, monkeypatch):
-    """But for roundings, as for photos (`test_a_list_gives_what_singles_give`); the filter hands them on."""
+    """Apart from rounding, as for photos (`test_a_list_gives_what_singles_give`); the filter passes it on."""
     pipe = DiffDeIDVideoPipeline.from_pretrained(ROOT / "weights/diffdeid", reconstructor=None)
     photo = np.asarray(Image.open(astronaut).convert("RGB"))
     frames, made = [np.roll(photo, number, axis=1) for number in range(8)], {}
@@ -85,7 +89,7 @@ def test_a_batch_of_frames_gives_what_its_frames_give_alone(astronaut, monkeypat
 
 
 def test_no_stage_copies_to_the_host_except_where_it_says_so(engine, jobs):
-    """An accelerator would wait each time. So it is once a batch, but for the people, who are drawn face by face."""
+    """An accelerator would wait at each copy. So there is one for each batch, except for people, who are drawn face by face."""
     counts = {}
     for number in (1, 3):
         with HostCopies() as copies:
@@ -94,3 +98,27 @@ def test_no_stage_copies_to_the_host_except_where_it_says_so(engine, jobs):
         counts[number] = copies.count
     per_face = 3  # seeds, which the host draws; whether K holds attributes; and who of those drawn is far enough
     assert counts[1] > per_face and counts[3] == counts[1] + 2 * per_face
+
+
+def test_faces_of_several_photos_share_batches_and_look_as_they_do_alone(pipeline, astronaut, tmp_path, monkeypatch):
+    """Those of two photos that are searched, and those of two that are listed."""
+    portrait, known, sizes = Image.open(astronaut).convert("RGB").crop((100, 0, 356, 256)), {}, {}
+    for number in range(4):
+        portrait.crop((number, 0, 248 + number, 248)).save(tmp_path / f"{number}.png")
+        if number >= 2:
+            (face,) = pipeline.detect_faces(np.asarray(portrait.crop((number, 0, 248 + number, 248))))
+            known[(tmp_path / f"{number}.png").resolve()] = PictureList((describe(face, 1, 0.7),))
+    how = How(VideoOptions(num_inference_steps=1), FileOptions(), existing="replace", seed=3, verify=False)
+    made = {}
+    for most in (1, 4):
+        monkeypatch.setattr(Engine, "mixed_batch_size", most)
+        sizes[most] = []
+        seen = pipeline.unet.register_forward_pre_hook(lambda _, given, most=most: sizes[most].append(len(given[0])))
+        records = [
+            record for one in run(lambda _: pipeline, plan([str(tmp_path)], None, 1), how, known, at_once=most) for record in one
+        ]
+        seen.remove()
+        assert [record["status"] for record in records] == ["ok"] * 4
+        made[most] = np.stack([np.asarray(Image.open(record["output"])).astype(int) for record in records])
+    assert sizes == {1: [1] * 4, 4: [2] * 2}
+    assert np.abs(made[1] - made[4]).max() <= 2

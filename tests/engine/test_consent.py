@@ -13,7 +13,19 @@ from hypothesis import strategies as st
 from PIL import Image
 
 from diffdeid import Consent, DiffDeIDPipeline, DiffDeIDVideoPipeline, ImageError, VideoReader, VideoWriter
-from diffdeid.engine.consent import MOST_HIDDEN, RIVAL, SURELY_OTHERS, SURELY_THEM, Kept, is_shared, why_unclear
+from diffdeid.engine.consent import (
+    DOUBTED,
+    HIDDEN,
+    MOST_HIDDEN,
+    NEAR,
+    RIVAL,
+    SHARED,
+    SURELY_OTHERS,
+    SURELY_THEM,
+    Kept,
+    is_shared,
+    why_unclear,
+)
 from diffdeid.engine.faces import Engine
 from diffdeid.engine.watch import Watch
 from diffdeid.io.video_reader import Frame
@@ -35,6 +47,10 @@ def at(distance, axis=0, towards=5):
     """A unit vector at 1 - cosine from an axis."""
     cosine = np.float32(1 - distance)
     return cosine * AXES[axis] + np.sqrt(1 - cosine**2) * AXES[towards]
+
+
+def stays(verdict) -> bool:
+    return isinstance(verdict, Kept)
 
 
 def knowing(mode="keep", **people) -> Consent:
@@ -98,7 +114,8 @@ def test_who_agreed_stays_and_nobody_else(pipe, ben, group):
     assert same[0] == 1 and max(same[1:]) < 0.05
     (kept, *others) = reports
     assert kept.person == "ben" and 0 < kept.margin <= SURELY_THEM and kept.level is kept.identity_distance is kept.reason is None
-    assert all(report.person is report.margin is None for report in others)
+    assert all(report.person is report.margin is None and report.not_kept == DOUBTED for report in others)
+    assert kept.not_kept is None
 
 
 def test_all_but_some_stay(pipe, ben, group):
@@ -161,7 +178,7 @@ def test_blurred_and_hidden_faces_do_not_stay(pipe, ben, group, mode):
     hidden[(y0 + y1) // 2 : y1, x0:x1] = (150, 190, 220)  # a mask
     consent = replace(ben, mode=mode)
     shown = [consent.staying(pipe.engine, one, faces, [], 0) for one in (picture, cv2.GaussianBlur(picture, (0, 0), 3), hidden)]
-    assert [len(one) for one in shown] == [1, 0, 0]
+    assert isinstance(shown[0][0], Kept) and shown[1][0] == shown[2][0] == HIDDEN
 
 
 def test_only_clear_views_count(pipe, group):
@@ -178,11 +195,11 @@ def test_only_clear_views_count(pipe, group):
 def test_a_face_that_may_have_another_one_in_it_does_not_stay(pipe, ben, group):
     picture = group[:, :208]
     faces = pipe.detect_faces(picture)
-    (number,) = ben.staying(pipe.engine, picture, faces, faces, 0)
+    (number,) = [number for number, one in enumerate(ben.staying(pipe.engine, picture, faces, faces, 0)) if isinstance(one, Kept)]
     middle, size = faces[number].landmarks[:, :2].mean(0), 0.2 * np.ptp(faces[number].landmarks[:, 1])
     inside = Face(np.float32([*(middle - size), *(middle + size)]), 0.4)
     assert is_shared(faces[number], [inside], faces) and not is_shared(faces[number], faces, faces)
-    assert ben.staying(pipe.engine, picture, faces, [*faces, inside], 0) == {}
+    assert ben.staying(pipe.engine, picture, faces, [*faces, inside], 0)[number] == SHARED
 
 
 # Decisions
@@ -192,11 +209,19 @@ def test_a_face_that_may_have_another_one_in_it_does_not_stay(pipe, ben, group):
 def test_a_face_stays_within_the_limit_only(near):
     kept, left = knowing().judge(at(near)), knowing("only").judge(at(near))
     if abs(near - SURELY_THEM) > 1e-4:
-        assert (kept is not None) == (near < SURELY_THEM)
-        assert kept is None or (kept.person == "anna" and kept.margin == pytest.approx(SURELY_THEM - near, abs=1e-5))
+        assert stays(kept) == (near < SURELY_THEM)
+        assert not stays(kept) or (kept.person == "anna" and kept.margin == pytest.approx(SURELY_THEM - near, abs=1e-5))
     if abs(near - SURELY_OTHERS) > 1e-4:
-        assert (left is not None) == (near > SURELY_OTHERS)
-    assert kept is None or left is None
+        assert stays(left) == (near > SURELY_OTHERS)
+    assert not (stays(kept) and stays(left))
+
+
+@given(near=st.floats(0, 2))
+def test_a_reason_names_only_who_is_near_and_agreed(near):
+    """Of everybody else it is the same, and of those who are not to be seen nobody is named."""
+    kept, left = knowing().judge(at(near)), knowing("only").judge(at(near))
+    assert stays(kept) or ("anna" in kept if near < NEAR - 1e-4 else kept == DOUBTED or near < NEAR + 1e-4)
+    assert stays(left) or left == DOUBTED
 
 
 @given(embedding=unit, hidden=st.one_of(st.floats(0, 1), st.just(np.nan)), wrong=st.sampled_from([np.nan, np.inf, -np.inf]))
@@ -206,28 +231,31 @@ def test_what_is_no_number_or_hidden_never_stays(embedding, hidden, wrong):
     for mode in ("keep", "only"):
         consent = knowing(mode, anna=[AXES[0]], ben=[AXES[1]])
         if not hidden <= MOST_HIDDEN:
-            assert consent.judge(AXES[0], hidden) is None and consent.judge(AXES[9], hidden) is None
+            assert consent.judge(AXES[0], hidden) == consent.judge(AXES[9], hidden) == HIDDEN
         face[7] = wrong
-        assert consent.judge(face) is None
+        assert consent.judge(face) == DOUBTED
 
 
 def test_more_photos_make_nobody_nearer_than_the_mean():
     """Somebody near to one odd photo alone does not stay; in the other mode one photo is enough to be hidden."""
     photos = [AXES[0], AXES[1], AXES[0]]
-    assert knowing(anna=photos).judge(AXES[1]) is None and knowing(anna=[AXES[1]]).judge(AXES[1]) is not None
-    assert knowing("only", anna=photos).judge(AXES[1]) is None and knowing("only", anna=photos).judge(AXES[2]) is not None
+    assert not stays(knowing(anna=photos).judge(AXES[1])) and stays(knowing(anna=[AXES[1]]).judge(AXES[1]))
+    assert not stays(knowing("only", anna=photos).judge(AXES[1])) and stays(knowing("only", anna=photos).judge(AXES[2]))
 
 
 def test_who_is_between_two_people_is_neither():
     consent = knowing(anna=[AXES[0]], ben=[at(0.3)])
-    assert consent.judge(at(0.1)) is None and consent.judge(AXES[0]).person == "anna"
+    assert consent.judge(at(0.1)) == "it looks like ben, and nearly as much like anna"
+    assert consent.judge(AXES[0]).person == "anna"
 
 
 def test_of_two_alike_the_nearer_one_stays_if_the_other_is_far():
     consent, verdicts = knowing(), {0: Kept("anna", 0.1), 1: Kept("anna", 0.05)}
     for distance, left in ((0.05 + RIVAL / 2, []), (0.06 + RIVAL, [0])):
-        assert list(consent.without_rivals(verdicts, {0: at(0.05), 1: at(distance)})) == left
-    assert list(consent.without_rivals({0: verdicts[0]}, {0: at(0.05), 1: at(0.06)})) == []  # whatever is said of the other
+        judged = consent.without_rivals(verdicts, {0: at(0.05), 1: at(distance)})
+        assert [number for number, verdict in judged.items() if stays(verdict)] == left
+    (reason,) = consent.without_rivals({0: verdicts[0]}, {0: at(0.05), 1: at(0.06)}).values()  # whatever is said of the other
+    assert reason == "another face beside it looks as much like anna"
 
 
 def test_a_digest_is_of_the_whole_choice():
@@ -314,38 +342,43 @@ def watched(pipe, group, monkeypatch):
 
 
 def test_a_track_stays_by_its_mean_if_no_view_contradicts(watched):
-    for story, stays in (
-        ([at(0.05)] * 8 + [at(0.45)], True),  # single views may be farther than the limit of a photo
-        ([at(0.4)] * 9, False),  # but not their mean
-        ([at(0.05)] * 40 + [at(0.6)], False),  # somebody else in the end
-        ([at(0.05)] * 40 + [np.nan * AXES[0]], False),
-        ([at(0.9)] * 3, False),
+    for story, reason in (
+        ([at(0.05)] * 8 + [at(0.45)], None),  # single views may be farther than the limit of a photo
+        ([at(0.2)] * 9, "it looks like anna, but not surely enough"),  # but not their mean
+        ([at(0.4)] * 9, DOUBTED),
+        ([at(0.05)] * 40 + [at(0.6)], "it looks like anna in some frames, but not in all"),
+        ([at(0.05)] + [at(0.44)] * 9, "it looks like anna in some frames, but not in all"),
+        ([at(0.05)] * 40 + [np.nan * AXES[0]], "it looks like anna in some frames, but not in all"),
+        ([np.nan * AXES[0]] * 9, DOUBTED),
+        ([at(0.9)] * 3, DOUBTED),
     ):
         watch, (track,) = watched(knowing(), story)
-        assert (watch.kept(track) is not None) == stays
-        assert not stays or watch.kept(track).person == "anna"
+        assert watch.verdict(track) == reason or (reason is None and watch.verdict(track).person == "anna")
+    watch, (track,) = watched(knowing(), [at(0.05)] * 9, hidden=0.5)
+    assert watch.verdict(track) == HIDDEN
 
 
 def test_all_but_some_stay_in_videos(watched):
-    for story, stays in (
+    for story, left in (
         ([at(1.0), at(0.7), at(1.0)], True),
         ([at(0.7)] * 9, False),
         ([at(1.0)] * 40 + [at(0.4)], False),
     ):
         watch, (track,) = watched(knowing("only"), story)
-        assert (watch.kept(track) is not None) == stays
-    watch, (track,) = watched(knowing("only"), [at(1.0)] * 9, hidden=0.5)
-    assert watch.kept(track) is None
+        assert stays(watch.verdict(track)) == left
+    for distance in (1.0, 0.4):  # the reason does not tell which of them may be Anna
+        watch, (track,) = watched(knowing("only"), [at(distance)] * 9, hidden=0.5)
+        assert watch.verdict(track) == HIDDEN
 
 
 def test_of_two_tracks_in_the_same_frames_one_person_is_at_most_one(watched):
     watch, tracks = watched(knowing(), [at(0.1)] * 4, [at(0.12)] * 4)
-    assert [watch.kept(track) for track in tracks] == [None, None]
+    assert [watch.verdict(track) for track in tracks] == ["another face beside it looks as much like anna"] * 2
     watch, tracks = watched(knowing(), [at(0.1)] * 4, [at(0.7)] * 4)
-    assert [watch.kept(track) is not None for track in tracks] == [True, False]
+    assert [stays(watch.verdict(track)) for track in tracks] == [True, False]
     apart = [at(0.1)] * 2 + [None] * 2, [None] * 2 + [at(0.12)] * 2
     watch, tracks = watched(knowing(), *apart)  # the same person again
-    assert all(watch.kept(track) for track in tracks)
+    assert all(stays(watch.verdict(track)) for track in tracks)
 
 
 def test_a_face_is_trusted_for_a_second_about_clear_views_unless_it_was_lost(watched):
@@ -356,7 +389,7 @@ def test_a_face_is_trusted_for_a_second_about_clear_views_unless_it_was_lost(wat
         track.put(frame, face, "found")
     for frame in (8, 9):
         track.put(frame, face, "interpolated")
-    assert watch.kept(track).person == "anna"
+    assert watch.verdict(track).person == "anna"
     assert [frame for frame in range(12) if watch.trusts(track, frame)] == [0, 1, 2, 3, 4, 5]
     lost, (track,) = watched(knowing(), [at(0.1)] * 2 + [None] * 2 + [at(0.1)] * 2)
     for frame in (2, 3):
@@ -387,11 +420,12 @@ def test_in_a_video_who_agreed_stays_in_every_frame(pipe, ben, group, tmp_path, 
     (kept,) = [report for report in reports if report.method == "kept"]
     assert kept.person == "ben" and kept.margin > 0 and kept.kept == [(0, 5)] and not kept.found + kept.covered
     assert len(reports) > 1 and all(report.person is None and not report.kept for report in reports if report is not kept)
+    assert kept.not_kept is None and all(report.not_kept for report in reports if report is not kept)
     before, after = ([frame.picture.astype(int) for frame in VideoReader(tmp_path / name)] for name in ("a.mp4", "b.mp4"))
     differences = [np.abs(one - other)[50:140] for one, other in zip(before, after, strict=True)]
     assert all(one[:, 60:150].mean() < 4 and one[:, 268:358].mean() > 8 for one in differences)
 
 
 def test_a_stream_cannot_tell_who_stays(pipe, ben, group):
-    with pytest.raises(ValueError, match="knows no list of `faces` and no `consent`"):
+    with pytest.raises(ValueError, match="cannot use a list of `faces` or a `consent`"):
         list(DiffDeIDVideoPipeline.sharing(pipe).stream([group], consent=ben))

@@ -1,4 +1,4 @@
-"""Faces of frames: which are painted, which covered. The face analyser is the real one."""
+"""Which faces of frames are painted, and which are covered. The face analyser is the real one."""
 
 import math
 from dataclasses import replace
@@ -38,7 +38,7 @@ def analyser() -> FaceAnalyserModel:
 
 @pytest.fixture(scope="module")
 def engine() -> Engine:
-    """Accepts whatever it paints, for it does not look whether that is a face."""
+    """An engine that accepts whatever it paints, because it does not check whether that is a face."""
     return tiny_pipeline().engine
 
 
@@ -57,7 +57,7 @@ def stand_in(engine, job) -> StandIn:
 
 @torch.no_grad()
 def rendered(engine, job, stand_in, count=1, size=1):
-    """Outcomes of the same face in frames that follow each other, so many at a time."""
+    """Outcomes of the same face in consecutive frames, in groups of a given size."""
     known = stand_in, -stand_in.identity.embedding, False, job.face.doubt
     temporal_filter = TemporalFilter(rate=10)
     jobs = [FrameJob(job.picture, [(job.face, Appearance(*known, frame, temporal_filter))]) for frame in range(count)]
@@ -101,12 +101,13 @@ def test_a_face_that_fails_again_and_again_stays_covered_for_a_moment(engine, jo
     monkeypatch.setattr(Engine, "verify", fail)
     outcomes = rendered(engine, job, stand_in, 8, size)
     assert [isinstance(outcome, Replaced) for outcome in outcomes] == [True, True, False, True, False, False, False, True]
-    assert [outcomes[frame].reason for frame in (2, 4, 5, 6)] == ["failed"] * 2 + ["it had to be covered again and again"] * 2
+    reasons = [outcomes[frame].reason for frame in (2, 4, 5, 6)]
+    assert reasons == ["failed"] * 2 + ["it had to be covered in frames shortly before"] * 2
 
 
 @torch.no_grad()
 def test_features_may_stray_farther_where_landmarks_are_doubtful(engine, job, stand_in, monkeypatch):
-    """Faces whose doubts differ are judged together."""
+    """Faces with different doubts are checked together."""
     verify, given, limits = Engine.verify, [], []
     monkeypatch.setattr(Engine, "verify", lambda self, *some: given.append(some[-2:]) or verify(self, *some))
     monkeypatch.setattr(components, "allowed_straying", lambda *some: limits.append(some[1:]) or allowed_straying(*some))

@@ -1,4 +1,4 @@
-"""A face that was found leaves the program de-identified or covered, whatever goes wrong. The detector and the mesh are real."""
+"""Every found face leaves the program de-identified or covered, whatever goes wrong. The detector and the mesh are real."""
 
 from dataclasses import replace
 
@@ -39,7 +39,7 @@ def photo(astronaut) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def tiny() -> DiffDeIDPipeline:
-    """Accepts whatever it paints, so that failures decide."""
+    """An engine that accepts whatever it paints, so that only failures matter."""
     return tiny_pipeline()
 
 
@@ -82,7 +82,7 @@ def kept(before: np.ndarray, after: np.ndarray, face: Face) -> float:
 @example(sizes=[60.0] * 3, seed=2, failing={"denoise"}, every=1, broken=True)
 @example(sizes=[26.0], seed=0, failing={"mask_crops", "place"}, every=2, broken=True)  # nothing seems to be erased
 def test_no_found_face_keeps_its_pixels(tiny, analyser, photo, sizes, seed, failing, every, broken):
-    """Random crowds, and stages that raise, or give numbers that are none, at every so many calls."""
+    """Random crowds, with stages that raise or give NaN in some of their calls."""
     picture = crowd(photo, sizes, seed)
     faces, calls = analyser(picture), []
 
@@ -157,7 +157,7 @@ def test_a_face_with_degenerate_landmarks_is_covered_and_its_neighbour_replaced(
 
 
 def test_landmarks_that_break_a_stage_cover_one_face(tiny, analyser, photo):
-    """All at one point inside of the box."""
+    """All landmarks are at one point inside of the box."""
     picture = np.concatenate([photo, photo], axis=1)
     one, other = analyser(picture)
     spread = (one.landmarks - one.landmarks.mean(0)) * np.float32([1, 0, 1]) + one.landmarks.mean(0)  # a line
@@ -170,13 +170,13 @@ def test_landmarks_that_break_a_stage_cover_one_face(tiny, analyser, photo):
 
 @pytest.mark.parametrize("box", [[0, 0, np.nan, 10], [40, 40, 10, 10], [0, 0, 10], [5, 5, 5, 9]])
 def test_a_face_whose_place_is_not_known_is_refused(tiny, photo, box):
-    """Of x, y, width and height, a cover would hide nothing."""
+    """If a box is given as x, y, width and height, a cover would hide nothing."""
     with pytest.raises(ValueError, match="four finite numbers"):
         tiny(photo, faces=[Face(np.float32(box))])
 
 
 def test_nothing_of_a_covered_face_is_left_beside_a_new_face(tiny, analyser, photo):
-    """Whichever face comes first. What the new face replaced stays."""
+    """The order of the faces does not matter. Pixels that the new face replaced stay."""
     (face,) = analyser(photo)
     blind = replace(face, box=face.box + np.float32([25, 0, 25, 0]), landmarks=None, iris=None)
     for faces in ([face, blind], [blind, face]):

@@ -1,4 +1,4 @@
-"""Solvers remember their last steps; faces and people that are made at the same time must not take part in it."""
+"""Solvers remember their last steps, so faces and people that are made at the same time must not share one."""
 
 from dataclasses import replace
 

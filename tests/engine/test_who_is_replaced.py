@@ -1,4 +1,4 @@
-"""Heads that are turned away beside those that are not, and what is not given a new face at all."""
+"""Heads that are turned away beside those that are not, and faces that are not replaced at all."""
 
 from dataclasses import replace
 
@@ -43,7 +43,7 @@ def both(engine, job) -> FaceBatch:
 
 @pytest.fixture(scope="module")
 def painted(both) -> list[Painted]:
-    """The photo itself, as if somebody had painted it a hundredth of a crop beside its place."""
+    """The photo itself, as if it had been painted a hundredth of a crop beside its place."""
     marks = both.landmarks[0, :, :2] + np.float32([0.01 * both.images.shape[-1], 0])
     marks = np.concatenate([marks, marks[[159, 386]]])
     return [Painted(both.pick([row]), both.images[row], marks, torch.ones(9, *both.images.shape[2:])) for row in range(2)]

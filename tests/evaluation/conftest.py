@@ -1,4 +1,4 @@
-"""People of nobody: the demo photo with sampled identities, two photos each."""
+"""Invented people: the demo photo with sampled identities, two photos of each."""
 
 import shutil
 from pathlib import Path
@@ -16,7 +16,7 @@ PEOPLE = 8
 
 @pytest.fixture(scope="session")
 def panel() -> Judges:
-    """The networks that ship."""
+    """The released networks."""
     return judges(str(ROOT / "weights/diffdeid"), ROOT / "weights/evaluators")
 
 

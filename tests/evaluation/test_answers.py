@@ -1,4 +1,4 @@
-"""The numbers that matter, of made-up ones."""
+"""The answers from made-up numbers."""
 
 import json
 from pathlib import Path

@@ -69,7 +69,7 @@ def test_pictures_of_one_person_are_linked_by_what_they_share(rng, leak):
 
 
 def test_alarms_are_false_in_few_of_the_cases_where_nothing_leaks():
-    """Photos of one person have something in common that others of it do not have: no reason for an alarm."""
+    """Photos of one person may share something that other photos of the person do not have: no reason for an alarm."""
     raised = []
     for rng in map(np.random.default_rng, range(15)):
         first = unit(noise(rng, 30) + np.tile(noise(rng, 15), (2, 1)))
@@ -99,13 +99,13 @@ def test_averaging_of_noise_is_chance_though_the_best_of_three_counts(rng):
 
 
 def first_beyond(bound, drawn, source):
-    """What the pipeline does: the first identity of `(n, d)` beyond a bound."""
+    """The pipeline's choice: the first identity of `(n, d)` beyond a bound."""
     return drawn[(1 - drawn @ source >= bound).argmax()]
 
 
 @pytest.mark.parametrize(("bound", "leaks"), [(0.0, False), (1.1, True)])
 def test_a_bound_that_refuses_many_is_an_alarm_and_one_that_refuses_few_is_not(rng, bound, leaks):
-    """Of results that show their identity perfectly; in 128 dimensions strangers are at distances of 1 ± .09."""
+    """Results show their identity perfectly; in 128 dimensions strangers are at distances of 1 ± 0.09."""
     gallery, drawn = noise(rng, 40), noise(rng, 40, 5, 60)
     candidates = np.stack(
         [[first_beyond(bound, row, source) for row in rows] for rows, source in zip(drawn, gallery, strict=True)]
@@ -203,7 +203,7 @@ def test_replaying_the_seed_finds_for_whom_an_identity_was_chosen(source, attrib
 @pytest.mark.parametrize("attributes", ["context", "any", "source"])
 @pytest.mark.parametrize("attempts", [1, 3])
 def test_the_replay_draws_whom_the_pipeline_draws(astronaut, source, monkeypatch, attributes, attempts):
-    """Whatever is drawn in between: the attack would be void, and nobody would see it."""
+    """If other draws got in between, the attack would be void, and nobody would see it."""
     pipe, limit = tiny_pipeline(identity_limit=0.5), 0.5
     perturb(pipe.lds)
     taken = []
@@ -238,7 +238,7 @@ def test_inversion_gives_a_face_in_place_of_the_result(astronaut):
 
 @torch.no_grad()
 def test_inversion_finds_the_noise(astronaut):
-    """Forwards as the same person, it gives the same person: else the attack would be void, and nobody would see it."""
+    """Forwards as the same person, it gives the same person; otherwise the attack would be void, and nobody would see it."""
     pipe = DiffDeIDPipeline.from_pretrained(ROOT / "weights/diffdeid", reconstructor=None)
     pipe.set_progress_bar_config(disable=True)
     picture, options = np.asarray(read_image(astronaut).image), DeidentifyOptions(num_inference_steps=50, attributes="any")

@@ -1,4 +1,4 @@
-"""Clips of the demo photo under a moving camera, left alone and covered; and faces that are followed by made-up detectors."""
+"""Clips of the demo photo under a moving camera, unchanged and covered; and tracks from made-up detectors."""
 
 from pathlib import Path
 from types import SimpleNamespace
@@ -175,7 +175,7 @@ class Detector:
 
 
 def tracks_of(*moments: list[tuple[int, int]], hidden: dict[int, list[tuple[int, int]]] | None = None) -> list[list[int]]:
-    """In which tracks the faces, in the order of x, are in each frame."""
+    """The tracks of the faces of each frame, in the order of x."""
     examiner, tracks, numbers = Detector(), [], []
     for number, faces in enumerate(moments):
         examiner.faces, examiner.hidden = faces, (hidden or {}).get(number, [])

@@ -37,14 +37,14 @@ def by_name(evaluation):
 
 @pytest.fixture(scope="module")
 def leaking(people, panel, tmp_path_factory):
-    """Noise was added, nobody is de-identified."""
+    """Results in which only noise was added, and nobody is de-identified."""
     folder = results_of(people, tmp_path_factory.mktemp("leak") / "noise", with_noise)
     return evaluate_pair(people, folder, panel, "names")
 
 
 @pytest.fixture(scope="module")
 def shuffled(people, panel, tmp_path_factory):
-    """Everybody got the face of the next person."""
+    """Results in which everybody has the face of the next person."""
     folder = tmp_path_factory.mktemp("shuffle") / "shuffled"
 
     def change(photo, number):
@@ -184,7 +184,7 @@ def test_a_face_that_was_only_compressed_is_untouched(astronaut, quality, tmp_pa
 
 
 def crowd(*onlookers, leak, people=30):
-    """Everybody's gallery photo and probe; what the surroundings tell is noise, and who they are where there is a leak."""
+    """A gallery photo and a probe of everybody; surroundings are noise, plus the person's identity if there is a leak."""
     rng = np.random.default_rng(0)
     identities = rng.normal(size=(people, 128))
 

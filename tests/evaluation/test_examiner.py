@@ -1,4 +1,4 @@
-"""What the examiner says of heads whose pose, gaze and expression are known because they are rendered."""
+"""The examiner on rendered heads, whose pose, gaze and expression are known."""
 
 import shutil
 from dataclasses import replace
@@ -58,7 +58,7 @@ def test_a_turned_head_is_measured_in_degrees(panel, draw, yaw):
 
 
 def test_shifted_irises_are_measured_as_gaze(panel, draw):
-    """The attention mesh sees about half of how far the irises of a render are shifted."""
+    """The attention mesh sees about half of the shift of the irises in a render."""
     left, middle, right = (examined(panel, draw(gaze=gaze)).coefficients for gaze in (-0.12, 0, 0.12))
     distances = coefficient_distances(left, right)
     assert distances["GAZE"] == pytest.approx(0.5 * 2**0.5 * 0.24, rel=0.3)
@@ -107,13 +107,13 @@ def test_a_graph_of_another_kind_is_refused():
 def test_missing_networks_are_named(tmp_path):
     with pytest.raises(AssetNotFoundError, match="faceplugin.onnx"):
         Examiner(ROOT / "weights/diffdeid", tmp_path)
-    with pytest.raises(AssetNotFoundError, match="packages come without them.*--evaluators"):
+    with pytest.raises(AssetNotFoundError, match="Packages lack it.*--evaluators"):
         Examiner(ROOT / "weights/diffdeid", tmp_path / "none")
 
 
 @pytest.fixture(scope="module")
 def released(tmp_path_factory):
-    """The models that ship, with a small context encoder."""
+    """The released models, with a small context encoder."""
     folder = tmp_path_factory.mktemp("released")
     for part in (ROOT / "weights/diffdeid").iterdir():
         if part.name != "context_encoder":

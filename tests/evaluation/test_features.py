@@ -9,7 +9,7 @@ from diffdeid.evaluation.run import Judges, evaluate_pair
 
 
 class MeanColour(nn.Module):
-    """Has the interface of the published file, and is no network."""
+    """Has the interface of the published file, but is not a network."""
 
     def forward(self, pictures: Tensor, return_features: bool = False) -> Tensor:
         assert return_features and pictures.dtype == torch.uint8

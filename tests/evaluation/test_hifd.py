@@ -1,4 +1,4 @@
-"""The package `hifd` reads what is exported for it, and finds what must be found."""
+"""The package `hifd` reads the export, and finds the expected scores."""
 
 import json
 import shutil

@@ -62,7 +62,7 @@ def test_a_picture_without_a_face_stays_as_it_is(pipeline, tmp_path):
 
 
 def test_the_tool_deface_is_run_when_it_is_installed(pipeline, pictures, tmp_path, monkeypatch):
-    """By a stand-in of the same command line: it writes `<stem>_anonymized.png` beside each input."""
+    """A stand-in with the same command line is used: it writes `<stem>_anonymized.png` beside each input."""
     tool = tmp_path / "bin/deface"
     tool.parent.mkdir()
     tool.write_text('#!/bin/sh\nfor file in "$@"; do cp "$file" "${file%.png}_anonymized.png"; done\n')

@@ -1,4 +1,4 @@
-"""What `diffdeid evaluate` writes, of made-up numbers and pictures of noise."""
+"""The output of `diffdeid evaluate`, for made-up numbers and pictures of noise."""
 
 import csv
 import json
@@ -10,6 +10,7 @@ import pytest
 
 from diffdeid.evaluation.examiner import FILTER, ExaminedFace
 from diffdeid.evaluation.report import MARK, from_json, table, to_json, write_report
+from diffdeid.evaluation.run import publish
 from diffdeid.evaluation.structures import Evaluation, ExaminedPair, Metric, Scores
 from diffdeid.structures import Face
 
@@ -69,6 +70,13 @@ class Page(HTMLParser):
 def report(folder, *evaluations, title="Report", **options):
     write_report(folder, title, list(evaluations), **options)
     return (folder / "report.html").read_text(encoding="utf-8")
+
+
+@pytest.mark.parametrize(("count", "words"), [(1, "Only 1 picture with"), (9, "Only 9 pictures with"), (10, "")])
+def test_few_pictures_are_said_to_tell_nothing(tmp_path, count, words):
+    evaluations = [made_up(count=count), made_up(count=10)]
+    for text in (publish(evaluations, None, False), Page(report(tmp_path, *evaluations)).text):
+        assert ("say nothing about the method" in text) == bool(words) and words in text
 
 
 def test_table_reads_well():
@@ -172,7 +180,7 @@ def test_a_clip_has_a_table_of_frames_and_curves(tmp_path):
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory):
-    """One report for many looks, since figures take time."""
+    """One report for many tests, because figures take time."""
     evaluations = [made_up(), made_up(NASTY)]
     evaluations[0].pairs[4].numbers["cosine to the source [faceplugin]"] = 0.9
     evaluations[0].pairs[5].numbers[f"cosine to the source [{FILTER}]"] = 0.99

@@ -93,7 +93,7 @@ def test_strong_minification_does_not_alias(scale):
 
 @pytest.mark.parametrize("scale", [0.01, 1e-4, 1e-9])
 def test_a_matrix_gone_wild_takes_little_memory_and_gives_the_mean(scale):
-    """As of landmarks that lie far outside of the picture."""
+    """Landmarks far outside of the picture would give such a matrix."""
     picture = np.random.default_rng(0).integers(0, 256, (300, 400, 3), dtype=np.uint8)
     matrix = square_matrix(np.array([200, 150]), (1, 0), 192 / scale, 192)
     made = warp(picture, matrix, 192, cv2.BORDER_REPLICATE)

@@ -1,4 +1,4 @@
-"""What is behind a head goes on up to its outline."""
+"""The background is continued up to the outline of a head."""
 
 import pytest
 import torch

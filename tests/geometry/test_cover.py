@@ -72,7 +72,7 @@ def test_faces_that_overlap_are_not_filled_from_each_other():
 
 
 def test_nothing_is_left_of_random_faces_in_the_dark():
-    """Where the least difference of a hidden pixel would tip a rounding."""
+    """In dark pictures, the smallest difference of a hidden pixel could change a rounded value."""
     rng = np.random.default_rng(0)
     for _ in range(200):
         low, size = rng.uniform(-20, 100, 2), rng.uniform(4, 80, 2)
@@ -89,7 +89,7 @@ def test_nothing_is_left_of_random_faces_in_the_dark():
 @pytest.mark.parametrize("scale", [1.3, 2])
 @pytest.mark.parametrize("one", KNOWN.values(), ids=KNOWN)
 def test_the_silhouette_holds_the_face(one, scale):
-    """The ellipse in the box, and the landmarks."""
+    """It contains the ellipse in the box, and the landmarks."""
     hidden = silhouette(one, (0, 0), (90, 120), scale)
     centre, half = (one.box[:2] + one.box[2:]) / 2, (one.box[2:] - one.box[:2]) / 2
     y, x = np.mgrid[:90, :120] + 0.5
@@ -123,7 +123,7 @@ def test_a_fill_has_the_grain_of_its_surroundings():
 
 
 def test_a_fill_does_not_flicker():
-    """The surroundings of a still picture are as they were, but for the noise of the camera."""
+    """The surroundings in a still picture change only by the noise of the camera."""
     frames = [np.random.default_rng(seed).normal(128, 4, (200, 200, 3)).clip(0, 255).astype(np.uint8) for seed in range(4)]
     centres = [cover(frame, [face(60, 60, 140, 140)])[80:120, 80:120].astype(float).mean() for frame in frames]
     assert np.ptp(centres) < 1

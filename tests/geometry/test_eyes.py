@@ -48,7 +48,7 @@ def turned(head, pitch: float, yaw: float) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def pupils(vertices: torch.Tensor, triangles: torch.Tensor, eyeballs: torch.Tensor, eyes: torch.Tensor) -> torch.Tensor:
-    """Mean of the black pixels of each eyeball alone, without lids before it, `(2, 2)`, right eye first."""
+    """Mean place of the black pixels of each eyeball, without lids in front of it, `(2, 2)`, right eye first."""
     means = []
     for eye in (1, 2):
         ball = triangles[(eyeballs[triangles] == eye).all(1)]

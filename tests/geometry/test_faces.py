@@ -1,4 +1,4 @@
-"""Detections are one face or two by who they are, not by which box lies in which."""
+"""Whether detections are one face or two does not depend on which box lies inside which."""
 
 from dataclasses import replace
 
@@ -19,7 +19,7 @@ def face(x, y, size, score=0.9, landmarks=True):
 
 
 def test_a_small_face_in_the_corner_of_a_large_box_stays():
-    """As a child before a parent's shoulder: the hull of the large face does not reach there."""
+    """For example a child in front of a parent's shoulder: the hull of the large face does not reach there."""
     large = face(200, 200, 270)
     for small in (face(95, 95, 59), face(95, 95, 59, landmarks=False)):
         assert (small.box[:2] > large.box[:2]).all() and (small.box[2:] < large.box[2:]).all()

@@ -1,4 +1,4 @@
-"""PyTorch3D against ours where it is installed; its documented rules, done naively, against ours everywhere."""
+"""Our rasteriser against PyTorch3D where that is installed, and against a naive version of its documented rules everywhere."""
 
 import math
 from pathlib import Path
@@ -37,7 +37,7 @@ def pixel_to_ndc(index: int, size: int) -> float:
 
 
 def naive_pytorch3d(vertices: np.ndarray, triangles: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """Its rules in loops: edge functions in device coordinates, back faces have a negative area, the smallest z is seen."""
+    """PyTorch3D's rules in loops: edge functions in device coordinates, negative area for back faces, smallest z in front."""
 
     def edge(p, a, b):
         return (p[0] - a[0]) * (b[1] - a[1]) - (p[1] - a[1]) * (b[0] - a[0])

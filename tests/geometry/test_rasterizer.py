@@ -21,7 +21,7 @@ def soup(seed: int, count: int = 30) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def naive(vertices: np.ndarray, triangles: np.ndarray, size: int) -> tuple[np.ndarray, np.ndarray]:
-    """What the ray through every pixel centre hits first, by solving Σ b_i X_i = depth · ray for one triangle after another."""
+    """The first hit of the ray through every pixel centre, by solving Σ b_i X_i = depth · ray for each triangle."""
     triangle, barycentric = np.full((size, size), -1), np.zeros((size, size, 3))
     for row in range(size):
         for column in range(size):

@@ -1,4 +1,4 @@
-"""Generated faces are moved to where they should be: what is seen lands on what was meant, nothing else moves, nothing folds."""
+"""Features of generated faces are moved to where they should be; nothing else moves, and nothing folds over."""
 
 import cv2
 import numpy as np
@@ -61,7 +61,7 @@ def test_what_is_seen_lands_where_it_was_meant_to_be(meant, shift):
 
 
 def test_a_mouth_opens(meant):
-    """Landmarks that part are parted, on either side by its own way."""
+    """Landmarks that should be farther apart are moved apart, each side by its own offset."""
     seen, middle = meant.copy(), (meant[:468, 1] > 140) & (meant[:468, 1] < 150)
     lower = meant[:468, 1] > 150
     seen[:468][lower, 1] -= 4

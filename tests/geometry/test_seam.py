@@ -1,4 +1,4 @@
-"""The colour of a face is brought into line with the skin around it, by what shows around it, and by nothing else."""
+"""The colour of a face is matched to the skin around it, and depends on nothing else."""
 
 import cv2
 import numpy as np
@@ -33,7 +33,7 @@ def tinted(picture: np.ndarray, tint) -> np.ndarray:
 
 
 def tensors(face: np.ndarray, source: np.ndarray, mask: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """A face in [0, 1], the bytes of its crop and its mask, as stages hand them on."""
+    """A face in [0, 1], the bytes of its crop and its mask, as the tensors that stages pass on."""
     depth = torch.from_numpy(signed_distance(mask))[None, None]
     return torch.from_numpy(2 * face - 1).permute(2, 0, 1)[None], to_tensor([source]), depth
 
@@ -65,7 +65,7 @@ def test_a_cast_is_taken_out_of_the_whole_face(tint):
 
 
 def test_of_a_step_at_the_border_a_part_is_taken_for_shading():
-    """Heads are shaded at jaws and hairlines: a face that is darker than what it painted around itself may be right."""
+    """Heads are shaded at jaws and hairlines, so a face may rightly be darker than the skin painted around it."""
     face = np.where(ERASED[..., None], tinted(head(), 0.85), head())
     changed = match(face, bytes_of(head()), MASK)[ERASED] / face[ERASED]
     assert 1.01 < changed.mean() < 1.12
@@ -79,7 +79,7 @@ def test_a_face_that_fits_stays():
 
 @pytest.mark.parametrize("colour", [HAIR, (0.2, 0.3, 0.7), (0.95, 0.95, 0.95)], ids=["hair", "clothes", "background"])
 def test_what_is_no_skin_changes_nothing(colour):
-    """Not even where the network painted something else, or skin, instead."""
+    """This also holds where the network painted something else there, or skin."""
     face, source = head(), head(np.array(colour))
     assert np.abs(match(face, bytes_of(source), MASK) - face).max() < 2 / 255
     face = np.where(ERASED[..., None], face, tinted(source, (0.8, 0.9, 1)))
@@ -87,7 +87,7 @@ def test_what_is_no_skin_changes_nothing(colour):
 
 
 def test_skin_speaks_for_the_border_where_hair_is():
-    """A neck is enough: forehead and cheeks under hair get its tone."""
+    """A visible neck is enough: forehead and cheeks under hair get its tone."""
     hair = np.arange(SIZE)[:, None, None] < 180
     source = np.where(hair, head(HAIR), head())
     face = np.where(hair & ~ERASED[..., None], head(HAIR), tinted(head(), TINTS["redder"]))
@@ -156,7 +156,7 @@ def test_in_time_a_cast_that_flickers_is_steadied():
 
 
 def test_in_time_what_is_hidden_is_remembered():
-    """A hand or a scarf before the border: the frame says nothing, those before it do."""
+    """With a hand or a scarf in front of the border, the frame itself gives no evidence, but those before it do."""
     face, source = tinted(head(), TINTS["redder"]), bytes_of(head())
     matched, before = match_steadily(face, source, MASK, None)
     hidden, _ = match_steadily(face, bytes_of(head(np.array([0.1, 0.2, 0.6]))), MASK, before)

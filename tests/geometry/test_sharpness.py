@@ -6,7 +6,7 @@ SIZE = 64
 
 
 def textured(seed: int, count: int = 1) -> torch.Tensor:
-    """Pictures of one detail, in [-1, 1]."""
+    """Pictures with a given amount of detail, in [-1, 1]."""
     noise = torch.randn(count, 3, SIZE, SIZE, generator=torch.Generator().manual_seed(seed))
     return (0.3 * _blurred(noise, 0.6)).clamp(-1, 1)
 

@@ -31,7 +31,7 @@ def picture():
 
 
 def scribble(picture, face, value):
-    """Other pixels wherever a face is painted anew, as the mask of its crop says."""
+    """Change all pixels of the region in which a face is painted anew, by the mask of its crop."""
     changed, matrix = picture.copy(), ffhq_matrix(face.landmarks, 256)
     mask = face_region(FaceCrop(None, matrix).to_crop(face.landmarks), 256)
     changed[warp(mask, invert(matrix), picture.shape[1::-1], cv2.BORDER_CONSTANT) > 0.02] = value
@@ -42,7 +42,7 @@ def scribble(picture, face, value):
 @pytest.mark.parametrize("height", [6.0, 12.0, 40.0, 100.0, 300.0])
 @pytest.mark.parametrize("turn", [0.0, 0.7])
 def test_no_erased_pixel_reaches_the_crop(picture, place, height, turn):
-    """Not by interpolation, and not by the mirror at the border of the picture."""
+    """Neither by interpolation, nor by reflection at the border of the picture."""
     face = face_at(*place, height, turn)
     crops = [surroundings(scribble(picture, face, value), face) for value in (0, 255)]
     assert (crops[0] == crops[1]).all()

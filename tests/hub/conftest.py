@@ -1,4 +1,4 @@
-"""A Hub for each test, and users: processes of their own that know it, and reach nothing else."""
+"""A Hub for each test, and users: separate processes that can reach this Hub and nothing else."""
 
 import os
 import subprocess
@@ -46,7 +46,7 @@ def user(hub: Hub, tmp_path: Path) -> Callable[..., str]:
 
 @pytest.fixture(scope="session")
 def lds_folder(tmp_path_factory) -> Path:
-    """A tiny `LDSPipeline` as it is published."""
+    """The folder of a tiny `LDSPipeline`, as it would be published."""
     folder = tmp_path_factory.mktemp("lds")
     tiny_lds_pipeline().save_pretrained(folder)
     return folder

@@ -1,6 +1,6 @@
 """A Hub on this machine: the part of its HTTP protocol that loading, publishing and tagging models needs.
 
-Files ending in .safetensors, .onnx and .bin are large files (LFS), as there; Xet is not spoken. Everything lies in memory.
+Files ending in .safetensors, .onnx and .bin are large files (LFS), as on the real Hub; Xet is not supported. All is in memory.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Loading from and publishing on the Hub, over HTTP, from processes of their own."""
+"""Loading from and publishing on the Hub, over HTTP, from separate processes."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""Files that were written hold pictures and nothing else, and whatever else is planted in one is found."""
+"""Written files hold pictures and nothing else, and anything else that is planted in one is found."""
 
 import struct
 import zlib

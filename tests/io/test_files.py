@@ -1,4 +1,4 @@
-"""Files appear whole or not at all, and nobody's file is replaced who did not ask for it."""
+"""Files appear complete or not at all, and existing files are replaced only on request."""
 
 import os
 from pathlib import Path
@@ -37,7 +37,7 @@ def test_a_name_that_is_taken_is_taken_over_only_when_asked(tmp_path, file_syste
 
 
 def appearing(module, monkeypatch):
-    """Somebody else writes the file after all checks."""
+    """Another program writes the file after all checks."""
 
     def late(temporary: Path, path: Path, overwrite: bool) -> None:
         path.write_bytes(b"theirs")

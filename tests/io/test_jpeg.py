@@ -1,4 +1,4 @@
-"""Only what changed is new: the tables, the sampling and all other blocks are those of the source; nothing else of it stays."""
+"""Only changed blocks are new: tables, sampling and all other blocks are those of the source; nothing else of it is kept."""
 
 import io
 import sys
@@ -24,7 +24,7 @@ def photo(astronaut):
 
 
 def markers(content: bytes) -> list[int]:
-    """All of a file's, and none within its compressed data."""
+    """All markers of a file, without those inside its compressed data."""
     found, position = [0xD8], 2
     while position < len(content):
         assert content[position] == 0xFF
@@ -48,7 +48,7 @@ def changed(image: Image.Image, box: tuple[int, int, int, int]) -> Image.Image:
 
 
 def touched(old: Image.Image, new: Image.Image, unit: tuple[int, int]) -> np.ndarray:
-    """`(rows, columns)`, in which units of so many pixels two pictures differ."""
+    """`(rows, columns)` bool: the units of a given number of pixels in which two pictures differ."""
     rows, columns = -(-old.height // unit[0]), -(-old.width // unit[1])
     out = np.zeros((rows, columns), bool)
     y, x = np.nonzero((np.asarray(old) != np.asarray(new)).any(axis=-1))
@@ -57,7 +57,7 @@ def touched(old: Image.Image, new: Image.Image, unit: tuple[int, int]) -> np.nda
 
 
 def grown(units: np.ndarray, unit: tuple[int, int], size: tuple[int, int]) -> np.ndarray:
-    """`(height, width)`, the pixels of units and one beyond, where colours of their neighbours reach."""
+    """`(height, width)` bool: the pixels of units and one pixel beyond, as far as colours of neighbours reach."""
     pixels = units.repeat(unit[0], 0).repeat(unit[1], 1)[: size[1], : size[0]]
     return np.asarray(Image.fromarray(pixels).filter(ImageFilter.MaxFilter(3))) if pixels.any() else pixels
 
@@ -187,7 +187,7 @@ def test_a_copy_has_the_pixels_and_no_metadata(tmp_path, photo):
 
 
 def test_what_the_decoder_smoothed_is_not_brought_back(tmp_path, photo):
-    """Of an unfinished progressive file, decoders show something else than its coefficients."""
+    """For an unfinished progressive file, decoders show smoother pixels than its coefficients give."""
     source, target = tmp_path / "source.jpg", tmp_path / "target.jpg"
     photo.crop((160, 20, 288, 116)).save(source, quality=80, progressive=True)
     content = source.read_bytes()

@@ -29,7 +29,7 @@ def record(source: Path, output: Path | None, status: str = "ok") -> dict:
 
 def add(source: Path, output: Path | None, status: str = "ok", options: str = "options") -> None:
     entered = manifest(source)
-    entered.add([record(source, output, status)], entered.digest(source, options))
+    entered.add([record(source, output, status)], entered.digest(source, options), filter(None, [output]))
 
 
 def held(source: Path, output: Path, seed: int = 0, options: str = "options", on_no_face: str = "error") -> bool:
@@ -75,7 +75,7 @@ def test_a_source_without_a_face_is_done_for_those_who_asked_for_that(source, ou
 
 def test_errors_and_what_was_skipped_are_not_added(source, output):
     entered = manifest(source)
-    entered.add([record(source, output, "skipped"), record(source, None, "error") | {"error": "bad"}], "digest")
+    entered.add([record(source, output, "skipped"), record(source, None, "error") | {"error": "bad"}], "digest", [])
     assert len(entered.path.read_text().splitlines()) == 1
 
 
@@ -101,6 +101,13 @@ def test_another_file_is_no_manifest_and_stays(source, content):
     with pytest.raises(ValueError, match="--manifest"):
         manifest(source)
     assert path.read_bytes() == content
+
+
+def test_the_message_on_another_file_is_a_sentence(source):
+    source.with_name("done.jsonl").write_text('{"input": "a.png"}\n')
+    with pytest.raises(ValueError, match="its first line does not say that it is one") as error:
+        manifest(source)
+    assert "Error" not in str(error.value)
 
 
 def test_it_holds_neither_seed_nor_options_nor_faces_nor_an_unsalted_hash(source, output):

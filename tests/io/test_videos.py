@@ -1,4 +1,4 @@
-"""Videos in and out: what is read is what players show, and nothing but pictures (and sound that was asked for) is written."""
+"""Reading and writing videos: frames look as in players, and only pictures (and sound, if asked for) are written."""
 
 import subprocess
 import sys
@@ -155,7 +155,7 @@ def test_ten_bits_become_eight_and_it_is_said(tmp_path):
 
 @pytest.mark.parametrize(("transfer", "white"), [(16, 0.58), (18, 0.75)])
 def test_hdr_white_is_white(tmp_path, transfer, white):
-    """A white page in PQ and in HLG (BT.2408) comes out as white, grey as grey, and it is said."""
+    """A white page in PQ and in HLG (BT.2408) becomes white, grey becomes grey, and the notes tell of the conversion."""
 
     def tag(stream):
         stream.codec_context.color_trc, stream.codec_context.color_primaries, stream.codec_context.colorspace = transfer, 9, 9
@@ -259,7 +259,7 @@ def test_sound_stays_in_sync_with_a_time_span(tmp_path):
 
 
 def sound_packets(path):
-    """Of each sound track: the packets with their times."""
+    """The packets of each sound track, with their times."""
     tracks = {}
     with av.open(str(path)) as file:
         for packet in file.demux(file.streams.audio):
@@ -269,7 +269,7 @@ def sound_packets(path):
 
 
 def test_no_frame_is_lost_where_sound_begins_first(tmp_path):
-    """Matroska then says that the film begins behind its first frame."""
+    """Matroska then claims that the film begins later than its first frame."""
     source = write(tmp_path / "a.mov", pictures(12), rate=10, sounds=[("aac", 440)])
     reader = VideoReader(source, start=0.2, end=0.5)
     frames = list(reader)
@@ -297,7 +297,7 @@ def test_kept_sound_is_the_same_bit_by_bit(tmp_path, source, target, sounds):
 
 @pytest.mark.parametrize("suffix", [".mp4", ".mkv", ".webm"])
 def test_distorted_voices_are_lower_and_in_time(tmp_path, suffix):
-    """A hum of 500 Hz falls to 400, and a click at second 1 stays there."""
+    """A hum of 500 Hz falls to 400 Hz, and a click at second 1 stays there."""
     source, target = tmp_path / "a.mkv", tmp_path / f"b{suffix}"
     with av.open(str(source), "w") as file:
         film, *voices = (file.add_stream(codec, rate=rate) for codec, rate in (("libx264", RATE), *[("pcm_s16le", 22050)] * 2))
@@ -352,6 +352,20 @@ def test_broken_time_stamps_still_grow(tmp_path):
     path = write(tmp_path / "a.mp4", pictures(), "mpeg4", times=[0, 40, 80, 120, 160, 200, 240, 280, 320, 360, 400, 440])
     times = [frame.time for frame in VideoReader(path)]
     assert all(later > earlier for earlier, later in pairwise(times))
+
+
+def test_frames_that_all_have_time_0_get_times_and_it_is_said(tmp_path):
+    path = tmp_path / "still.mkv"
+    with av.open(str(path), "w") as file:
+        film = file.add_stream("mjpeg", rate=25)
+        film.width, film.height, film.pix_fmt = 96, 64, "yuvj420p"
+        for picture in pictures(3):
+            for packet in film.encode(av.VideoFrame.from_ndarray(picture)):
+                packet.pts = packet.dts = 0
+                file.mux(packet)
+    reader = VideoReader(path)
+    assert [frame.time * 1000 for frame in reader] == [0, 1, 2]
+    assert "time stamps" in reader.notes[0]
 
 
 def test_an_error_leaves_no_file(tmp_path):

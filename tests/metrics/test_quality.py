@@ -93,7 +93,7 @@ SKIN, OTHER_SKIN, HAIR = painted(65, 14, 18), painted(60, 16, 24), painted(20, 3
 
 
 def pasted(original, generated):
-    """As results are made: mixed along the soft edge inside of the face."""
+    """A result as the pipeline makes it: mixed along the soft edge inside of the face."""
     depth = cv2.distanceTransform(FACE.astype(np.uint8), cv2.DIST_L2, 5)
     opacity = np.clip(depth / FEATHER, 0, 1)[..., None]
     return (original + opacity * (generated.astype(float) - original)).round().astype(np.uint8)
@@ -157,7 +157,7 @@ def test_shifted_features_are_told_apart():
 
 
 def test_a_picture_and_its_result_are_in_the_same_fold():
-    """Else the twin in the training set, which has the other label, would draw the answer below a half."""
+    """Otherwise the twin in the training set, which has the other label, would pull the answer below a half."""
     x = RNG.normal(size=(40, 100))
     assert quality.two_sample_auc(x, x) == pytest.approx(0.5)
     assert quality.two_sample_auc(x, np.roll(x, 1, axis=0)) < 0.3

@@ -1,4 +1,4 @@
-"""Along time: textures that move as they are told, people who change when they are told."""
+"""Metrics over time, on textures with a known motion and people who change at known frames."""
 
 import cv2
 import numpy as np
@@ -72,7 +72,7 @@ def test_a_clip_flickers_as_much_as_itself():
 
 
 def test_what_moves_with_the_source_does_not_flicker():
-    """Without the flow the same pictures differ by far more."""
+    """Without the flow, the same pictures would differ far more."""
     real, anon = (frame(0), frame(4)), (255 - frame(0), 255 - frame(4))
     assert video.warping_error(real, anon, MASK)[0] < 0.02
     assert np.abs(anon[0][MASK].astype(float) - anon[1][MASK]).mean() / 255 > 0.1

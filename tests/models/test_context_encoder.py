@@ -31,7 +31,7 @@ def test_a_mirrored_picture_tells_the_same():
 
 @torch.no_grad()
 def test_it_matters_where_in_a_picture_things_are():
-    """Above or below, at a side or in the middle."""
+    """Things above, below, at a side or in the middle give different features."""
     encoder = tiny_context_encoder()
     encoder.stem = encoder.blocks = encoder.features = torch.nn.Identity()
     top, side, middle = torch.zeros(3, 1, 1, 6, 6)
@@ -70,7 +70,7 @@ def test_blocks_add_their_input_where_shapes_agree():
 
 @torch.no_grad()
 def test_the_trunk_is_that_of_the_evaluators(tmp_path):
-    """An independent implementation, with batch normalisation as layers of its own."""
+    """That is an independent implementation, with separate layers for batch normalisation."""
     judge = EfficientNetLite0(WEIGHTS / "evaluators/efficientnet_lite0.safetensors")
     classes = {"_fc.weight": torch.randn(1000, 1280), "_fc.bias": torch.randn(1000)}  # which the evaluators do without
     torch.save(judge.state | classes, tmp_path / "lite0.pth")

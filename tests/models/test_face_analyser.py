@@ -41,7 +41,7 @@ def astronaut() -> np.ndarray:
 
 
 def assert_is_the_astronaut(face: Face, to_picture=lambda points: points, tolerance: float = 2.5) -> None:
-    """The irises lie where they should, each in its own eye, and the landmarks fill the box."""
+    """Check that each iris lies in its own eye, and that the landmarks fill the box."""
     np.testing.assert_allclose(face.iris[:, 0], to_picture(EYES), atol=tolerance)
     np.testing.assert_allclose(face.keypoints[:2], to_picture(EYES), atol=4 * tolerance)
     corners = np.sort(to_picture(BOX.reshape(2, 2).astype(float)), axis=0).reshape(4)
@@ -162,7 +162,7 @@ def test_keypoints_that_are_askew_do_no_harm(analyser, astronaut, angle):
 
 def test_two_looks_are_steadier_than_one(analyser, astronaut, monkeypatch):
     def spread() -> tuple[float, float]:
-        """Of landmarks and irises when the picture moves by parts of a pixel."""
+        """How far landmarks and irises spread when the picture moves by parts of a pixel."""
         marks = []
         for x, y in np.random.default_rng(0).uniform(0, 2, (12, 2)):
             moved = cv2.warpAffine(astronaut, np.float32([[1, 0, x], [0, 1, y]]), (512, 512), borderMode=cv2.BORDER_REPLICATE)
@@ -191,7 +191,7 @@ def test_a_face_that_one_look_does_not_see_has_no_landmarks(analyser, astronaut,
 
 
 def test_a_face_of_which_nothing_shows_has_no_landmarks(analyser, astronaut):
-    """The network is sure that a plain oval is a face, but sees its features elsewhere in each look."""
+    """The network is sure that a plain oval is a face, but finds its features in other places in each crop."""
     (found,) = analyser(astronaut)
     centre, size = (found.box[:2] + found.box[2:]) / 2, found.box[2:] - found.box[:2]
     hidden = astronaut.copy()
@@ -231,7 +231,7 @@ def test_the_head_mesh_sees_frontal_faces_about_where_the_attention_mesh_does(an
 
 @pytest.mark.parametrize("shift", [-0.7, -0.6, 0.6, 0.7])
 def test_a_face_beside_another_one_does_not_get_its_landmarks(analyser, astronaut, shift):
-    """It would pass for the same face, and neither be replaced nor covered."""
+    """It would be taken for the same face, and be neither replaced nor covered."""
     (found,) = analyser(astronaut)
     by = np.float32([shift * 92, 0])
     beside = replace(found, box=found.box + np.tile(by, 2), keypoints=found.keypoints + by, landmarks=None, iris=None)
@@ -269,7 +269,7 @@ def test_missing_files_are_named(tmp_path, name):
 
 @pytest.mark.parametrize("name", ["centerface", "attention_mesh"])
 def test_a_broken_graph_is_an_error_and_no_picture_without_faces(tmp_path, astronaut, name):
-    """Graphs are made ready on their first run."""
+    """Graphs are prepared on their first run, so the error comes there."""
     shutil.copytree(WEIGHTS, tmp_path / "analyser")
     (tmp_path / "analyser" / f"{name}.onnx").write_bytes(b"no graph")
     with pytest.raises(Exception, match="INVALID_PROTOBUF"):
@@ -290,7 +290,7 @@ def test_twelve_megapixels_take_about_a_second(analyser, astronaut):
 
 
 def test_graphs_run_on_a_gpu_where_onnxruntime_can(analyser, astronaut, monkeypatch):
-    """Asked for by whatever `Module.to` takes; else, and for everything else, they run on the CPU."""
+    """The GPU may be named in any way that `Module.to` takes; otherwise they run on the CPU."""
     opened = []
 
     class Session:
@@ -344,7 +344,7 @@ def test_a_lower_threshold_is_also_enough_for_the_close_looks(analyser, astronau
 
 
 def test_a_face_in_something_that_is_none_is_kept(analyser, astronaut, monkeypatch):
-    """What is refused has swallowed nobody before."""
+    """Wrong detections are refused before they can absorb a face inside of them."""
     thing, face = Face(np.float32([100, 100, 300, 300]), 0.55), Face(np.float32([150, 150, 200, 200]), 0.45)
     monkeypatch.setattr(FaceAnalyserModel, "detect", lambda *_: [thing, face])
     monkeypatch.setattr(FaceAnalyserModel, "_complete", lambda _, image, faces, any_pose: faces)
@@ -353,7 +353,7 @@ def test_a_face_in_something_that_is_none_is_kept(analyser, astronaut, monkeypat
 
 
 def test_small_faces_in_a_crowd_are_found(analyser, astronaut):
-    """Where the detector sees some, it looks again at an enlarged picture."""
+    """If the detector finds some, it searches an enlarged picture as well."""
     rng = np.random.default_rng(0)
     crowd = rng.normal(120, 6, (600, 900, 3)).clip(0, 255).astype(np.uint8)
     for number in range(60):

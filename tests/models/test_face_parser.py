@@ -37,7 +37,7 @@ def test_the_front_is_a_probability_in_full_precision_whatever_the_weights_are()
 
 @torch.no_grad()
 def test_fine_edges_reach_the_logits():
-    """A change of a single pixel, which the encoder sees only blurred, changes this pixel's logits unlike its neighbour's."""
+    """A change of one pixel, which the encoder sees only blurred, changes its logits and those of a neighbour differently."""
     parser, images = tiny_face_parser(), torch.zeros(1, 3, 64, 64)
     changed = images.clone()
     changed[..., 32, 32] = 1

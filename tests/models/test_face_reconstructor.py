@@ -1,4 +1,4 @@
-"""The network that ships, on a photo that it has not seen."""
+"""The released network, on a photo that it was not trained on."""
 
 import numpy as np
 import pytest
@@ -15,7 +15,7 @@ from diffdeid.structures import FaceJob
 
 @pytest.fixture(scope="module")
 def found(pipeline, astronaut):
-    """Landmarks in the crop, and what fit and network make of the face."""
+    """The landmarks in the crop, and the coefficients by fit and by network."""
     picture = np.asarray(read_image(astronaut).image)
     faces = pipeline.detect_faces(picture)
     jobs = [FaceJob(picture, face) for face in faces]
@@ -25,7 +25,7 @@ def found(pipeline, astronaut):
 
 
 def landmark_error(pipeline, coefficients, landmarks) -> float:
-    """In percent of the distance between the eyes."""
+    """Mean error of landmarks in percent of the distance between the eyes."""
     head = pipeline.morphable_model(coefficients.shape, coefficients.expression)
     points = project(to_camera(head.landmarks, coefficients.pose.float()), pipeline.size)
     eyes, _, _ = eye_frame(landmarks)
@@ -96,7 +96,7 @@ def test_mirror_images_are_told_alike():
 
 
 def test_it_sees_where_the_face_is():
-    """What is where must not be pooled away."""
+    """Pooling must not remove the places of features."""
     picture = torch.zeros(1, 3, 64, 64)
     picture[..., 20:40, 4:24] = 1
     model = toy()

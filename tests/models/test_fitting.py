@@ -69,7 +69,7 @@ def test_a_large_expression_is_recognised(model):
 
 
 def test_the_change_of_identity_is_a_part_of_every_movement(model):
-    """α takes what explains landmarks best: somebody else's face moves as it should only if their α changes with it."""
+    """α absorbs a part of the movement, so somebody else's face moves correctly only if their α changes with it."""
     identity, expression, pose = people()
     found = fit_shape_and_pose(model, seen(model, identity[:1].expand(4, -1), expression, pose), SIZE)
 
@@ -128,7 +128,7 @@ def test_gaze_survives_the_round_trip(model):
 
 
 def lit_people(model: MorphableModel) -> tuple[torch.Tensor, ...]:
-    """Vertices in camera space, γ, δ and the pictures of four under a light from the right, with skins of their own."""
+    """Vertices in camera space, γ, δ and the pictures of four people with different skins under a light from the right."""
     identity, expression, pose = people()
     generator = torch.Generator().manual_seed(1)
     skin = torch.zeros(4, 80)
@@ -157,7 +157,7 @@ def test_skin_and_light_explain_the_picture_in_spite_of_dark_hair(model):
 
 @pytest.mark.parametrize("tone", [-1.5, 1.5])
 def test_dark_skin_is_told_from_dim_light(model, tone):
-    """Alternating between skin and light left every brightness to the light."""
+    """Fitting skin and light in turns would explain all brightness by the light."""
     vertices, *_ = lit_people(model)
     skin = torch.zeros(4, 80)
     skin[:, 0] = tone

@@ -19,7 +19,7 @@ def finder() -> HandFinderModel:
 
 @pytest.fixture(scope="module")
 def picture() -> tuple[np.ndarray, np.ndarray]:
-    """A hand, fingers down, before grey, `(SIZE, SIZE, 3)` uint8, and its alpha, 0 or 1."""
+    """A hand, fingers down, in front of grey, `(SIZE, SIZE, 3)` uint8, and its alpha, 0 or 1."""
     hand = cv2.cvtColor(cv2.imread(str(ROOT / "tests/assets/hand.png"), cv2.IMREAD_UNCHANGED), cv2.COLOR_BGRA2RGBA)
     rows, columns = (slice((SIZE - side) // 2, (SIZE - side) // 2 + side) for side in hand.shape[:2])
     canvas = np.zeros((SIZE, SIZE, 4), np.uint8)

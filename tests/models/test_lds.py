@@ -23,7 +23,7 @@ def test_a_batch_gives_what_singles_give():
 
 
 def known(lds, count=2, seed=0, **more):
-    """Conditions of random people, of whom everything but the attributes is known."""
+    """Conditions of random people; everything but the attributes is known."""
     generator = torch.Generator().manual_seed(seed)
     coefficients = MorphableCoefficients.unpack(torch.randn(count, 261, generator=generator))
     return lds.conditions(torch.randn(count, 128, generator=generator), coefficients, **more)
@@ -65,7 +65,7 @@ def test_every_group_of_conditions_counts(group):
 
 
 def test_conditions_hold_nothing_of_the_shape_and_of_the_skin_but_its_tone():
-    """α and the rest of δ are who somebody is: K does not have them."""
+    """α and the rest of δ tell who somebody is, so K does not contain them."""
     lds, context = tiny_lds(), torch.zeros(1, 128)
     packed = torch.randn(1, 261)
     other = packed.clone()

@@ -52,7 +52,7 @@ def test_the_texture_can_replace_the_noise_features_as_the_paper_writes():
 
 
 class PlainAttention:
-    """softmax(QKᵀ / √d) V as the formula has it."""
+    """softmax(QKᵀ / √d) V, computed literally."""
 
     _attention_backend = None
 

@@ -1,4 +1,4 @@
-"""The video pipeline on the weights that ship."""
+"""The video pipeline on the released weights."""
 
 import pytest
 

@@ -83,7 +83,7 @@ def test_offloading_whole_models_changes_nothing(three, kind, run, photo):
 
 @pytest.mark.parametrize("kind", ["picture", "video", "lds"])
 def test_offloading_module_by_module_changes_nothing(three, kind, run, photo):
-    """What is used outside `forward` would meet weights on the meta device."""
+    """Parts that are used outside `forward` would find their weights on the meta device."""
     pipe, make = three[kind]
     expected = make(pipe, run, photo)
     for module in offloaded(pipe).values():  # `enable_sequential_cpu_offload` itself cannot, to "cpu"

@@ -1,4 +1,4 @@
-"""Videos whose lists of faces were corrected: who is who, who is left, what was missed, and what is rendered again."""
+"""Videos with corrected lists of faces: who is who, who is kept, what was missed, and which parts are rendered again."""
 
 import json
 from dataclasses import replace
@@ -29,7 +29,7 @@ RATE, SIDE, LENGTH = 10, 176, 6
 
 @pytest.fixture(scope="module", autouse=True)
 def _first_who_passes_is_taken():
-    """Casting takes most of the time here, and how far people are from each other does not matter."""
+    """Searching for stand-ins would take most of the time here, and their distances do not matter."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(faces_module, "MARGIN_SEEN", -1.0)
         yield
@@ -37,7 +37,7 @@ def _first_who_passes_is_taken():
 
 @pytest.fixture(scope="module")
 def clip(astronaut, tmp_path_factory):
-    """The astronaut twice, who moves a little; two in one frame are two people."""
+    """A clip of the astronaut twice, moving a little; two faces in one frame are two people."""
     portrait = np.array(Image.open(astronaut).convert("RGB").crop((124, 0, 324, 200)).resize((SIDE, SIDE), Image.LANCZOS))
     path = tmp_path_factory.mktemp("clip") / "a.mp4"
     with VideoWriter(path, Fraction(RATE), crf=8) as writer:
@@ -60,7 +60,7 @@ def listed(pipeline, clip):
 
 
 def session_of(video_pipeline, pictures, faces=None, seed=0) -> tuple[Session, list]:
-    """A video that was analysed, and everybody in it."""
+    """The session of an analysed video, and everybody in it."""
     session = video_pipeline.start(rate=RATE, seed=seed, faces=faces, num_inference_steps=1)
     for picture in pictures:
         session.analyse(picture)
@@ -126,7 +126,7 @@ def test_tracks_are_merged_and_split_as_the_list_says(video_pipeline, pictures, 
 
 
 def test_only_who_is_said_to_be_kept_is_kept(video_pipeline, listed, clip, pictures, tmp_path):
-    """The list goes through a file, as on the command line."""
+    """The list is written to a file and read again, as on the command line."""
     path = tmp_path / "faces.jsonl"
     path.write_text(json.dumps(replace(listed, people=(ListedPerson(2, keep=True),), seed=5).record(str(clip))))
     how = batch.How(VideoOptions(num_inference_steps=1), FileOptions(crf=4))
@@ -143,7 +143,7 @@ def test_only_who_is_said_to_be_kept_is_kept(video_pipeline, listed, clip, pictu
 
 
 def test_what_is_drawn_is_replaced_where_a_face_is_seen_and_else_covered(video_pipeline, pictures, listed):
-    """The track is struck out and drawn by hand; then a box moves off to where nobody is."""
+    """The track is deleted and drawn by hand; then a box moves to a place where nobody is."""
     box = tuple(listed.tracks[1].boxes[0][1])
     corner = (SIDE - 40.0, 0.0, SIDE - 10.0, 35.0)
     drawn = (DrawnTrack(2, ((1, box), (4, box))), DrawnTrack(3, ((3, corner), (4, corner))))
@@ -164,7 +164,7 @@ def test_a_list_of_another_file_or_search_gives_no_output(video_pipeline, listed
 
 
 def test_corrections_of_other_tracks_are_refused(listed, uncorrected):
-    """Nobody would know what they are about."""
+    """Nobody can tell which faces they are about."""
     session, _ = uncorrected
     one, two = listed.tracks
     moved = replace(one, boxes=tuple((frame, tuple(side + 40 for side in box)) for frame, box in one.boxes))
@@ -177,11 +177,11 @@ def test_corrections_of_other_tracks_are_refused(listed, uncorrected):
         (shorter, two),
     ]:
         people = People(session.engine, session.options, 0, RATE)
-        with pytest.raises(ValueError, match="not the faces of the list"):
+        with pytest.raises(ValueError, match="differ from those of the list"):
             Corrections(replace(listed, tracks=tracks), session.tracker, people).apply()
         assert not people.everybody
     longer = replace(listed, source=replace(listed.source, frames=LENGTH + 1))
-    with pytest.raises(ValueError, match="not the faces of the list"):
+    with pytest.raises(ValueError, match="differ from those of the list"):
         Corrections(longer, session.tracker, People(session.engine, session.options, 0, RATE)).apply()
 
 
@@ -220,6 +220,6 @@ def test_only_parts_that_a_correction_changes_are_rendered_again(video_pipeline,
 
 
 def test_a_stream_refuses_a_list(video_pipeline, listed, pictures):
-    """It would be ignored, and a face that somebody has drawn would stay."""
+    """It would be ignored, and a face that somebody has drawn would be left as it is."""
     with pytest.raises(ValueError, match="list of `faces`"):
         next(video_pipeline.stream(pictures, faces=listed))

@@ -1,4 +1,4 @@
-"""Behaviour of the whole pipeline: with tiny networks where structure matters, with the shipped weights where results do."""
+"""Behaviour of the whole pipeline, with tiny networks where structure matters and the released weights where results matter."""
 
 import json
 from dataclasses import replace
@@ -106,7 +106,7 @@ def test_without_a_generator_every_run_is_different(tiny, photo, faces):
 
 @pytest.mark.parametrize("count", [1, 3, 8])
 def test_a_list_gives_what_singles_give(pipeline, photo, count):
-    """But for a grey level: sums of convolutions depend on how many faces are in a batch."""
+    """Apart from one grey level: sums of convolutions depend on how many faces are in a batch."""
     pictures = [np.ascontiguousarray(np.roll(photo[:, :: (-1) ** number], 3 * number, 1)) for number in range(count)]
     options = {"num_inference_steps": 1, "output_type": "np", "attributes": "any"}
     together = pipeline(pictures, generator=[torch.Generator().manual_seed(seed) for seed in range(count)], **options)
@@ -165,7 +165,7 @@ def test_the_sampler_is_told_what_the_attributes_say(tiny, photo, faces, run, mo
 
 
 def test_the_erased_face_is_not_looked_at_to_choose_the_new_one(tiny, photo, faces):
-    """Other pixels under the mask, and another source: the same conditions, bit for bit, but for its expression and light."""
+    """Other pixels under the mask, or another source, give the same conditions, bit for bit, except expression and light."""
     scribbled = photo.copy()
     hull = face_region(faces[0].landmarks, photo.shape[:2]) > 0
     scribbled[hull] = np.random.default_rng(0).integers(0, 256, (hull.sum(), 3))
@@ -176,7 +176,7 @@ def test_the_erased_face_is_not_looked_at_to_choose_the_new_one(tiny, photo, fac
 
 
 def test_who_somebody_is_does_not_change_who_is_drawn(photo, faces):
-    """Another embedding, head shape and skin, the same K, and nobody refused: the same person."""
+    """With another embedding, head shape and skin, but the same K and nobody refused, the same person is drawn."""
     tiny = tiny_pipeline()
     perturb(tiny.lds)
     source = reconstruct(tiny, photo, faces)
@@ -336,7 +336,7 @@ def test_an_error_of_a_callback_is_the_users_and_covers_nothing(run):
 
 @torch.no_grad()
 def test_landmarks_and_irises_of_a_result_are_nearer_to_the_conditions_than_those_that_were_painted(pipeline, photo, faces):
-    """Of a network that paints two pixels aside; ours may be nearer than landmarks can be told."""
+    """The network here paints two pixels aside; the released one may be nearer than the accuracy of landmarks."""
     engine, options = pipeline.engine, DeidentifyOptions(num_inference_steps=2)
     source = engine.reconstruct([FaceJob(photo, faces[0])], options)
     looking_aside = replace(source.coefficients, gaze=source.coefficients.gaze + torch.tensor([0.08, 0, 0.08, 0]))
@@ -359,7 +359,7 @@ def test_landmarks_and_irises_of_a_result_are_nearer_to_the_conditions_than_thos
 
 
 def test_the_precision_of_the_denoiser_changes_nothing_that_is_seen(pipeline, photo, faces):
-    """Not even the noise, which torch draws differently in each precision."""
+    """This includes the noise, which torch would draw differently in each precision."""
     options = {"faces": faces, "num_inference_steps": 2, "output_type": "np"}
     mixed = DiffDeIDPipeline.from_pretrained(
         ROOT / "weights/diffdeid", dtype=precisions("cpu", torch.bfloat16), reconstructor=None
@@ -441,7 +441,7 @@ def test_missing_parts_are_said(tiny, photo, faces):
 
 
 def test_saving_and_loading_changes_nothing(tiny, run, tmp_path):
-    """But for rounding: sums of small convolutions depend on where in memory the weights lie."""
+    """Apart from rounding: sums of small convolutions depend on where in memory the weights lie."""
     tiny.save_pretrained(tmp_path)
     loaded, again = (DiffDeIDPipeline.from_pretrained(tmp_path, use_safetensors=True) for _ in range(2))
     for pipe in (loaded, again):
@@ -474,6 +474,7 @@ def test_the_demo_photo_is_de_identified_with_the_shipped_weights(pipeline, phot
     output = pipeline(photo, generator=torch.Generator().manual_seed(0), output_type="np")
     (report,) = output.faces[0]
     assert report.method == "diffusion" and report.identity_distance >= pipeline.config.identity_limit
+    assert 0 < report.straying <= 1
     again = pipeline.face_analyser(output.images[0])
     assert len(again) == 1 and again[0].landmarks is not None
     moved = np.linalg.norm(again[0].landmarks[:, :2] - report.landmarks[:, :2], axis=1).mean()

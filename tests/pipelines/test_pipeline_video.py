@@ -1,4 +1,4 @@
-"""Videos of the demo photo and of people rendered into it: everybody is somebody else, in every frame, and stays that person."""
+"""Videos of the demo photo and of people rendered into it: everybody becomes one other person, in every frame."""
 
 import json
 import threading
@@ -123,7 +123,7 @@ def test_one_person_is_one_other_person_in_every_frame(video_pipeline, portrait,
 
 @torch.no_grad()
 def test_a_person_has_one_shape_that_moves_as_that_of_the_source(video_pipeline, portrait, monkeypatch):
-    """The network is told one α'; what is rendered of it gets what the source's α takes of the movement."""
+    """The network is given one α'; the rendered one also gets the part of the movement that the source's α absorbs."""
     pictures = [shifted(portrait, number, number) for number in range(4)]
     session = video_pipeline.start(rate=RATE, num_inference_steps=1, generator=torch.Generator().manual_seed(0))
     for picture in pictures:
@@ -149,7 +149,7 @@ def test_a_person_has_one_shape_that_moves_as_that_of_the_source(video_pipeline,
     [((0.21,), 1, 0), ((0.01, 0.19, 0.3), 3, 2), ((0.01, 0.1, *[0.05] * 14), 16, 1), ((None, 0.01, *[None] * 14), 16, 1)],
 )
 def test_who_is_barely_far_enough_is_taken_if_nobody_is_farther(video_pipeline, portrait, monkeypatch, beyond, attempts, taken):
-    """Frames differ from the reference: of people just beyond the limit many frames would be covered."""
+    """Frames differ from the reference, so with people just beyond the limit many frames would be covered."""
     drawn, sources, margins = [], [], []
     draw, finish = Casting.draw, Engine.finish
 
@@ -184,7 +184,7 @@ def test_who_is_barely_far_enough_is_taken_if_nobody_is_farther(video_pipeline, 
 
 @pytest.mark.parametrize("stage", ["register", "lay_over_crops", "verify", "render_new_heads", "denoise"])
 def test_a_face_with_which_something_goes_wrong_is_covered(video_pipeline, portrait, tmp_path, monkeypatch, stage):
-    """In whichever stage, also in those of the second thread, where an error is easily lost."""
+    """This holds for all stages, also for those of the second thread, where an error is easily lost."""
     whole, rendering = getattr(components, stage), []
 
     def fail(*given):
@@ -207,7 +207,7 @@ def test_a_face_with_which_something_goes_wrong_is_covered(video_pipeline, portr
 
 
 def test_networks_that_are_offloaded_are_run_by_one_thread_at_a_time(video_pipeline, portrait, tmp_path, monkeypatch):
-    """Running one moves others, and itself, off the accelerator; two threads would take each other's away."""
+    """Running one moves others, and itself, off the accelerator, so two threads would remove each other's networks."""
     running, together, threads = [], [], set()
 
     def watched(function):
@@ -252,7 +252,7 @@ def test_two_people_one_turns_away_and_comes_back(video_pipeline, portrait, stra
 
 
 def test_a_scene_cut(video_pipeline, portrait, empty, tmp_path):
-    """After a cut the same person is elsewhere, before another background, and gets the same new face; nothing is between."""
+    """After a cut the same person is elsewhere, with another background, and gets the same new face; nothing is interpolated."""
     wide = np.concatenate([empty, 255 - empty], axis=1)
     first, second = wide.copy(), 255 - wide
     first[:, :SIDE], second[:, SIDE:] = portrait, portrait
@@ -265,7 +265,7 @@ def test_a_scene_cut(video_pipeline, portrait, empty, tmp_path):
 
 
 def hidden_for_a_moment(portrait, empty):
-    """A hand passes before the face: in frames 6 to 10 there is no face to be found."""
+    """A hand passes in front of the face: in frames 6 to 10 no face is found."""
     seen = np.concatenate([empty, portrait, empty], axis=1)
     covered = seen.copy()
     cv2.ellipse(covered, (SIDE + 90, 82), (46, 62), 0, 0, 360, SKIN, -1)
@@ -325,7 +325,7 @@ def test_same_seed_same_bytes(video_pipeline, portrait, tmp_path):
 
 
 def interrupted_at(frame):
-    """A callback that stops the rendering there, as Ctrl-C does."""
+    """A callback that stops the rendering at a frame, as Ctrl-C does."""
 
     def interrupt(stage, done, total):
         if (stage, done) == ("render", frame):
@@ -347,7 +347,7 @@ def watch_rendering(monkeypatch):
 
 
 def test_an_interrupted_run_goes_on(video_pipeline, portrait, tmp_path, monkeypatch):
-    """It ends as an uninterrupted one does, and does not render twice what was done."""
+    """It ends as an uninterrupted one does, and does not render finished parts again."""
     monkeypatch.setattr(pipeline_video, "PART_FRAMES", 4)
     path = write(tmp_path / "a.mp4", [shifted(portrait, number) for number in range(10)])
     options = {"resume": True, "preset": "ultrafast"}  # without mbtree, where x264 reads memory that it never wrote
@@ -381,7 +381,7 @@ def test_a_run_with_other_options_begins_anew(video_pipeline, portrait, tmp_path
 
 
 def test_a_network_that_fails_covers(video_pipeline, portrait, tmp_path, monkeypatch):
-    """Values that are not finite, in frames after the reference was made: solid covers, and the report says why."""
+    """In frames after the reference, values that are not finite give solid covers, and the report says why."""
     denoise, calls = components.denoise, []
 
     def fail(*given):
@@ -415,7 +415,7 @@ def test_a_face_that_is_not_finite_never_comes_into_the_filter(video_pipeline, p
 
 
 def test_covers_of_different_reasons_are_reported_in_their_order(video_pipeline, portrait, empty, tmp_path, monkeypatch):
-    """Lost in frame 3, and in frame 1 the network fails: what is known before the network runs must not come first."""
+    """The network fails in frame 1, and the face is lost in frame 3, which is known earlier but must be reported later."""
     denoise, batches = components.denoise, []
 
     def fail(*given):
@@ -490,7 +490,7 @@ def test_the_input_is_never_the_output(video_pipeline, portrait, tmp_path):
 
 @pytest.mark.parametrize("more", [True, False])
 def test_a_file_that_changes_between_the_passes_gives_no_output(video_pipeline, portrait, tmp_path, monkeypatch, more):
-    """One frame more has faces that nobody followed; other contents may, too."""
+    """Nobody has followed the faces of an additional frame, or of other contents."""
     path, passes = write(tmp_path / "a.mp4", [portrait] * 5), []
     read = VideoReader.__iter__
 
@@ -523,7 +523,7 @@ def test_a_file_of_another_content_under_the_same_name_gives_no_output(video_pip
 
 
 def test_a_file_may_lose_its_name_while_it_is_rendered(video_pipeline, portrait, tmp_path):
-    """As uploads do, which servers delete after a while."""
+    """For example uploads, which servers delete after a while."""
     path = write(tmp_path / "a.mp4", [portrait] * 6)
 
     def unlink(stage, done, total):
@@ -551,7 +551,7 @@ def test_sound_comes_along_from_where_the_pictures_begin(video_pipeline, portrai
 def test_what_cannot_be_encoded_is_refused_before_work(video_pipeline, portrait, tmp_path, options):
     path = write(tmp_path / "a.mp4", [portrait] * 2)
     output = tmp_path / ("out.webm" if "codec" in options else "out.mp4")
-    with pytest.raises(VideoError, match="out.mp4|no video encoder for `.webm`"):
+    with pytest.raises(VideoError, match="out.mp4|not a video encoder for `.webm`"):
         run(video_pipeline, path, output, callback_on_frame=pytest.fail, **options)
     assert [path.name for path in tmp_path.iterdir()] == ["a.mp4"]
 
@@ -586,7 +586,7 @@ def test_parts_made_with_other_weights_or_another_cast_are_not_taken(video_pipel
 
 @torch.no_grad()
 def test_a_stream_of_any_length_stays_flat(video_pipeline, monkeypatch):
-    """People who went long ago are forgotten, and with them whom nobody else may look like."""
+    """People who left long ago are forgotten, and new people may then look like them."""
     monkeypatch.setattr(people, "REMEMBERED", 2)
     session = video_pipeline.start(rate=RATE)
     tracks = [Track(number, Spool(), RATE) for number in range(100)]

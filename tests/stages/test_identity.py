@@ -52,7 +52,7 @@ def test_a_person_is_the_same_alone_and_among_others(sampler):
 
 
 def test_of_those_who_fit_the_average_attributes_are_asked_for(sampler):
-    """And nothing else of K; who is told attributes or nothing keeps these."""
+    """Nothing else of K is asked for. Conditions that are attributes or `None` stay as they are."""
     perturb(sampler.lds)
     conditions = sampler.lds.conditions(torch.ones(1, 128))
     (asked,) = sampler.expect([conditions], [seeded()], 3)
@@ -122,7 +122,7 @@ def test_the_first_draw_beyond_the_bound_is_taken(sampler):
 
 
 def test_whom_the_source_does_not_refuse_it_does_not_change(sampler):
-    """The same person for all sources that are far from the first who is drawn: the choice is blind."""
+    """The choice is blind: all sources that are far from the first person drawn get the same person."""
     first = sampler.sample(sampler.prepare_latents(DRAWS, seeded()), None, 3)[0][:1]
     sources = [source for source in unit(50, 1, 128) if 1 - source @ first.T > 0.9]
     chosen = [draw(sampler, source, 1, 0.9, num_inference_steps=3, generator=seeded()).embedding for source in sources]
@@ -163,7 +163,7 @@ def test_all_embeddings_of_the_source_and_other_people_count(sampler):
 
 
 def test_where_all_who_fit_are_too_near_others_are_drawn_who_fit_less(sampler, monkeypatch):
-    """Not anybody: a child does not become an adult because children look alike."""
+    """But not just anybody: a child does not become an adult because children look alike."""
     sample, told, source = IdentitySampler.sample, [], unit(1, 128, seed=7)
 
     def crowded(self, latents, conditions, *arguments):
@@ -181,7 +181,7 @@ def test_where_all_who_fit_are_too_near_others_are_drawn_who_fit_less(sampler, m
 
 
 def test_later_rounds_vary_more(sampler, monkeypatch):
-    """By `spread`, whatever the attempt."""
+    """They vary by `spread`, in every attempt."""
     varied, vary = [], IdentitySampler.vary
     monkeypatch.setattr(IdentitySampler, "vary", lambda self, asked, by, *more: varied.append(by) or vary(self, asked, by, *more))
     conditions = sampler.lds.conditions(attributes=torch.zeros(1, 2))
@@ -191,7 +191,7 @@ def test_later_rounds_vary_more(sampler, monkeypatch):
 
 
 def test_the_more_attributes_vary_the_more_they_are_anybodys(sampler):
-    """But they stay usual: an unusual person has the same face whatever the noise."""
+    """But they stay in the usual range, because an unusual person has the same face whatever the noise."""
     perturb(sampler.lds)
     conditions = sampler.lds.conditions(attributes=torch.tensor([[3.0, -2.0]]))
     anybody, _ = sampler.sample(sampler.prepare_latents(1, seeded()), None, 3)
@@ -217,7 +217,7 @@ def test_nobody_beyond_the_limit_is_an_error(sampler):
 
 
 def test_the_people_and_the_noise_of_a_face_are_its_own():
-    """The same for the same seed, and others for the next face; people do not depend on how much noise was drawn."""
+    """The same seed gives the same, and the next face gets others; people do not depend on how much noise was drawn."""
     first, again, other = (face_generators(seed) for seed in (5, 5, 6))
     torch.randn(100, generator=first[1])
     drawn = [torch.randn(3, generator=people) for people, _ in (first, again, other)]

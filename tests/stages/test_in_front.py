@@ -1,4 +1,4 @@
-"""Hands and masks before a face: they stay, and no face is taken for one."""
+"""Hands and masks in front of a face stay, and no face is mistaken for one."""
 
 import cv2
 import numpy as np
@@ -17,7 +17,7 @@ TOP, LEFT = 110, 215
 
 @pytest.fixture(scope="module")
 def waving(astronaut) -> tuple[np.ndarray, np.ndarray]:
-    """The astronaut, a hand before her cheek, and where that is, both 512×512."""
+    """The astronaut with a hand in front of her cheek, and where the hand is, both 512×512."""
     picture = np.asarray(read_image(astronaut).image).copy()
     hand = cv2.imread(str(ROOT / "tests/assets/hand.png"), cv2.IMREAD_UNCHANGED)[::-1, ::-1]
     alpha = np.zeros(picture.shape[:2], np.float32)
@@ -70,7 +70,7 @@ def test_results_depend_on_the_settings_of_the_hand_finder(pipeline):
 
 @torch.no_grad()
 def test_a_face_that_is_taken_for_a_hand_is_erased(pipeline, waving):
-    """Where the parser sees hardly anything in front, but for hair, which is."""
+    """The parser sees hardly anything in front there, except hair, which is in front."""
     picture, _ = waving
     crop, images, depths = cropped(pipeline, picture)
     hands = find_hands(pipeline.hand_finder, [picture], [crop])
@@ -86,7 +86,7 @@ def test_a_face_that_is_taken_for_a_hand_is_erased(pipeline, waving):
 
 @pytest.mark.parametrize(("gap", "stays"), [(6, True), (14, False)])
 def test_a_mask_that_ends_at_the_chin_is_in_front(gap, stays):
-    """What is erased reaches farther down than chin and mask do; what ends above the chin may be a beard's shadow."""
+    """The erased region reaches below chin and mask. Something that ends above the chin may be the shadow of a beard."""
     circle, mask = (np.zeros((256, 256), np.uint8) for _ in range(2))
     cv2.circle(circle, (128, 128), 100, 1, -1)
     cv2.circle(mask, (128, 128), 100 - gap, 1, -1)

@@ -1,4 +1,4 @@
-"""Crops, and what in them lies in front of the face."""
+"""Crops, and things in them that lie in front of the face."""
 
 import numpy as np
 import pytest
@@ -75,7 +75,7 @@ def test_the_mouth_that_is_kept_is_no_way_out_of_the_face():
 
 
 class Blind(torch.nn.Module):
-    """A parser that knows nothing."""
+    """A parser that gives NaN."""
 
     config = FaceParserModel(front_threshold=0.8).config
 
@@ -111,7 +111,7 @@ def test_glasses_that_reach_beyond_the_face_are_erased_with_it():
 
 @pytest.mark.parametrize("edge", [20, 40])
 def test_a_mouth_near_the_outline_is_no_way_out_of_the_face(edge):
-    """As in profiles: from the mouth, whose inside stays, it is not far to the background."""
+    """In profiles, the mouth, whose inside is kept, may be near to the background."""
     face = np.zeros((256, 256), np.float32)
     face[40:216, 40:216] = 1
     face[150:170, 40 + edge : 140] = 0  # the mouth

@@ -1,4 +1,4 @@
-"""What makes a result, or a face that is to be replaced, one that nobody would take for a face."""
+"""Results that do not look like a face, and faces that cannot be replaced, are refused."""
 
 import numpy as np
 import pytest
@@ -13,19 +13,21 @@ NOTHING = np.zeros((64, 64), np.float32)
 
 def test_features_elsewhere_than_they_were_meant_to_be_are_a_problem():
     size = np.ptp(MEANT, axis=0).max()
-    assert strays(MEANT + np.float32([0.9 * STRAYING * size, 0]), MEANT, NOTHING, STRAYING) is None
-    assert "1.5%" in strays(MEANT + np.float32([0.0154 * size, 0]), MEANT, NOTHING, STRAYING)
-    assert strays(MEANT * np.nan, MEANT, NOTHING, STRAYING) is not None
+    share, problem = strays(MEANT + np.float32([0.9 * STRAYING * size, 0]), MEANT, NOTHING, STRAYING)
+    assert share == pytest.approx(0.9, abs=1e-3) and problem is None
+    share, problem = strays(MEANT + np.float32([0.0154 * size, 0]), MEANT, NOTHING, STRAYING)
+    assert share == pytest.approx(1.1, abs=1e-3) and "1.5%" in problem
+    assert strays(MEANT * np.nan, MEANT, NOTHING, STRAYING)[1] is not None
 
 
 def test_features_behind_something_do_not_count():
     hand = NOTHING.copy()
     hand[:, 30:] = 1
     seen = np.where(MEANT[:, :1] > 31, MEANT + 9, MEANT)
-    assert strays(seen, MEANT, NOTHING, STRAYING) is not None
-    assert strays(seen, MEANT, hand, STRAYING) is None
-    assert strays(seen, MEANT, np.ones_like(hand), STRAYING) is None  # nothing of the new face shows
-    assert strays(None, MEANT, NOTHING, STRAYING) is None  # that no face is found is said elsewhere
+    assert strays(seen, MEANT, NOTHING, STRAYING)[1] is not None
+    assert strays(seen, MEANT, hand, STRAYING)[1] is None
+    assert strays(seen, MEANT, np.ones_like(hand), STRAYING) == (0, None)  # nothing of the new face shows
+    assert strays(None, MEANT, NOTHING, STRAYING) == (0, None)  # that no face is found is said elsewhere
 
 
 def test_heads_that_look_away_too_far_are_named():
@@ -73,4 +75,4 @@ def test_more_straying_is_allowed_the_farther_a_head_is_turned():
     assert allowed_straying(45, STRAYING, 0.01) == pytest.approx(limits[3] + 0.01)
     size = np.ptp(MEANT, axis=0).max()
     shifted = MEANT + 1e-3 * size
-    assert strays(shifted, MEANT, NOTHING, allowed_straying(torch.nan)) is not None  # where nobody knows, no face passes
+    assert strays(shifted, MEANT, NOTHING, allowed_straying(torch.nan))[1] is not None  # where nobody knows, no face passes

@@ -1,4 +1,4 @@
-"""What is shown of the faces of a track that pass their checks or do not."""
+"""Which faces of a track are shown, depending on which pass their checks."""
 
 import pytest
 

@@ -1,4 +1,4 @@
-"""Things come back as they were put away, and the file does not grow when they are exchanged."""
+"""Objects are loaded as they were stored, and the file does not grow when they are replaced."""
 
 import pytest
 import torch
@@ -10,7 +10,7 @@ from diffdeid.temporal.spool import Spool
 
 @given(st.lists(st.tuples(st.integers(0, 3), st.one_of(st.none(), st.binary(max_size=300))), max_size=40))
 def test_what_was_stored_is_loaded(steps):
-    """By the numbers that were given for it; `None` releases a thing."""
+    """Objects are loaded by their numbers; `None` releases one."""
     spool, numbers, known = Spool(), {}, {}
     for key, thing in steps:
         if key in known:
@@ -33,7 +33,7 @@ def test_room_that_becomes_free_is_used_again():
 
 
 def test_the_room_of_what_could_not_be_stored_is_free(monkeypatch):
-    """A full disk."""
+    """The disk is full."""
     spool = Spool()
     first = spool.store("one")
 

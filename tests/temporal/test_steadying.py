@@ -13,7 +13,7 @@ LANDMARKS = RNG.uniform(24, 104, (468, 2)).astype(np.float32)
 
 
 def steady(face, before, source, source_before, moved=(0, 0)):
-    """After a first face, with landmarks that moved along."""
+    """The second of two faces, filtered, with landmarks that moved along."""
     first = steadying.begin(before, source_before, LANDMARKS)
     return steadying.steady(face, source, LANDMARKS + np.float32(moved), first).face
 
@@ -59,7 +59,7 @@ def test_landmarks_lead_where_the_flow_sees_nothing_move():
 
 
 def test_landmarks_that_tremble_do_not_shake_the_face():
-    """The source stands still: of a pixel that its landmarks go to and fro, little is seen."""
+    """The source stands still, so landmarks that move by a pixel to and fro hardly move the face."""
     filtered, steps = steadying.begin(FACE, SOURCE, LANDMARKS), []
     for frame in range(1, 12):
         after = steadying.steady(FACE, SOURCE, LANDMARKS + np.float32([frame % 2, 0]), filtered)
@@ -69,7 +69,7 @@ def test_landmarks_that_tremble_do_not_shake_the_face():
 
 
 def test_a_landmark_that_went_elsewhere_than_the_picture_is_not_followed_far():
-    """Hidden ones are found where they are not seen."""
+    """Landmarks that are hidden may be found in wrong places."""
     assert np.abs(steady(FACE, FACE, SOURCE, SOURCE, moved=(20, 0)) - FACE).mean() < 0.05
 
 

@@ -1,4 +1,4 @@
-"""Following faces: a made-up world of people and times at which the detector or the mesh does not see them."""
+"""Following faces in a made-up world of people, in which the detector or the mesh misses them at known times."""
 
 from types import SimpleNamespace
 
@@ -20,7 +20,7 @@ ROUGH = 2  # pixels by which the head mesh sees everything farther to the right
 
 
 class World:
-    """Stands for the face analyser and the recogniser.
+    """Stands in for the face analyser and the recogniser.
 
     `people[name](frame)` is where somebody's face is, or `None`. `unseen` and `unmeshed` hold (name, frame) that the detector and
     the mesh miss; `faint` ones have a score that counts only where a face is expected. `turned(frame)` is by how many degrees all
@@ -247,7 +247,7 @@ def frames(name, *spans):
 
 
 def test_the_head_mesh_follows_whom_the_attention_mesh_loses():
-    """Painted, where it was covered; elsewhere nobody asks the head mesh, which takes time."""
+    """The face is painted instead of covered. For other heads the head mesh is not run, because it takes time."""
     world = World({"a": lambda frame: 100 + frame}, unmeshed=frames("a", (6, 14)), headed=frames("a", (0, 20)))
     tracker = world.follow(20)
     (track,) = tracker.tracks
@@ -260,7 +260,7 @@ def test_the_head_mesh_follows_whom_the_attention_mesh_loses():
 
 
 def test_nothing_jumps_where_one_mesh_gives_way_to_the_other():
-    """Nor does it where the attention mesh comes and goes."""
+    """This also holds where the attention mesh fails in some frames."""
     blind = frames("a", (12, 14), (15, 22), (23, 24))
     world = World({"a": lambda frame: 100}, unmeshed=blind, headed=frames("a", (0, 37)), turned=lambda f: 4.5 * min(f, 36 - f))
     (track,) = world.follow(37).tracks
@@ -271,7 +271,7 @@ def test_nothing_jumps_where_one_mesh_gives_way_to_the_other():
 
 
 def test_the_head_mesh_alone_is_believed_for_a_moment():
-    """It sees heads in things too. Somebody leaves, and it goes on to see somebody there, which the detector does not.
+    """It also sees heads in things. Here somebody leaves, and it still sees somebody there, but the detector does not.
 
     As it may be right, the place is covered for a second.
     """
@@ -305,7 +305,7 @@ def test_a_face_that_the_attention_mesh_makes_up_of_a_head_in_profile_is_not_bel
 
 
 def test_a_faint_face_that_the_head_mesh_contradicts_is_covered():
-    """It may be real, for the attention mesh is sure of it."""
+    """It may be real, because the attention mesh is sure of it."""
     everywhere = frames("a", (0, 20))
     world = World({"a": lambda f: 100}, faint=everywhere, headed=everywhere, made_up=everywhere, turned=lambda frame: 80)
     tracker = world.follow(20)
@@ -329,7 +329,7 @@ def test_a_head_mesh_that_knows_nothing_contradicts_nobody():
 
 
 def test_a_turned_face_that_moves_fast_keeps_its_landmarks():
-    """Where the head mesh sees nothing, it is compared with itself a frame before."""
+    """If the head mesh sees nothing, the face is compared with itself in the frame before."""
     world = World({"a": lambda frame: 100 + 12 * frame}, unseen=frames("a", (3, 9)), turned=lambda frame: 60)
     tracker = world.follow(12)
     (track,) = tracker.tracks
@@ -360,7 +360,7 @@ def test_a_thing_in_which_only_the_head_mesh_sees_a_head_is_none():
 
 @pytest.mark.parametrize("degrees", [0, 62])
 def test_of_heads_turned_far_away_no_embedding_is_kept(degrees):
-    """What the recogniser makes of them is about the same for everybody."""
+    """The recogniser gives about the same embedding for everybody there."""
     (track,) = World({"a": lambda frame: 100}, turned=lambda frame: degrees).follow(10).tracks
     assert bool(track.embeddings) == (degrees == 0)
 
@@ -385,7 +385,7 @@ def test_of_two_heads_that_look_aside_and_cross_the_one_behind_is_bridged():
 
 
 def test_nobody_is_behind_for_want_of_an_embedding():
-    """Who looked aside all along has none; whoever jumped farther is behind."""
+    """A person who looked aside all the time has no embedding; then the face that jumped farther is behind."""
     world = World({"a": lambda frame: 100, "b": lambda frame: None})
     tracker, tracks = FaceTracker(world, world.embed, RATE), [Track(number, Spool()) for number in range(2)]
     for track, place in zip(tracks, (112, 100), strict=True):
@@ -428,7 +428,7 @@ def test_smoothing_does_not_lag_and_stills_the_trembling():
 
 
 def test_a_small_face_that_trembles_as_a_whole_is_stilled():
-    """By half a pixel, which is much of a face of 20 pixels, but no jerk."""
+    """It trembles by half a pixel, which is much for a face of 20 pixels, but not a jerk."""
     rng = np.random.default_rng(0)
     small = FACE * np.float32(20 / SIDE) + 60
     track, trembling = Track(0, Spool()), rng.normal(0, 0.4, (60, 1, 2)).astype(np.float32)
@@ -440,7 +440,7 @@ def test_a_small_face_that_trembles_as_a_whole_is_stilled():
 
 
 def test_a_face_that_moves_by_jerks_stays_where_it_is_seen():
-    """Every third frame is shown twice, as converted videos have it: a parabola would put the face beside itself."""
+    """Every third frame is repeated, as in converted videos; a parabola would put the face beside its place."""
     track = Track(0, Spool())
     for frame in range(30):
         landmarks = FACE + np.float32([100 + 12 * (frame - frame // 3), 60, 0])

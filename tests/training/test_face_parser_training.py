@@ -1,4 +1,4 @@
-"""The loss, what is measured, and resuming."""
+"""The loss, the measurements, and resuming."""
 
 import json
 from pathlib import Path

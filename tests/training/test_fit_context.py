@@ -29,7 +29,7 @@ def test_the_heads_predict_people_from_their_surroundings():
 
 
 def test_contexts_of_training_faces_are_no_better_than_of_new_ones(monkeypatch):
-    """Identities that surroundings tell nothing of: a map that was fitted to a face would know it."""
+    """The surroundings tell nothing here, but a map would know the faces that it was fitted to."""
     monkeypatch.setattr("diffdeid.training.fit_context.PENALTIES", (1.0,))
     encoder, generator = tiny_context_encoder(), torch.Generator().manual_seed(0)
     features, identity = torch.randn(200, 96, generator=generator), torch.randn(200, 128, generator=generator)
@@ -56,7 +56,7 @@ def test_one_persons_faces_have_one_number():
 
 
 def test_features_are_read_off_what_surrounds_the_faces_alone(monkeypatch, tmp_path):
-    """Not off pictures of which a cover takes nearly everything, as of faces without irises."""
+    """Only the face itself is erased; the cover of a face without irises would take nearly the whole picture."""
     face, margin = face_at(128, 128, 150), MARGIN * 288
     tensors = {"image": np.full((288, 288, 3), 200, np.uint8), "landmarks": face.landmarks.astype(np.float32)}
     save_file(tensors | {"iris": np.zeros((2, 5, 2), np.float32)}, tmp_path / "face.safetensors", metadata={"set": "a"})

@@ -1,4 +1,4 @@
-"""Renders with exact labels, of heads that nobody photographed."""
+"""Renders of heads, with exact labels."""
 
 from functools import partial
 from pathlib import Path
@@ -77,7 +77,7 @@ def test_a_seed_says_all(head, where):
 
 
 def test_a_photograph_is_seen_again_from_where_it_was_taken(head, where):
-    """Laid on the mesh and sampled where the mesh is, a photo is itself; unseen vertices take colours that it has."""
+    """A photo that is laid on the mesh and rendered from the same side is unchanged; unseen vertices get colours of the photo."""
     generator = torch.Generator().manual_seed(0)
     rho = invented(head, 1, generator)
     vertices = head(rho.shape, rho.expression).vertices

@@ -1,4 +1,4 @@
-"""Photos seen once more from the side."""
+"""Photos turned to the side."""
 
 from pathlib import Path
 
