@@ -1,10 +1,10 @@
-"""The Gradio app: photos, a video or a handful of files in, their de-identified copies out, and a look inside.
+"""The Gradio app: it de-identifies photos, a video or a handful of files, and shows how that works.
 
-What a handler writes lies in a folder that goes when the handler ends. Gradio serves a copy of its own. That copy and the uploads
-are deleted once no open page shows them, and minutes later in any case (`serving.Uploads`).
+What a handler writes lies in a folder that is deleted when the handler ends. Gradio serves a copy of its own. That copy and the
+uploads are deleted once no open page shows them, and after some minutes in any case (`serving.Uploads`).
 """
 
-try:  # first of all: on a ZeroGPU Space it lends a GPU to functions, which must not be touched before
+try:  # imported first: on a ZeroGPU Space it lends a GPU to functions, and nothing may touch the GPU before
     from spaces import GPU
 except ImportError:
     GPU = None
@@ -35,36 +35,37 @@ EXAMPLES = Path(__file__).parent / "examples"
 MAX_FILES, CANDIDATES = 20, 4
 CACHE = (60, 600)  # seconds between rounds of deletion, and the age at which a file goes
 ABOUT = """# DiffDeID
-Gives every face to somebody who does not exist, and keeps expression, pose, gaze and surroundings.
-The new person is chosen without a look at the erased face, unless you ask for its sex, age, descent, beard and smile. The old
-face only refuses people who are too near to it. Apart from that, a result tells no more about who it was than hair, neck,
-clothes, expression, pose and light tell anyway.
-The result is **de-identified**. Body, clothes, place and context stay, and no method is certain. Look at it before you publish
-it. This server deletes your uploads and results once this page shows them no more: when you replace or remove them and when you
-close the page. After ten minutes it deletes them in any case, but for a copy of what it still works on. Nothing is logged."""
-INSIDE = "What the network is shown of the largest face, and what it paints. **This shows the source face: do not publish it.**"
+DiffDeID replaces every face by that of somebody who does not exist, and keeps expression, pose, gaze and surroundings.
+The new person is chosen without a look at the erased face, unless you ask for somebody of about its sex, age, descent, beard and
+smile. The erased face only serves to reject people who look too much like it. Apart from that, a result tells no more about who
+it was than hair, neck, clothes, expression, pose and light tell anyway.
+The result is **de-identified**. Body, clothes, place and context stay, and no method is certain. Look at the result before you
+publish it. This server deletes your uploads and results as soon as this page no longer shows them: when you replace or remove
+them, and when you close the page. After ten minutes it deletes them in any case, except for a copy of what it is still working
+on. Nothing is logged."""
+INSIDE = "What the network sees of the largest face, and what it paints. **This shows the source face: do not publish it.**"
 ATTRIBUTES = [  # labels and what they mean, by how much they give away
     ("Fits hair, neck and body", "context"),
-    ("Is anybody (gives least away)", "any"),
+    ("Can be anybody (gives least away)", "any"),
     ("Has about the sex, age, descent, beard and smile of the erased face (gives most away)", "source"),
 ]
-STAYING = "Who is not ticked stays in every picture with their number. If one of these shows somebody else, tick them."
+STAYING = "Unticked people stay unchanged in all pictures with their number. If one shows somebody else, tick the number."
 CSS = """.caption-label {white-space: normal !important} .grid-wrap {min-height: 0 !important; max-height: none !important}
-@media (max-width: 600px) {.grid-container {grid-template-columns: 1fr 1fr !important}}"""  # all of the captions and pictures
-HOLDERS = gr.Image, gr.AnnotatedImage, gr.ImageSlider, gr.Gallery, gr.File, gr.Video  # what shows files
+@media (max-width: 600px) {.grid-container {grid-template-columns: 1fr 1fr !important}}"""  # shows captions and pictures whole
+HOLDERS = gr.Image, gr.AnnotatedImage, gr.ImageSlider, gr.Gallery, gr.File, gr.Video  # the components that show files
 
 logger = logging.getLogger(__name__)
 
 
 def lent(function, pipe: DiffDeIDPipeline, duration) -> Callable:
-    """A handler with its pipeline, which on a ZeroGPU Space has a GPU for `duration` seconds, or what that says of its inputs."""
+    """A handler with its pipeline; on a ZeroGPU Space it gets a GPU for `duration`: seconds, or a function of its inputs."""
     handler = partial(function, pipe)
     return handler if GPU is None else GPU(duration=duration)(handler)
 
 
 @contextmanager
 def errors_in_words() -> Iterator[None]:
-    """What goes wrong, for the page: without paths of this server. Surprises are logged, but not what they say of the file."""
+    """Turn errors into messages for the page, without paths of this server; logs only type and place of unexpected ones."""
     try:
         yield
     except (gr.Error, GeneratorExit):
@@ -79,7 +80,7 @@ def errors_in_words() -> Iterator[None]:
 
 
 def given(value, what: str):
-    """`value`, or a request for it."""
+    """Give `value` back, or raise `gr.Error` if it is missing or its file was deleted; `what` names it there."""
     if not value:
         raise gr.Error(f"Choose {what} first.")
     if isinstance(value, str) and not Path(value).exists():
@@ -88,23 +89,23 @@ def given(value, what: str):
 
 
 def own_copy(upload: str | None, what: str, folder: str) -> str:
-    """A copy of an upload in the folder of a handler, whose work may take longer than uploads stay."""
+    """A copy of an upload in the folder of a handler: the work may take longer than uploads are kept."""
     return shutil.copy(given(upload, what), folder)
 
 
 @contextmanager
 def temporary_folder() -> Iterator[str]:
-    """A folder that goes when its handler ends, and again when work that was stopped has ended, which may still write there."""
+    """A folder that is deleted when its handler ends, and once more when stopped work has ended, which may still write there."""
     with tempfile.TemporaryDirectory(ignore_cleanup_errors=True) as folder:
         try:
             yield folder
         finally:
-            with suppress(RuntimeError):  # the server is closing, and everything goes
+            with suppress(RuntimeError):  # the server is closing, and deletes everything
                 serving.ON_CPU.submit(shutil.rmtree, folder, ignore_errors=True)
 
 
 def awaited(function, pipe: DiffDeIDPipeline, *inputs) -> Generator:
-    """A result that takes a while. Twice a second the page is told that nothing is new, for then Gradio notices who has left."""
+    """Do work that takes a while. The page gets an empty update twice a second, so that Gradio notices who left."""
     return serving.Watch().follow(function, pipe, *inputs, meanwhile=lambda _: gr.skip())
 
 
@@ -115,7 +116,7 @@ def opened(pipe: DiffDeIDPipeline, photo: str | None):
 
 
 def show_faces(pipe: DiffDeIDPipeline, photo: str | None):
-    """The photo with its faces numbered, and the choice among them; nobody is chosen for any yet."""
+    """The photo with numbered faces, and the choice among them; no new person is chosen yet for any of them."""
     if photo is None:
         yield gr.update(visible=False), gr.update(value=None, visible=False), gr.update(value=1), {}
         return
@@ -157,7 +158,7 @@ def show_candidates(pipe, photo, number, level, steps, keep_mouth, attributes, s
         asked = serving.options(level, steps, keep_mouth, attributes, seed)
         people = yield from awaited(serving.sample_people, pipe, picture, faces, number, CANDIDATES, asked)
         if not people:
-            raise gr.Error("Nobody of those sampled is far enough from this face. Try again, or another level.")
+            raise gr.Error("None of the people sampled is far enough from this face. Try again, or choose another level.")
     pictures, identities = zip(*people, strict=True)
     yield gr.update(value=list(pictures), visible=True), (number, identities)
 
@@ -169,7 +170,7 @@ def choose(chosen: dict, candidates: tuple, event: gr.SelectData) -> dict:
 
 
 def show_people(pipe: DiffDeIDPipeline, video: str | None):
-    """Everybody in a video: pictures with their numbers, the choice among them, and the list of faces that both are of."""
+    """Find everybody in a video: gives pictures with their numbers, the choice among them, and the list of faces."""
     with errors_in_words(), temporary_folder() as folder:
         video, watch = own_copy(video, "a video", folder), serving.Watch()
         work = watch.follow(
@@ -184,14 +185,14 @@ def show_people(pipe: DiffDeIDPipeline, video: str | None):
 
 
 def forget_people():
-    """Nobody is shown, and nobody can be chosen."""
+    """Updates that show nobody and let nobody be chosen."""
     return gr.update(value=None, visible=False), gr.update(choices=[], value=[], visible=False), None
 
 
 def anonymize_video(pipe, video, level, steps, keep_mouth, attributes, seed, people=(), listed=None):
-    """De-identify all people of a video, or those whose numbers are given, who must be in a list of its faces; without its sound.
+    """De-identify all people of a video, or those whose numbers are given and are in a list of its faces. The sound is dropped.
 
-    Gives it to look at, as a file, and what happened in words.
+    Gives the result to look at and as a file, and what happened in words.
     """
     with errors_in_words(), temporary_folder() as folder:
         video = own_copy(video, "a video", folder)
@@ -205,16 +206,16 @@ def anonymize_video(pipe, video, level, steps, keep_mouth, attributes, seed, peo
 
 
 def how_far(progress: serving.Progress | None):
-    """What the page says while a video is on its way."""
+    """What the page says while a video is being worked on."""
     if progress is None:
         return gr.skip()
     return progress.in_words()
 
 
 def anonymize_files(pipe, files, level, steps, keep_mouth, attributes, seed):
-    """De-identify several photos. Gives a zip file of those that could be, and what happened in words."""
+    """De-identify several photos. Gives a zip file of the results, and what happened in words."""
     if len(given(files, "some photos")) > MAX_FILES:
-        raise gr.Error(f"These are {len(files)} files, and {MAX_FILES} are the limit here. The command line takes folders.")
+        raise gr.Error(f"You chose {len(files)} files, and the limit is {MAX_FILES}. The command line takes whole folders.")
     lines = []
     with temporary_folder() as folder, zipfile.ZipFile(Path(folder, "anonymized.zip"), "w") as archive:
         for number, path in enumerate(files, 1):
@@ -234,19 +235,19 @@ def anonymize_files(pipe, files, level, steps, keep_mouth, attributes, seed):
 
 
 def explain(pipe, photo, level, steps, keep_mouth, attributes, seed):
-    """The stages of the largest face that can be rendered: pictures with captions."""
+    """The stages in which the largest face that can be rendered is replaced: pictures with captions."""
     with errors_in_words():
         picture, faces = yield from awaited(opened, pipe, photo)
         usable = [face for face in faces if why_covered(face) is None]
         if not usable:
-            raise gr.Error("The landmarks of no face could be placed.")
+            raise gr.Error("No face of this photo can be rendered. Choose another photo.")
         asked = serving.options(level, steps, keep_mouth, attributes, seed)
         panels = yield from awaited(stages, pipe, np.asarray(picture.image), usable[0], faces, *asked)
         yield [(panel, text) for text, panel in panels.items()]
 
 
 def settings() -> list[gr.components.Component]:
-    """The inputs that all tabs have, in the order of `serving.options`."""
+    """The inputs that all tabs have, in the order of the arguments of `serving.options`."""
     level = gr.Slider(1, 10, value=DeidentifyOptions.level, step=1, label="Least distance of the new identity from the old one")
     with gr.Accordion("More", open=False):
         steps = gr.Slider(1, 50, value=DeidentifyOptions.num_inference_steps, step=1, label="Denoising steps")
@@ -257,18 +258,18 @@ def settings() -> list[gr.components.Component]:
 
 
 def results() -> list[gr.components.Component]:
-    """Where a file and a report come out."""
+    """The outputs for a file and a report."""
     return [gr.File(label="Result, without metadata", interactive=False), gr.Markdown(label="Report")]
 
 
 def buttons() -> tuple[gr.Button, gr.Button]:
-    """What begins work and what ends it."""
+    """The buttons that begin work and stop it."""
     with gr.Row():
         return gr.Button("De-identify", variant="primary"), gr.Button("Stop")
 
 
 def ends(stop: gr.Button, upload: gr.components.Component, report: gr.Markdown, work: list) -> None:
-    """Let work be ended by its button, and by whoever takes the upload away."""
+    """Let work be ended by its Stop button, and by replacing or removing the upload."""
     stop.click(lambda: "Stopped.", None, report, cancels=work, queue=False, api_visibility="private")
     upload.change(None, cancels=work, api_visibility="private")
 
@@ -289,7 +290,7 @@ def files_waiting(demo: gr.Blocks) -> Iterator[str]:
 
 
 def let_files_go(demo: gr.Blocks, uploads: serving.Uploads) -> None:
-    """Have pages say which files they show whenever these change, and when they go."""
+    """Have pages say which files they show whenever these change, and when the page is closed."""
     holders = [one for one in demo.blocks.values() if isinstance(one, HOLDERS)]
 
     def show(request: gr.Request, *values) -> None:
@@ -315,7 +316,7 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
         with gr.Tab("Photo"), gr.Row():
             with gr.Column():
                 photo = gr.Image(label="Photo", type="filepath", sources=["upload", "webcam", "clipboard"])
-                photo.preprocess = lambda file: file and file.path  # not decoded: our limits come first, and we read more
+                photo.preprocess = lambda file: file and file.path  # not decoded: limits come first, and we read more
                 samples = sorted(str(file) for file in EXAMPLES.glob("*.jpg"))
                 gr.Examples(samples, photo, label="Examples", cache_examples=False, api_visibility="private")
                 drawn = gr.AnnotatedImage(label="Faces", height=260, visible=False)
@@ -330,13 +331,13 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
             with gr.Column():
                 outputs = [gr.ImageSlider(label="Before and after", format="jpeg", interactive=False), *results()]
         chosen, candidates = gr.State({}), gr.State((0, ()))
-        photo.change(None, None, wanted, js="() => []", **inner)  # at once: ticks of the photo before must not spare a face
+        photo.change(None, None, wanted, js="() => []", **inner)  # at once: ticks for the last photo must not spare a face
         run = lent(anonymize, pipe, 60), [photo, wanted, chosen, *inputs], outputs
         show = lent(show_candidates, pipe, 60), [photo, number, *inputs], [gallery, candidates]
         work = [button.click(*run, api_name="anonymize", **alone), more.click(*show, **inner, **alone)]
         work.append(gallery.select(choose, [chosen, candidates], chosen, **inner).then(*run, **inner, **alone))
         ends(stop, photo, outputs[-1], work)
-        # Last: a page does what a change asks for in this order, and would end work that was asked for while it waits for faces.
+        # Comes last: a page handles a change in this order, and else would end work that was asked for while it finds faces.
         photo.change(partial(show_faces, pipe), photo, [drawn, wanted, number, chosen], api_name="faces")
 
         with gr.Tab("Video"), gr.Row():
@@ -365,7 +366,7 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
             with gr.Column():
                 outputs = results()
         run = button.click(lent(anonymize_files, pipe, 300), inputs, outputs, api_name="anonymize_files", **alone)
-        run.success(lambda: None, None, files, **inner)  # they are done with, so they go
+        run.success(lambda: None, None, files, **inner)  # the uploads are no longer needed
         ends(stop, files, outputs[-1], [run])
 
         with gr.Tab("How it works"):
@@ -380,7 +381,7 @@ def build_demo(pipe: DiffDeIDPipeline) -> gr.Blocks:
 
 
 def serve(model: str) -> None:
-    """Show the page until Ctrl-C, or until the process is told to end. Then nothing of its visitors stays."""
+    """Show the page until Ctrl-C, or until the process is told to end. Then all files of visitors are deleted."""
     for end in (signal.SIGINT, signal.SIGTERM):
         signal.signal(end, signal.default_int_handler)
     pipe = serving.load_pipeline(model)
@@ -395,7 +396,7 @@ def serve(model: str) -> None:
             Event().wait()
         serving.CLOSING.set()
         demo.close()
-        serving.ON_CPU.shutdown(cancel_futures=True)  # what is under way writes to the folder until its next step
+        serving.ON_CPU.shutdown(cancel_futures=True)  # work under way may write to the folder until its next step
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""Many files, each of them from start to end: read, de-identified, written and checked, while others are on their way.
+"""De-identifies many files: each one is read, rendered, written and checked, while others are under way.
 
 On a GPU, pictures go to the networks in groups, so that their faces fill batches.
 """
@@ -37,7 +37,7 @@ from diffdeid.options import DeidentifyOptions, FileOptions, VideoOptions
 from diffdeid.planning import Job, is_video
 
 MOST_PIXELS = 2**27  # of the pictures of a group and their results, 400 MB; up to three groups are in hand
-AHEAD = 32  # files of which it is decided at once what is to be made: stores answer slowly, and many together
+AHEAD = 32  # files for which it is decided at the same time what is to be made: stores answer slowly, but many at once
 
 logger = logging.getLogger(__name__)
 
@@ -47,14 +47,14 @@ class How:
     """What holds for all files of a run.
 
     Attributes:
-        options, files: what a picture has no use for is left out.
+        options, files: choices for pictures and videos; pictures ignore those that are for videos only.
         on_no_face: "error", "skip" (write nothing) or "copy" (write the pixels without metadata).
-        existing: what becomes of outputs that are there: "error" (they stay, and are reported), "skip" (they stay, and are not
-            made again) or "replace".
+        existing: what becomes of outputs that exist: "error" (they stay, and are reported), "skip" (they stay, and are not made
+            again) or "replace".
         seed: starts a generator for each file, so that its results do not depend on the other files. Default: that of the list of
             its faces, or fresh randomness.
         verify: check each file before it gets its name, see `engine.written`.
-        consent: who stays as they are; nobody without one.
+        consent: tells who is left as they are; nobody is without one.
     """
 
     options: VideoOptions
@@ -74,15 +74,17 @@ def run(
     manifest: Manifest | None = None,
     at_once: int = 1,
 ) -> Iterator[list[dict[str, Any]]]:
-    """De-identify files and say what happened: a list for each, with a record for each output. Errors become records as well.
+    """De-identify files; yields a list of records for each file, one for each output. Errors become records as well.
 
     While the networks work on a group of files, another thread decodes the next one, and a third encodes the one before.
 
     Args:
-        pipe_of: what does a file: a `DiffDeIDPipeline`, for a video a `DiffDeIDVideoPipeline`.
+        pipe_of: gives the pipeline for a file: a `DiffDeIDPipeline`, for a video a `DiffDeIDVideoPipeline`.
+        jobs: the files and their outputs.
+        how: what holds for all of them.
         known: lists of the faces of some files, by their resolved paths.
-        manifest: what earlier runs finished, which is not done again. What this one finishes is added.
-        at_once: files of a group at most, see `gathered`.
+        manifest: what earlier runs finished, which is not done again. What this run finishes is added.
+        at_once: largest number of files in a group, see `gathered`.
     """
 
     in_hand: set[Task] = set()
@@ -112,13 +114,13 @@ def run(
                 waiting = [encoder.submit(finish, task) for task in group]
             for done in waiting:
                 yield done.result()
-    finally:  # of an interrupted run: no copy of a source stays
+    finally:  # an interrupted run leaves no copy of a source either
         for task in in_hand:
             task.copies.close()
 
 
 def decided(tasks: Iterable[Task], manifest: Manifest | None = None) -> Iterator[Task]:
-    """Tasks that know what is to be made, in their order."""
+    """Let tasks decide what is to be made; yields them in their order."""
     with ThreadPoolExecutor(AHEAD) as pool:
         ahead: deque[tuple[Task, Future[None]]] = deque()
         for task in tasks:
@@ -133,7 +135,7 @@ def decided(tasks: Iterable[Task], manifest: Manifest | None = None) -> Iterator
 
 
 def gathered(tasks: Iterable[Task], at_once: int) -> Iterator[list[Task]]:
-    """Read tasks, and group them for the networks: at most `at_once`, fewer where pictures are large; videos are alone."""
+    """Read the files of tasks, and group the tasks: at most `at_once`, fewer if pictures are large; each video is alone."""
     group, held = [], 0
     for task in tasks:
         alone = is_video(task.job.source)
@@ -152,9 +154,9 @@ def gathered(tasks: Iterable[Task], at_once: int) -> Iterator[list[Task]]:
 
 
 def make(tasks: Sequence[Task], pipe_of: Callable[[Path], Any]) -> None:
-    """Do what needs the networks; faces of pictures share batches there. Videos are written, too.
+    """Do the part of the work that needs the networks; there, faces of several pictures share batches. Videos are also written.
 
-    Pictures that fail together are done one by one.
+    If the pictures fail together, they are done one by one.
     """
     for task in tasks:
         task.prepare(pipe_of)
@@ -172,7 +174,7 @@ def make(tasks: Sequence[Task], pipe_of: Callable[[Path], Any]) -> None:
 
 
 def render(tasks: Sequence[Task]) -> None:
-    """Make the new faces of pictures, all of them of one run; those that are listed are not searched for others."""
+    """Make the new faces of pictures of one run. Pictures that have a list of faces are not searched for others."""
     if found := [task for task in tasks if task.listed is None]:
         pipe, how, count = found[0].pipe, found[0].how, len(found[0].job.outputs)
         images, generators = [task.picture.image for task in found], [task.new_generator() for task in found]
@@ -185,18 +187,20 @@ def render(tasks: Sequence[Task]) -> None:
 
 
 class Task:
-    """A job on its way: `decide`, `read`, `prepare`, `complete`, `finish`; `render` may come before `complete`, with other jobs.
+    """The work on a job, in the steps `decide`, `read`, `prepare`, `complete`, `finish`.
 
-    What goes wrong becomes a record: it must not stop the others.
+    `render` may come before `complete`, for several tasks together. Errors become records: they must not stop other tasks.
 
     Args:
-        listed: a list of its faces, which is not to be searched for others.
+        job: a file and its outputs.
+        how: what holds for all files of the run.
+        listed: the list of its faces, if there is one; then it is not searched for others.
 
     Attributes:
-        source: what is read, a copy of what is in a store.
+        source: the file that is read: a copy if the source is in a store.
         missing: the outputs that are to be made.
         digest: of what they depend on, for a manifest.
-        overwrite: whether existing files are replaced by them.
+        overwrite: whether they replace existing files.
     """
 
     def __init__(self, job: Job, how: How, listed: FaceList | None = None):
@@ -228,11 +232,11 @@ class Task:
             self.seconds += time.perf_counter() - started
 
     def decide(self, manifest: Manifest | None = None) -> None:
-        """Which outputs are to be made; nothing is decoded before."""
+        """Decide which outputs are to be made, before anything is decoded."""
         with self._noting_errors():
             outputs, existing = self.job.outputs, self.how.existing
             done: set[Path] = set()
-            if manifest is not None:  # all that results depend on belongs into the digest, or what changes it goes unnoticed
+            if manifest is not None:  # all that results depend on belongs into the digest, or a change of it goes unnoticed
                 who = {"faces": self.listed and asdict(self.listed), "consent": self.how.consent and self.how.consent.digest()}
                 self.digest = manifest.digest(self.job.source, self._choices() | who | {"verify": self.how.verify})
                 done = {path for path in outputs if manifest.holds(self.job.source, path, self.digest, self.how.on_no_face)}
@@ -252,7 +256,7 @@ class Task:
             self.missing = [path for path in outputs if path not in done]
 
     def read(self) -> None:
-        """Fetch the file and decode the picture, if that is needed."""
+        """Fetch the file, and decode a picture, if outputs are to be made."""
         if self.missing:
             with self._noting_errors():
                 self.source = self.copies.fetch(self.job.source)
@@ -260,7 +264,7 @@ class Task:
                     self.picture = read_image(self.source)
 
     def prepare(self, pipe_of: Callable[[Path], Any]) -> None:
-        """Do what comes before the networks, and all of a video."""
+        """Prepare a picture for the networks, or do all the work on a video."""
         if self.missing:
             with self._noting_errors():
                 self.pipe, self.generator = pipe_of(self.job.source), self.new_generator()
@@ -268,9 +272,9 @@ class Task:
 
     def _prepare_picture(self) -> None:
         for path in self.missing:
-            check_writable(path, self.picture.alpha is not None, overwrite=True)  # whether it is there was asked already
+            check_writable(path, self.picture.alpha is not None, overwrite=True)  # `decide` has asked whether it exists
         if self.listed is not None:
-            self.picture, mark = read_with_fingerprint(self.source)  # again, for a list is of one content and no other
+            self.picture, mark = read_with_fingerprint(self.source)  # read again, since a list is of one content and no other
             image, options = self.picture.image, self.how.options.as_kind(DeidentifyOptions)
             refuse_stale(self.listed, Source(mark, *image.size))
             self.pipe.engine.check(options)
@@ -281,7 +285,7 @@ class Task:
             }
 
     def complete(self) -> None:
-        """Take the results of a picture; it is shown to the networks alone where that is still to be done."""
+        """Collect the results of a picture, which is rendered by itself if it was not rendered with others."""
         with self._noting_errors():
             try:
                 make = self._as_found if self.listed is None else self._as_listed
@@ -309,7 +313,7 @@ class Task:
         self.pipe.maybe_free_model_hooks()
 
     def finish(self) -> list[dict[str, Any]]:
-        """Write what was made of a picture, and check it; remove copies; give the records."""
+        """Write and check the results of a picture, and remove copies; gives the records."""
         for path, image, reports in self.made:
             with self._noting_errors():  # one that fails does not stop the others
                 about, known = (self.picture.alpha, self.picture.icc_profile), [Known.of(report) for report in reports]
@@ -327,12 +331,12 @@ class Task:
 
     def _do_video(self) -> None:
         for path in self.missing:
-            check_video_writable(path, overwrite=True)  # whether it is there was asked already
+            check_video_writable(path, overwrite=True)  # `decide` has asked whether it exists
         for path in self.job.outputs:
             if path in self.missing:
                 self.records.append(self._one_video(path))
             elif self.generator is not None:
-                draw_seeds(self.generator, 1)  # the next one gets the people that it would have had
+                draw_seeds(self.generator, 1)  # so that the next one gets the same people as if this one were made
 
     def _one_video(self, path: Path) -> dict[str, Any]:
         how = {"overwrite": self.overwrite, "generator": self.generator, "verify": self.how.verify}
@@ -353,7 +357,7 @@ class Task:
         return record | self._told()
 
     def _copy_frames(self, path: Path) -> None:
-        """Encode the pictures of a video anew, and its sound if asked for."""
+        """Write a video without a face: encode its frames anew, and its sound if asked for."""
         source, files = self.source, self.how.files
         with HeldFile(source) as held, self.copies.output(path, self.overwrite) as file:
             reader = VideoReader(source, files.start, files.end)
@@ -373,7 +377,7 @@ class Task:
                 held.check_content()
 
     def _told(self) -> dict[str, Any]:
-        """Of a file that was written: whether it was checked, and how many faces or tracks somebody struck out of the list."""
+        """The part of the record of a written file on whether it was checked, and how many faces or tracks its list deletes."""
         deleted = {} if self.listed is None else {"deleted": self.listed.num_deleted}
         return {"verified": self.how.verify} | deleted
 
@@ -384,7 +388,7 @@ class Task:
         return asdict(self.how.options.as_kind(DeidentifyOptions))
 
     def new_generator(self) -> torch.Generator | None:
-        """Of the randomness of this file; fresh randomness without one."""
+        """A generator for this file, or `None` without a seed: then randomness is fresh."""
         seed = self.listed.seed if self.how.seed is None and self.listed is not None else self.how.seed
         return None if seed is None else torch.Generator().manual_seed(seed)
 

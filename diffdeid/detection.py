@@ -1,4 +1,4 @@
-"""The faces of pictures and videos as lists, see `face_lists`, and drawn; nothing is changed."""
+"""Lists and draws the faces of pictures and videos, which are not changed; see `face_lists`."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from diffdeid.structures import Face
 from diffdeid.temporal.track import Track
 
 REPLACEABLE, COVERED = (60, 220, 90), (255, 140, 0)  # colours of the boxes that are drawn
-SMALL = 40  # pixels; of smaller faces little is seen, and the detector takes more things for them
-BRIEF = 0.3  # seconds; what is followed for less is often no face
+SMALL = 40  # pixels; smaller faces show little, and the detector mistakes more things for them
+BRIEF = 0.3  # seconds; a track that is shorter is often no face
 LONGEST = 25  # frames from one key frame to the next
-FORESEEN = "it would be covered"  # what a search says of a face, and a result knows better
+FORESEEN = "it would be covered"  # what a search expects of a face, until a result tells
 LOST = "nobody is found here: its place is covered, where a track begins or ends"
 STRAIGHT = 0.95  # least intersection over union of a box and the one in its place between two key frames
 
@@ -40,7 +40,7 @@ def list_faces(
     threshold: float | None = None,
     overwrite: bool = False,
 ) -> Iterator[dict[str, Any]]:
-    """Look for the faces of pictures and videos, and change none of these: a record for each; errors become records as well.
+    """Find the faces of pictures and videos; yields a record for each of these. Errors become records as well.
 
     Args:
         files: pictures and videos, each picture with the file that its drawing is written to, if any.
@@ -74,7 +74,7 @@ def _list_picture(
 
 
 def describe(face: Face, number: int, sure_score: float) -> ListedFace:
-    """What is said of a face that was found; scores from `sure_score` on are those of faces."""
+    """The entry of a found face in a list; a score below `sure_score` makes it uncertain."""
     score = round(float(face.score), 3)
     doubts = [f"its score is {score:g}"] if score < sure_score else []
     return ListedFace(number, _rounded(face.box), score=score, covered=why_covered(face), uncertain=(*doubts, *_doubts(face)))
@@ -115,7 +115,11 @@ def list_video(
     threshold: float | None = None,
     callback_on_frame: Callable[[str, int, int], None] | None = None,
 ) -> VideoList:
-    """The tracks of a video, and whose they are; a `callback_on_frame` is that of `DiffDeIDVideoPipeline`.
+    """The tracks of a video, and whose they are.
+
+    Args:
+        threshold: lowest detector score of a face; that of the face analyser when `None`.
+        callback_on_frame: called as `DiffDeIDVideoPipeline` calls it.
 
     Raises:
         VideoError: the file cannot be read, or changes meanwhile.
@@ -145,7 +149,7 @@ def _listed_track(track: Track, person: int, sure_score: float, brief: float) ->
     doubts += [(whole, f"it is seen in {len(frames)} frames only")] if len(frames) < brief else []
     reasons = {"interpolated": "lost for a moment", "lost": LOST}
     boxes, seen = [], defaultdict(list)
-    for frame in frames:  # landmarks of a whole track would take much memory
+    for frame in frames:  # one by one: the landmarks of a whole track would take much memory
         one = track[frame]
         boxes.append((frame, _rounded(one.face.box)))
         for reason in [reasons[one.state]] if one.state in reasons else _doubts(one.face):
@@ -155,7 +159,7 @@ def _listed_track(track: Track, person: int, sure_score: float, brief: float) ->
 
 
 def _key_frames(boxes: Sequence[tuple[int, Box]]) -> Iterator[tuple[int, Box]]:
-    """Boxes of consecutive frames without those between which the others move evenly."""
+    """The key frames among the boxes of consecutive frames: between two of them, boxes move evenly."""
     start = 0
     yield boxes[0]
     while start < len(boxes) - 1:

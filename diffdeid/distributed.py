@@ -1,8 +1,8 @@
 """Many files on a Ray cluster: each file is a row of a dataset, each device has a worker with the networks.
 
-Every node needs this package, the weights and the files under the same paths. The driver decides what is to be made; workers
-replace what they find under those names, for only a worker that died can have left it. So a file is done again only if its worker
-died before it said what happened to it.
+Every node needs this package, the weights and the files under the same paths. The driver decides which outputs are to be made.
+Workers replace files that have these names: only a worker that died can have left them. So a file is done again only if its
+worker died before it reported on it.
 """
 
 from __future__ import annotations
@@ -27,9 +27,9 @@ from diffdeid.face_lists import FaceList
 from diffdeid.io.manifest import Manifest
 from diffdeid.planning import Job, is_video
 
-# How many parts of the work a worker has in hand (one is read, one with the networks, one written), how many files a part has at
-# most on a GPU, whose batches they fill, and how often a part is tried again when the worker dies. What is left then is done one
-# by one, since a file that kills its worker takes those beside it along.
+# For each pass: how many parts of the work a worker has in hand (one is read, one is with the networks, one is written); how many
+# files a part has at most, so that they fill the batches of a GPU; and how often a part is tried again when its worker dies. The
+# second pass does what is left one by one, since a file that kills its worker takes the files beside it along.
 PASSES = ((3, GPU_BATCH, 3), (1, 1, 1))
 
 
@@ -42,15 +42,14 @@ def run_on_ray(
     workers: int | None = None,
     address: str | None = None,
 ) -> Iterator[list[dict[str, Any]]]:
-    """As `batch.run`, in the order in which files are finished, and with the same results for the same seed.
-
+    """Do the same as `batch.run`, with the same results for the same seed; records come in the order in which files are finished.
     Args:
         loading: `model`, `device` and `dtype`, as `load` takes them on a worker.
         workers: processes with the networks. Default: one for each GPU, or for each CPU where there are none.
         address: of the cluster. Default: the one that `RAY_ADDRESS` names, or that runs here, or a new one on this machine.
 
     Raises:
-        ConfigurationError: there is no cluster, or it is too small for the workers.
+        ConfigurationError: no cluster can be reached, it is too small for the workers, or these cannot start.
     """
     waiting: dict[int, Task] = {}
     tasks = (Task(job, how, known.get(job.source.resolve()) if known else None) for job in jobs)
@@ -73,14 +72,14 @@ def run_on_ray(
                     manifest.add(records, task.digest, task.job.outputs)
                 yield records
         for task in waiting.values():
-            task.records.append({"error": "Its worker died, again and again. Is there enough memory for it?"})
+            task.records.append({"error": "Its worker died again and again. Check that there is enough memory."})
             yield task.finish()
 
 
 @contextmanager
 def _cluster(address: str | None) -> Iterator[None]:
-    """Connected, unless the caller is already."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # Ray would report to its makers
+    """Connect to a cluster for the length of the block, unless the caller is connected already."""
+    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"  # else Ray reports to its makers
     try:
         import ray
         import ray.data
@@ -93,11 +92,11 @@ def _cluster(address: str | None) -> Iterator[None]:
     if ray.is_initialized():
         yield
         return
-    with redirect_stdout(sys.stderr):  # there Ray may tell of workers that died
+    with redirect_stdout(sys.stderr):  # Ray may write about workers that died, and stdout is for records
         try:
             ray.init(address, include_dashboard=False, log_to_driver=False, logging_level=logging.CRITICAL)
         except (ConnectionError, RuntimeError, ValueError) as error:
-            raise ConfigurationError(f"There is no Ray cluster to be had: {error}") from error
+            raise ConfigurationError(f"No Ray cluster can be reached: {error}") from error
         try:
             yield
         finally:
@@ -105,7 +104,7 @@ def _cluster(address: str | None) -> Iterator[None]:
 
 
 def _pool(workers: int | None, device: str) -> dict[str, int]:
-    """How many workers there are, and what each of them takes of the cluster."""
+    """The number of workers, and which resources of the cluster each of them takes."""
     import ray
 
     there_are = ray.cluster_resources()
@@ -119,18 +118,18 @@ def _pool(workers: int | None, device: str) -> dict[str, int]:
 def _pass(
     waiting: Mapping[int, Task], constructor: list[str], pool: dict[str, int], at_once: int, most: int, retries: int
 ) -> Iterator[tuple[int, list[dict[str, Any]]]]:
-    """The numbers and records of what could be done."""
+    """Do the waiting tasks; yields the number and the records of each that could be done."""
     from ray.data import ActorPoolStrategy, from_items
     from ray.exceptions import RayError
 
     if not waiting:
         return
-    files = min(most, 1 + len(waiting) // (pool["size"] * at_once)) if pool["num_gpus"] else 1  # all workers get some
+    files = min(most, 1 + len(waiting) // (pool["size"] * at_once)) if pool["num_gpus"] else 1  # so that all workers get some
     rows = [{"tasks": pickle.dumps(part)} for part in _parts(waiting, files)]
     size, resources = min(pool["size"], len(rows)), {name: pool[name] for name in ("num_cpus", "num_gpus")}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # there is no other way yet to say how often something is tried
-        done = from_items(rows, override_num_blocks=len(rows)).map(  # what is done again is a block
+        done = from_items(rows, override_num_blocks=len(rows)).map(  # a block is what Ray does again
             _Worker,
             fn_constructor_args=constructor,
             compute=ActorPoolStrategy(size=size, max_concurrent_calls_per_actor=at_once, enable_true_multi_threading=True),
@@ -143,7 +142,7 @@ def _pass(
             yield from json.loads(row["records"])
     except RayError as error:  # what goes wrong with a file is in its record
         reason = str(error).strip().splitlines()[-1:] or [type(error).__name__]
-        raise ConfigurationError(f"The workers could not begin or go on: {reason[0]}") from error
+        raise ConfigurationError(f"The workers could not start or go on: {reason[0]}") from error
 
 
 def _parts(tasks: Mapping[int, Task], files: int) -> list[dict[int, Task]]:
@@ -155,7 +154,7 @@ def _parts(tasks: Mapping[int, Task], files: int) -> list[dict[int, Task]]:
 
 
 class _Worker:
-    """An actor: the networks, and parts of the files on their way from start to end, each on a thread of its own."""
+    """An actor that holds the networks and does parts of the work from start to end, each on a thread of its own."""
 
     def __init__(self, folder: str, model: str, device: str, dtype: str, reconstruction: str):
         os.chdir(folder)  # paths may be relative to where the command was called

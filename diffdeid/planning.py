@@ -1,4 +1,4 @@
-"""Which files are meant, and what their outputs are called."""
+"""Decides which files the inputs of a command mean, and what their outputs are called."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ _EARLIER_OUTPUT = re.compile(r"_anonymized(_\d+)?$")
 
 @dataclass(frozen=True)
 class Job:
-    """An input file and the files its candidates are written to: paths, or what stands for URLs, see `io.stores`.
+    """An input file and the files its candidates are written to: paths, or `UPath`s for URLs, see `io.stores`.
 
     Attributes:
-        relative: the path of the source in the folder that was searched.
+        relative: the path of the source, relative to the folder that was searched.
     """
 
     source: Path
@@ -33,12 +33,14 @@ class Job:
 
 
 def plan(inputs: list[str], output: Path | None, candidates: int) -> list[Job]:
-    """Decide what is read and what is written; raise `ValueError` for a request that cannot be carried out as a whole.
-
+    """Decide which files are read and which are written.
     Args:
         inputs: files, folders (searched through, without hidden and earlier output files) and glob patterns; URLs of such, too.
         output: a folder, in which the folders of the inputs are mirrored, or, for one input, a file. Default: next to the input.
         candidates: outputs per input.
+
+    Raises:
+        ValueError: an input matches nothing, or two files would be written to one, or an input would be overwritten.
     """
     found = find(inputs)
     suffixes = IMAGE_SUFFIXES | VIDEO_SUFFIXES
@@ -61,7 +63,7 @@ def plan(inputs: list[str], output: Path | None, candidates: int) -> list[Job]:
 
 
 def shard(jobs: Iterable[Job], number: int, count: int) -> list[Job]:
-    """The jobs of worker `number` (from 1) of `count`: disjoint, all together complete.
+    """The jobs of worker `number` (from 1) of `count`; each job has exactly one worker.
 
     The relative path alone decides, so files that come or go move no other file to another worker.
     """
@@ -92,7 +94,7 @@ def find(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
     Raises:
         ValueError: one of the inputs matches nothing.
     """
-    found: dict[str | Path, tuple[Path, Path]] = {}  # a file named twice is done once; as text, files of two servers may be alike
+    found: dict[str | Path, tuple[Path, Path]] = {}  # each file once; a URL's text here would lack the server
     for name in inputs:
         files = _find(name)
         if not files:
@@ -103,7 +105,7 @@ def find(inputs: Sequence[str]) -> list[tuple[Path, Path]]:
 
 
 def _resolved(path: Path) -> str:
-    """What a file is called in the end, by links and URLs too, and by whichever of the names of its store (`s3`, `s3a`)."""
+    """The one name of a file, whichever links, URLs and names of its store (`s3`, `s3a`) lead to it."""
     return os.path.realpath(path) if isinstance(path, os.PathLike) else path.fs.unstrip_protocol(path.resolve().path)
 
 

@@ -1,6 +1,6 @@
-"""The page of `diffdeid review`, for somebody at this computer: faces are looked over and corrected, and the result is written.
+"""The page of `diffdeid review`: somebody at this computer looks over faces, corrects them, and writes the result.
 
-It is served to this computer alone. What Gradio keeps lies in a folder that goes when the page is closed.
+It is served to this computer only. What Gradio stores lies in a folder that is deleted when the page is closed.
 """
 
 from __future__ import annotations
@@ -38,24 +38,24 @@ from diffdeid.pipelines.pipeline_video import DiffDeIDVideoPipeline
 from diffdeid.reviewing import Written
 
 ABOUT = """# Look over and correct
-Click a face, or choose it in the list, where doubtful ones come first; their boxes are orange. Then correct it. Every face
-becomes somebody else or is covered, but for those that you delete or keep. Each correction is saved at once. **This page shows
-the source.**"""
+Click a face, or choose it in the list. Doubtful faces come first there, and their boxes are orange. Then correct it. Every face
+is replaced or covered, except for those that you delete or keep. Each correction is saved at once. **This page shows the
+source.**"""
 STOPPED = "Stopped. Corrections are saved. No new result was written; one that was there before is still there."
 
 
 class PhotoDesk:
-    """A photo that is looked over. Only faces whose own entry in the list changed are rendered again.
+    """A photo under review. Only faces whose own entry in the list changed are rendered again.
 
-    The list lies in its file alone. Several pages may show it, and other programs may write it. So a correction says which list
-    it corrects, and is refused where that is not the one in the file any more.
+    The list is kept in its file only. Several pages may show it, and other programs may write it. So a correction comes with the
+    list that it corrects, and is refused if the file holds another one by now.
 
     Args:
-        pipe: de-identifies.
+        pipe: de-identifies the photo.
         file: the photo.
-        list_path: of a file with lists of faces, that of the photo among them.
+        list_path: a file with lists of faces, among them that of the photo.
         output: where the result is written; `overwrite` says whether a file may be there.
-        options: what becomes of faces.
+        options: how faces are replaced.
 
     Attributes:
         written: what is known of the last result; `None` before there is one.
@@ -73,7 +73,7 @@ class PhotoDesk:
         self.pipe, self.file, self.list_path, self.output = pipe, file, list_path, output
         self.options, self.overwrite = options, overwrite
         self.written: Written | None = None
-        self._steps: list[tuple[FaceList, FaceList]] = []  # corrections: the list before, and after
+        self._steps: list[tuple[FaceList, FaceList]] = []  # of each correction the list before it and after it
         self._saving, self._writing = threading.Lock(), threading.Lock()
         opened = read_face_list(list_path)[file.resolve()]
         self._kind = opened.source, opened.seed  # what all lists of this page have in common
@@ -95,10 +95,10 @@ class PhotoDesk:
         return listed
 
     def correct(self, seen: FaceList, correction: Callable[[FaceList], FaceList]) -> FaceList:
-        """Save the correction of a list that a page shows; gives it.
+        """Correct the list that a page shows, and save it; gives the corrected list.
 
         Raises:
-            ValueError: the list is not the one in the file any more, or cannot be corrected like that.
+            ValueError: the list is no longer the one in the file, or cannot be corrected like that.
         """
         corrected = correction(seen)
         self._save(seen, corrected)
@@ -106,7 +106,11 @@ class PhotoDesk:
         return corrected
 
     def undo(self, seen: FaceList) -> FaceList:
-        """Take the last correction back; raises as `correct`."""
+        """Take the last correction back; gives the list before it.
+
+        Raises:
+            ValueError: there is no correction, or the list is no longer the one in the file.
+        """
         if not self._steps or self._steps[-1][1] != seen:
             raise ValueError("There is no correction to take back.")
         before = self._steps[-1][0]
@@ -137,20 +141,20 @@ class PhotoDesk:
         return np.asarray(self.source.image)
 
     def write(self, pipe: DiffDeIDPipeline, seen: FaceList, watch: serving.Watch) -> list[str]:
-        """Write the result that a list describes; says what happened to everybody. Work for `serving.Watch.follow`.
+        """Write the result that a list describes; gives a sentence about each face or person. `serving.Watch.follow` runs it.
 
         Raises:
-            ValueError: the list is not the one in the file any more.
+            ValueError: the list is no longer the one in the file.
         """
-        with self._writing:  # what was stopped ends at its next step
+        with self._writing:  # stopped work goes on until its next step
             self._refuse_other(seen)
             reports = self._write(pipe, seen, watch)
-            self.overwrite = True  # the one that we have written
+            self.overwrite = True  # the file there is our own from now on
             self.written = Written.of(seen, reports, pipe.config.identity_limit)
         return [serving.in_words(number, report) for number, report in reports.items()]
 
     def _write(self, pipe: DiffDeIDPipeline, listed: FaceList, watch: serving.Watch) -> dict[int, FaceReport | PersonReport]:
-        self.review.engine = pipe.engine  # whose steps are watched
+        self.review.engine = pipe.engine  # that of the pipeline whose steps are watched
         result, reports = self.review.render(listed.faces)
         image, source = Image.fromarray(result), self.source
         known = [Known.of(report) for report in reports.values()]
@@ -164,11 +168,11 @@ class PhotoDesk:
         return reports
 
     def close(self) -> None:
-        """Nobody looks at it any more."""
+        """Clean up after the review; for a photo there is nothing to do."""
 
 
 class VideoDesk(PhotoDesk):
-    """A video that is looked over. Only parts that a correction changes are rendered again."""
+    """A video under review. Only parts that a correction changes are rendered again."""
 
     def _open(self, listed: FaceList) -> None:
         refuse_stale(listed, replace(listed.source, fingerprint=fingerprint(self.file)))
@@ -189,7 +193,7 @@ class VideoDesk(PhotoDesk):
         return {one.number: one for one in made.people}
 
     def close(self) -> None:
-        """Throw away the parts of the result that were kept to be used again."""
+        """Delete the parts of the result that were kept to be used again."""
         with self._writing:
             shutil.rmtree(self.output.with_name(f".{self.output.name}.parts"), ignore_errors=True)
 
@@ -203,7 +207,14 @@ def open_desk(
     seed: int | None = None,
     overwrite: bool = False,
 ) -> PhotoDesk:
-    """A photo or video and its list, which is made if there is none. The list keeps the seed, or a choice would mean nothing."""
+    """Open a photo or video for review; its list of faces is made if there is none.
+
+    The list keeps the seed: with another one, the candidates that were chosen would be other people.
+
+    Raises:
+        DiffDeIDError: the file cannot be searched, or the output not be written.
+        ValueError: the list cannot be used, see `reviewing.open_list`.
+    """
     lists = reviewing.open_list(pipe, file, list_path, options.threshold)
     listed = lists[file.resolve()]
     if listed.seed is None or seed not in (None, listed.seed):
@@ -215,7 +226,7 @@ def open_desk(
 
 @contextmanager
 def errors_in_words() -> Iterator[None]:
-    """What goes wrong, for the page."""
+    """Turn errors into messages for the page."""
     try:
         yield
     except (DiffDeIDError, ValueError, OSError) as error:
@@ -225,7 +236,7 @@ def errors_in_words() -> Iterator[None]:
 
 
 def build_review(desk: PhotoDesk) -> gr.Blocks:
-    """The page around a photo or video."""
+    """The page on which a photo or video is reviewed."""
     opened = desk.listed
     video, frames = isinstance(opened, VideoList), max(opened.source.frames, 1)
 
@@ -239,7 +250,7 @@ def build_review(desk: PhotoDesk) -> gr.Blocks:
             return picture, line, gr.update(choices=queue, value=number if number in [one for _, one in queue] else None)
 
     def corrected(correct: Callable) -> Callable:
-        """A handler that makes another list of the one that there is."""
+        """A handler that puts a corrected list in the place of the one that the page shows."""
 
         def handle(listed: FaceList, number: int | None, *values):
             with errors_in_words():
@@ -252,7 +263,7 @@ def build_review(desk: PhotoDesk) -> gr.Blocks:
     def chosen(function: Callable) -> Callable:
         def correct(listed: FaceList, number: int | None, *values):
             if number is None:
-                raise ValueError("Click a face first, or choose one of the list.")
+                raise ValueError("Click a face first, or choose one in the list.")
             return function(listed, number, *values)
 
         return corrected(correct)
@@ -273,7 +284,7 @@ def build_review(desk: PhotoDesk) -> gr.Blocks:
         yield result, "\n\n".join([*sentences, f"Written to {desk.output.name}; the list of faces is {desk.list_path.name}."])
 
     def click(listed, number, frame, drawing, x0, y0, event: gr.SelectData):
-        """A click chooses whose box it is in; while somebody draws, it is a corner of a box."""
+        """A click chooses the face whose box it is in; while a box is drawn, it sets one of its corners."""
         x, y = event.index
         if not drawing:
             return reviewing.number_at(listed, int(frame), x, y), "", gr.skip(), gr.skip(), gr.skip(), gr.skip()
@@ -282,7 +293,7 @@ def build_review(desk: PhotoDesk) -> gr.Blocks:
         return number, "", min(x0, x), min(y0, y), max(x0, x), max(y0, y)
 
     def look_at(listed, number, frame):
-        """Where somebody is to be looked at, and in which frames they are."""
+        """The frame in which to look at a track, and the first and the last frame of the track."""
         with errors_in_words():
             return reviewing.frame_of(listed, number, int(frame), desk.written), *reviewing.span_of(listed, number)
 
@@ -296,14 +307,14 @@ def build_review(desk: PhotoDesk) -> gr.Blocks:
                 line = gr.HTML(visible=video)
                 number = gr.Radio(reviewing.queue(opened), label="Faces, doubtful ones first", type="value")
             with gr.Column():
-                gr.Markdown("**The face that is chosen**")
+                gr.Markdown("**The chosen face**")
                 another = gr.Button("Another new face")
                 with gr.Row(visible=video):
                     first = gr.Number(0, label="First frame", precision=0, min_width=120)
                     last = gr.Number(frames - 1, label="Last frame", precision=0, min_width=120)
                 strike = gr.Button("This is no face: delete it" + (" in these frames" if video else ""))
                 keep = gr.Button("Leave this person as they are, on purpose", variant="stop")
-                restore = gr.Button("Take deleting and keeping back")
+                restore = gr.Button("No longer delete or keep it")
                 person = gr.Number(0, label="Person (0: somebody new)", precision=0, visible=video)
                 assign = gr.Button("The track is of this person", visible=video)
                 gr.Markdown("**A face that was missed**" if video else "**A face that was missed, or is elsewhere**")
@@ -323,7 +334,7 @@ def build_review(desk: PhotoDesk) -> gr.Blocks:
 
         quiet = {"show_progress": "hidden"}
         view = {"fn": shown, "inputs": [listed, number, frame, *box], "outputs": [picture, line, number]} | quiet
-        demo.load(reloaded, None, listed, **quiet).then(**view)  # what is above is older, and a copy
+        demo.load(reloaded, None, listed, **quiet).then(**view)  # the list given above is from the start of the program
         if video:
             number.input(look_at, [listed, number, frame], [frame, first, last], **quiet).then(**view)
         else:
@@ -356,12 +367,12 @@ def build_review(desk: PhotoDesk) -> gr.Blocks:
 
 
 def how_far(progress: serving.Progress | None):
-    """What the page shows while a result is on its way."""
+    """What the page shows while a result is being made."""
     return gr.skip() if progress is None else (gr.skip(), progress.in_words())
 
 
 def launch(desk: PhotoDesk, **options) -> gr.Blocks:
-    """Serve the page to this computer; of all files beside those of the page itself, only the result."""
+    """Serve the page to this computer only. Apart from its own files, the page can read no file but the result."""
     page = build_review(desk)
     allowed = [str(desk.output.resolve())]
     page.launch(server_name="127.0.0.1", share=False, allowed_paths=allowed, footer_links=[], run_history=False, **options)
@@ -370,12 +381,12 @@ def launch(desk: PhotoDesk, **options) -> gr.Blocks:
 
 def show(desk: PhotoDesk, port: int | None = None, open_browser: bool = True) -> None:
     """Serve the page until Ctrl-C or SIGTERM."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # or pictures of the source would stay in the folder
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # else pictures of the source would be left in the folder
     with tempfile.TemporaryDirectory(prefix="diffdeid-") as folder:
         os.environ["GRADIO_TEMP_DIR"] = folder
         try:
             launch(desk, server_port=port, inbrowser=open_browser)
         finally:
             serving.CLOSING.set()
-            serving.ON_CPU.shutdown(cancel_futures=True)  # what is under way writes beside the output until its next step
+            serving.ON_CPU.shutdown(cancel_futures=True)  # work under way may write beside the output until its next step
             desk.close()

@@ -1,6 +1,6 @@
-"""What somebody does who looks a photo or video over: lists of faces, corrected step by step. No web framework.
+"""The review of a photo or video: what is doubtful in its list of faces, and corrections of the list. No web framework.
 
-Faces of a photo, and tracks of a video, go by their ids; tracks that were drawn have the numbers -1, -2, …
+Faces of a photo and tracks of a video have their ids as numbers; tracks that were drawn have the numbers -1, -2, …
 """
 
 from __future__ import annotations
@@ -38,17 +38,21 @@ from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 SURE, DOUBTFUL, SELECTED = (60, 220, 90), (255, 140, 0), (255, 255, 255)  # colours of boxes, and …
 PENDING = (0, 160, 255)  # … of one that is not added yet
 ROW, NAMES = 16, 15  # pixels of a row of the timeline, and per cent of its width that names take
-NEAR = 0.05  # beyond the limit of the distance; somebody should look at nearer results, …
+NEAR = 0.05  # somebody should look at new faces whose distance is this near to its limit, …
 STRAYING = 0.8  # … at those whose features stray by more than this share of what is allowed, …
-TRIED = 0.5  # … and at those for which more than this share of all attempts was needed
+TRIED = 0.5  # … and at those that needed more than this share of all attempts
 
 
 def open_list(pipe: DiffDeIDPipeline, file: Path, path: Path, threshold: float | None = None) -> dict[Path, FaceList]:
-    """The lists in a file, that of `file` among them: it is searched, at a threshold, if it is not listed yet.
+    """The lists of faces in the file `path`. If `file` is not listed there yet, it is searched, and its list is added.
+
+    Args:
+        pipe: searches the photo or video `file`.
+        threshold: lowest detector score of a face; that of the face analyser when `None`.
 
     Raises:
         DiffDeIDError: the file cannot be searched.
-        ValueError: the list cannot be read, or not be written again, or `file` is listed, and not at this threshold.
+        ValueError: the lists cannot be read, or not be written again, or that of `file` was not made at this threshold.
     """
     lists = read_face_list(path) if path.exists() else {}
     if without := [other.name for other, one in lists.items() if one.source is None]:
@@ -69,7 +73,7 @@ def open_list(pipe: DiffDeIDPipeline, file: Path, path: Path, threshold: float |
 
 
 def _refuse_threshold(listed: FaceList, file: Path, path: Path, threshold: float | None) -> None:
-    """A list says of a video at which threshold it was made, and of a photo nothing."""
+    """Raise where a list was not made at a threshold. Lists of videos tell theirs, those of photos do not."""
     if threshold is not None and (isinstance(listed, PictureList) or threshold != listed.threshold):
         raise ValueError(
             f"`{path}` lists the faces of `{file.name}` already, so they are not searched at the threshold {threshold:g}. "
@@ -82,7 +86,7 @@ def save_list(lists: dict[Path, FaceList], path: Path) -> None:
     write_whole(path, "".join(json.dumps(one.record(str(file))) + "\n" for file, one in lists.items()).encode())
 
 
-# What there is to see
+# What is shown of a list
 
 
 Doubt = tuple[Range, str]  # frames (of a picture: 0 to 0), and why somebody should look at them
@@ -94,7 +98,7 @@ class Written:
 
     Attributes:
         listed: the list that it shows.
-        doubts: by the numbers of faces or people.
+        doubts: about each face or person, by its number.
     """
 
     listed: FaceList
@@ -107,7 +111,7 @@ class Written:
         return cls(listed, {number: _doubts_about(report, limit, last) for number, report in reports.items()})
 
     def doubts_about(self, listed: FaceList, number: int) -> list[Doubt] | None:
-        """What somebody should look at of a face or person, `None` where the result shows another entry than a list has now."""
+        """What is doubtful about a face or person of a list; `None` if its entries are not those of the result any more."""
         same = number in self.doubts and _entries(listed, number) == _entries(self.listed, number)
         return self.doubts[number] if same else None
 
@@ -132,14 +136,14 @@ def _doubts_about(report: FaceReport | PersonReport, limit: float, last: int) ->
 
 
 def _entries(listed: FaceList, number: int) -> list:
-    """All that a list says of a face or person."""
+    """All entries of a list about a face or person."""
     if isinstance(listed, PictureList):
         return [face for face in listed.faces if face.id == number]
     return [person_of(listed, number), *(one for one in (*listed.tracks, *listed.drawn) if one.person == number)]
 
 
 def doubts(listed: FaceList, written: Written | None = None) -> dict[int, tuple[list[Doubt], list[Doubt]]]:
-    """What somebody should look at of each face or track: in the result as it was written, and in the source."""
+    """What somebody should look at for each face or track: in the result as it was written, and in the source."""
     told = {}
     if isinstance(listed, PictureList):
         rows = [(face.id, face.id, (0, 0), [((0, 0), why) for why in face.uncertain]) for face in listed.faces]
@@ -148,7 +152,7 @@ def doubts(listed: FaceList, written: Written | None = None) -> dict[int, tuple[
         rows += [(-number, one.person, _span(one), []) for number, one in enumerate(listed.drawn, start=1)]
     for number, owner, (first, last), searched in rows:
         seen = None if written is None else written.doubts_about(listed, owner)
-        if seen is not None:  # what was foreseen is known by now, and that the place of a lost face is covered was known before
+        if seen is not None:  # the result tells what was foreseen; that the place of a lost face is covered was known before
             seen = [((max(start, first), min(end, last)), why) for (start, end), why in seen if start <= last and end >= first]
             lost = [span for span, why in searched if why == LOST]
             seen = [(span, why) for span, why in seen if not any(one[0] <= span[0] and span[1] <= one[1] for one in lost)]
@@ -158,7 +162,7 @@ def doubts(listed: FaceList, written: Written | None = None) -> dict[int, tuple[
 
 
 def queue(listed: FaceList, written: Written | None = None) -> list[tuple[str, int]]:
-    """Words about each face or track, and its number; those first of whom the result is doubtful, then other doubtful ones."""
+    """Words about each face or track, and its number: first those whose result is doubtful, then the other doubtful ones."""
     if isinstance(listed, PictureList):
         words = {face.id: _words_about_face(face) for face in listed.faces}
     else:
@@ -204,14 +208,14 @@ def span_of(listed: VideoList, number: int) -> Range:
 
 
 def frame_of(listed: VideoList, number: int, frame: int, written: Written | None = None) -> int:
-    """Where a track is to be looked at: in its first doubtful frame; else in `frame`, or where it begins if it is not there."""
+    """The frame in which to look at a track: its first doubtful one; else `frame`, or its first one if it is not in `frame`."""
     first, last = span_of(listed, number)
     doubtful = [start for part in doubts(listed, written)[number] for (start, _), _ in part]
     return doubtful[0] if doubtful else frame if first <= frame <= last else first
 
 
 def boxes_at(listed: FaceList, frame: int = 0) -> dict[int, Box]:
-    """The boxes of a picture, or of a frame, by number; without those that are deleted."""
+    """The boxes of a picture, or of a frame of a video, by number; without those that are deleted."""
     if isinstance(listed, PictureList):
         return {face.id: face.box for face in listed.faces if not face.deleted}
     paths = {track.id: track.boxes for track in listed.tracks if not any(one <= frame <= end for one, end in track.deleted)}
@@ -231,7 +235,7 @@ def best_frame(track: ListedTrack) -> int:
 
 
 def number_at(listed: FaceList, frame: int, x: float, y: float) -> int | None:
-    """Whose box is at a place: the smallest one about it."""
+    """The number of the smallest box around a point, or `None`."""
     about = {number: (x1 - x0) * (y1 - y0) for number, (x0, y0, x1, y1) in boxes_at(listed, frame).items()
              if x0 <= x <= x1 and y0 <= y <= y1}  # fmt: skip
     return min(about, key=about.get, default=None)
@@ -245,7 +249,7 @@ def draw(
     written: Written | None = None,
     pending: Box | None = None,
 ) -> np.ndarray:
-    """A copy of a picture `(H, W, 3)` uint8 with numbered boxes, and one that is not added yet."""
+    """A copy of a picture `(H, W, 3)` uint8 with numbered boxes, and with a `pending` one that is not added yet."""
     drawn, thickness = picture.copy(), max(1, round(max(picture.shape[:2]) / 500))
     doubtful = {number for number, both in doubts(listed, written).items() if any(both)}
     boxes = [(_name(number), box, SELECTED if number == selected else DOUBTFUL if number in doubtful else SURE)
@@ -279,11 +283,9 @@ def timeline(listed: VideoList, frame: int = 0, selected: int | None = None, wri
     return f'<svg width="100%" height="{height}">{"".join(parts)}</svg>'
 
 
-# Corrections
-
-
+# Corrections: each gives a corrected copy of a list, or raises `ValueError` where that makes no sense
 def another(listed: FaceList, number: int) -> FaceList:
-    """With the next candidate for a face, or for the person of a track."""
+    """Take the next candidate for a face, or for the person of a track."""
     if isinstance(listed, PictureList):
         return _face(listed, number, candidate=_face_of(listed, number).candidate + 1)
     who = person_of(listed, person_number(listed, number))
@@ -291,14 +293,14 @@ def another(listed: FaceList, number: int) -> FaceList:
 
 
 def keep(listed: FaceList, number: int) -> FaceList:
-    """With a face, or the person of a track, left as it is."""
+    """Leave a face, or the person of a track, as it is."""
     if isinstance(listed, PictureList):
         return _face(listed, number, keep=True, deleted=False)
     return _person(listed, replace(person_of(listed, person_number(listed, number)), keep=True))
 
 
 def strike(listed: FaceList, number: int, first: int = 0, last: int = 0) -> FaceList:
-    """Without a face; without a track in a range of frames; without a track that was drawn."""
+    """Delete a face, a track in a range of frames, or all of a track that was drawn."""
     if isinstance(listed, PictureList):
         return _face(listed, number, keep=False, deleted=True)
     if number < 0:
@@ -309,7 +311,7 @@ def strike(listed: FaceList, number: int, first: int = 0, last: int = 0) -> Face
 
 
 def restore(listed: FaceList, number: int) -> FaceList:
-    """With nothing kept or deleted of a face, or of a track and its person."""
+    """Take back that a face, or a track and its person, was kept or deleted."""
     if isinstance(listed, PictureList):
         return _face(listed, number, keep=False, deleted=False)
     listed = _person(listed, replace(person_of(listed, person_number(listed, number)), keep=False))
@@ -317,7 +319,7 @@ def restore(listed: FaceList, number: int) -> FaceList:
 
 
 def add(listed: FaceList, box: Box, first: int = 0, last: int = 0, person: int | None = None) -> FaceList:
-    """With a face that was missed; in a video from one frame to another, as somebody new without a `person`."""
+    """Add a face that was missed; in a video from one frame to another, of somebody new if there is no `person`."""
     check_box(np.array(box))
     if isinstance(listed, PictureList):
         return replace(listed, faces=(*listed.faces, ListedFace(max([face.id for face in listed.faces], default=0) + 1, box)))
@@ -328,13 +330,13 @@ def add(listed: FaceList, box: Box, first: int = 0, last: int = 0, person: int |
 
 
 def move(listed: PictureList, number: int, box: Box) -> PictureList:
-    """With a face elsewhere."""
+    """Move a face to another box."""
     check_box(np.array(box))
     return _face(listed, number, box=box)
 
 
 def assign(listed: VideoList, number: int, person: int | None = None) -> VideoList:
-    """With a track that is of another person: of somebody new without a `person`."""
+    """Give a track to another person, to somebody new if there is no `person`."""
     person = _person_or_new(listed, person)
     if number < 0:
         drawn = (replace(one, person=person) if row == -number else one for row, one in enumerate(listed.drawn, start=1))
@@ -351,7 +353,7 @@ def _person_or_new(listed: VideoList, person: int | None) -> int:
 
 
 def person_number(listed: VideoList, number: int) -> int:
-    """Whose track it is."""
+    """The number of the person of a track."""
     return (listed.drawn[-number - 1] if number < 0 else _track_of(listed, number)).person
 
 

@@ -1,4 +1,7 @@
-"""What a page for the public does with the pipelines: limits first, one face at a time, progress, words. No web framework."""
+"""What a public page does with the pipelines: limits, progress, a choice of faces and people, and reports in words.
+
+Nothing here depends on a web framework.
+"""
 
 from __future__ import annotations
 
@@ -37,27 +40,27 @@ from diffdeid.pipelines.pipeline_video import DiffDeIDVideoPipeline
 from diffdeid.stages.denoise import Callbacks
 from diffdeid.structures import Face, NewIdentity, Replaced
 
-MAX_MEGAPIXELS, MAX_FACES, MAX_FRAMES, MAX_SIDE = 25, 40, 750, 1920  # a page's; pipelines have none of these
-PREVIEW, PORTRAIT = 1280, 160  # pixels of the longer side, of photos and of the people of a video
-ABOUT_FACE = 0.4  # sizes of a face by which its portrait reaches beyond it
+MAX_MEGAPIXELS, MAX_FACES, MAX_FRAMES, MAX_SIDE = 25, 40, 750, 1920  # limits of a page; the pipelines have none
+PREVIEW, PORTRAIT = 1280, 160  # pixels of the longer side: of photos, and of portraits of the people of a video
+ABOUT_FACE = 0.4  # how far a portrait reaches beyond the face, in sizes of the face
 SHOWABLE = (".jpg", ".jpeg", ".png", ".webp")
-PATIENCE = 0.5  # seconds between two looks at work on its way
+PATIENCE = 0.5  # seconds between two looks at work in a thread
 ON_CPU = ThreadPoolExecutor(1, "networks")
 WORK = {"analyse": "Looking for faces", "show": "Taking pictures of them", "render": "Painting", "verify": "Checking the file"}
-CLOSING = threading.Event()  # set when the server is to close: all work stops, or the process would wait for it
+CLOSING = threading.Event()  # set when the server is to close: then all work stops, for else the process would wait for it
 
 
 class Asked(NamedTuple):
-    """What somebody chose on the page, and the randomness."""
+    """What a visitor chose on the page, and the randomness."""
 
     options: DeidentifyOptions
     generator: torch.Generator
 
 
 class Progress(NamedTuple):
-    """How far a video is: the stage, frames done and expected, and seconds until this stage ends.
+    """How far the work on a video is: the stage, frames done and expected, and seconds until this stage ends.
 
-    Stages are "analyse", "show" (the people that were found), "render" and "verify".
+    Stages are "analyse", "show" (portraits of the people are taken), "render" and "verify".
     """
 
     stage: str
@@ -71,14 +74,14 @@ class Progress(NamedTuple):
 
 
 class Stopped(BaseException):
-    """Nobody waits for this work any more. Like Ctrl-C it is no error, because of which a face would be covered."""
+    """Nobody waits for this work any more. Like `KeyboardInterrupt` it is no `Exception`, after which a face would be covered."""
 
 
 class Watch:
-    """Keeps an eye on work in a thread: how far it is, and whether anybody still waits for it.
+    """Watches work in a thread: how far it is, and whether anybody still waits for it.
 
     Attributes:
-        progress: of a video, the last that it said.
+        progress: the latest of a video, `None` before there is any.
     """
 
     def __init__(self):
@@ -88,12 +91,18 @@ class Watch:
     def follow(
         self, function: Callable, pipe: DiffDeIDPipeline, *given: Any, meanwhile: Callable[[Progress | None], Any]
     ) -> Generator[Any, None, Any]:
-        """Have a function work on a pipeline in a thread: gives what `meanwhile` makes of its progress, and returns its result.
+        """Run a function in a thread: yields what `meanwhile` makes of its progress, and returns its result.
 
         Closing the generator stops the work at the next step of the denoiser, frame or search, and does not wait for that.
 
-        On CPUs, all work is done in one thread. OpenMP keeps helpers for every thread that it has worked for. When they are more
-        than cores, each of them sleeps between any two layers, and a face takes half as long again.
+        On CPUs, all work is done in one thread. OpenMP keeps helper threads for every thread that it has worked for. When there
+        are more of them than cores, each of them sleeps between any two layers, and a face takes half as long again.
+
+        Args:
+            function: gets a copy of the pipeline that stops when nobody waits any more, and `given`.
+            pipe: is copied; the copy has the same components.
+            given: further arguments of the function.
+            meanwhile: called twice a second, with the progress of a video or `None`.
         """
         own = copy(pipe)  # on the same components
         own.callbacks = Callbacks(on_step=self.on_step)
@@ -108,7 +117,7 @@ class Watch:
             self._left.set()
 
     def _watched(self, model: OnnxModel | None) -> OnnxModel | None:
-        """The same, but it does not run a graph again when nobody waits any more: large photos are searched part by part."""
+        """A copy of a model that stops at its next run if nobody waits any more: large photos are searched part by part."""
         if model is None:
             return None
 
@@ -125,17 +134,17 @@ class Watch:
         return function(*given)
 
     def check(self) -> None:
-        """Raise `Stopped` where nobody waits any more."""
+        """Raise `Stopped` if nobody waits any more."""
         if self._left.is_set() or CLOSING.is_set():
             raise Stopped
 
     def on_step(self, step: int, t: torch.Tensor, latents: torch.Tensor) -> torch.Tensor:
-        """For `Callbacks`: leaves the latents as they are."""
+        """A step for `Callbacks` that leaves the latents as they are."""
         self.check()
         return latents
 
     def on_frame(self, stage: str, done: int, total: int) -> None:
-        """For `callback_on_frame`."""
+        """A function for `callback_on_frame` that notes the progress."""
         self.check()
         now = time.monotonic()
         elapsed = now - self._started.setdefault(stage, now)
@@ -144,11 +153,11 @@ class Watch:
 
 
 class Uploads:
-    """Which files the open pages show. One that none of them shows any more is deleted.
+    """Knows which files the open pages show, and deletes a file once none of them shows it any more.
 
     Args:
         folder: nothing outside it is ever deleted.
-        waiting: the files of requests that wait for their turn, which stay.
+        waiting: gives the files of requests that wait for their turn; these are not deleted.
     """
 
     def __init__(self, folder: Path, waiting: Callable[[], Iterable[str]]):
@@ -169,8 +178,7 @@ class Uploads:
             self._delete(self._shown.pop(page, set()))
 
     def sweep(self, every: float, age: float) -> None:
-        """Until the server closes, look `every` so many seconds for files of more than `age` seconds, and delete them.
-
+        """Start a thread that deletes files older than `age` seconds, in rounds `every` so many seconds, until the server closes.
         Gradio's own `delete_cache` loses sight of the files of components that a handler has updated.
         """
 
@@ -194,7 +202,7 @@ def _resolved(files: Iterable[str]) -> set[Path]:
 
 
 def load_pipeline(model: str | Path) -> DiffDeIDPipeline:
-    """The pipeline of a folder or Hub id, on the GPU if there is one, without bars on a console that nobody watches."""
+    """The pipeline of a folder or Hub id, on the GPU if there is one, without progress bars."""
     device = "cuda" if torch.cuda.is_available() else "cpu"
     pipe = ON_CPU.submit(DiffDeIDPipeline.from_pretrained, model, dtype=precisions(device), use_safetensors=True).result()
     pipe.set_progress_bar_config(disable=True)
@@ -202,7 +210,7 @@ def load_pipeline(model: str | Path) -> DiffDeIDPipeline:
 
 
 def options(level: int, steps: int, keep_mouth: bool, attributes: str, seed: float | None) -> Asked:
-    """What somebody chose; without a seed, or with a negative one, fresh randomness."""
+    """What a visitor chose; without a seed, or with a negative one, randomness is fresh."""
     generator = torch.Generator()
     generator.seed() if seed is None or seed < 0 else generator.manual_seed(int(seed))
     chosen = {"level": int(level), "num_inference_steps": int(steps), "keep_mouth": keep_mouth, "attributes": attributes}
@@ -210,11 +218,15 @@ def options(level: int, steps: int, keep_mouth: bool, attributes: str, seed: flo
 
 
 def load_photo(path: str | Path) -> Picture:
-    """A photo of at most `MAX_MEGAPIXELS`, which are counted before they are decoded."""
+    """Read a photo of at most `MAX_MEGAPIXELS`; its pixels are counted before they are decoded.
+
+    Raises:
+        ImageError: the file cannot be read, or is larger.
+    """
     try:
         with Image.open(path) as header:
             pixels = header.width * header.height
-    except Exception:  # no picture, or one that needs a decoder of ours: the reader says which
+    except Exception:  # no picture, or one that needs another decoder: `read_image` tells which
         pixels = 0
     picture = None if pixels > MAX_MEGAPIXELS * 1e6 else read_image(path)
     if picture is None or picture.image.width * picture.image.height > MAX_MEGAPIXELS * 1e6:
@@ -223,12 +235,17 @@ def load_photo(path: str | Path) -> Picture:
 
 
 def find_faces(pipe: DiffDeIDPipeline, picture: Picture) -> list[Face]:
-    """The faces of a photo, largest first; at most `MAX_FACES`."""
+    """The faces of a photo, largest first.
+
+    Raises:
+        NoFaceFoundError: there is none.
+        DiffDeIDError: there are more than `MAX_FACES`.
+    """
     faces = pipe.detect_faces(np.asarray(picture.image))
     if not faces:
         raise NoFaceFoundError("No face was found, so nothing was changed.")
     if len(faces) > MAX_FACES:
-        raise DiffDeIDError(f"The photo shows {len(faces)} faces, and {MAX_FACES} are the limit here. The command line has none.")
+        raise DiffDeIDError(f"The photo shows {len(faces)} faces, and the limit is {MAX_FACES}. The command line has no limit.")
     return faces
 
 
@@ -240,9 +257,12 @@ def replace_faces(
     chosen: Mapping[int, NewIdentity],
     asked: Asked,
 ) -> tuple[Image.Image, dict[int, FaceReport]]:
-    """De-identify the wanted faces, some of them as somebody `chosen`; the picture, and a report for each.
+    """De-identify the wanted faces, and use the people `chosen` for some of them; gives the picture, and a report for each face.
 
-    Numbers count from 1.
+    The numbers of `wanted`, `chosen` and the reports are those of `faces`, from 1.
+
+    Raises:
+        DiffDeIDError: no wanted face is in the photo.
     """
     wanted = [number for number in wanted if 1 <= number <= len(faces)]
     if not wanted:
@@ -264,7 +284,11 @@ def write_result(
     reports: Mapping[int, FaceReport],
     photo: str | Path,
 ) -> None:
-    """Write what became of the file `photo`, and check the file: only faces without a report may still be in it."""
+    """Write the result for the file `photo`, and check what was written: only faces without a report may still be in it.
+
+    Raises:
+        VerificationError: the written file shows another face of the source; it is not kept.
+    """
     known = [Known(face, stays=number not in reports) for number, face in enumerate(faces, start=1)]
     check = picture_check(pipe.engine, picture, image, known)
     write_image(target, image, picture.alpha, picture.icc_profile, check=check, source=photo)
@@ -273,9 +297,9 @@ def write_result(
 def sample_people(
     pipe: DiffDeIDPipeline, picture: Picture, faces: list[Face], number: int, count: int, asked: Asked
 ) -> list[tuple[np.ndarray, NewIdentity]]:
-    """Of `count` people sampled for one of all `faces`, counted from 1, those who may replace it.
+    """Sample `count` people for the face of a `number`, from 1; gives those who may replace it.
 
-    Gives crops `(S, S, 3)` that show them, and their identities.
+    Each comes as a crop `(S, S, 3)` that shows the new person, and as an identity.
     """
     staying = frozenset(range(len(faces))) - {number - 1}
     job = PictureJob(np.asarray(picture.image), faces, draw_seeds(asked.generator, count), staying=staying)
@@ -289,22 +313,26 @@ def sample_people(
 
 
 def preview(image: Image.Image) -> Image.Image:
-    """No larger than a page shows it."""
+    """A copy of a photo, no larger than a page shows it."""
     small = image.copy()
     small.thumbnail((PREVIEW, PREVIEW))
     return small
 
 
 def name_of_result(photo: str | Path) -> str:
-    """In the format of the photo where pages can show it, else as PNG."""
+    """The file name of a result: in the format of the photo if pages can show it, else PNG."""
     suffix = Path(photo).suffix.lower()
     return f"{Path(photo).stem}_anonymized{suffix if suffix in SHOWABLE else '.png'}"
 
 
 def find_people(pipe: DiffDeIDPipeline, video: str | Path, watch: Watch) -> tuple[VideoList, list[tuple[int, Image.Image]]]:
-    """The people of a video that is not beyond the limits of a page, and portraits of them with their numbers.
+    """The people of a video within the limits of a page, and portraits of them with their numbers.
 
-    Tracks are taken for one person's by their likeness, which may be wrong. So there is a portrait of every track.
+    Tracks of faces that look alike count as one person's, which may be wrong. So there is a portrait of every track.
+
+    Raises:
+        NoFaceFoundError: the video shows no face.
+        VideoError: it cannot be read, or is beyond the limits.
     """
     check_video(video)
     listed = list_video(pipe, Path(video), callback_on_frame=_within_limits(watch))
@@ -322,7 +350,7 @@ def find_people(pipe: DiffDeIDPipeline, video: str | Path, watch: Watch) -> tupl
 
 
 def _portrait(picture: np.ndarray, box: np.ndarray) -> Image.Image:
-    """The face in a box `(4,)` of a picture `(H, W, 3)`, small."""
+    """A small picture of the face in a box `(4,)` of a picture `(H, W, 3)`."""
     half = (0.5 + ABOUT_FACE) * max(box[2:] - box[:2])
     centre = (box[:2] + box[2:]) / 2
     cut = Image.fromarray(picture).crop(tuple(np.concatenate([centre - half, centre + half]).round().astype(int).tolist()))
@@ -339,7 +367,11 @@ def deidentify_video(
     wanted: Sequence[int] = (),
     listed: VideoList | None = None,
 ) -> DiffDeIDVideoPipelineOutput:
-    """De-identify a video that is not beyond the limits of a page: everybody, or those `wanted` of the people `listed`."""
+    """De-identify everybody in a video within the limits of a page, or only those people of its list whose numbers are `wanted`.
+
+    Raises:
+        VideoError: the video is beyond the limits, the list is of another video, or a wanted person is not in it.
+    """
     check_video(video)
     faces = _left_as_they_are(video, wanted, listed) if wanted else None
     choices = asdict(asked.options) | {"faces": faces}
@@ -347,7 +379,7 @@ def deidentify_video(
 
 
 def _within_limits(watch: Watch) -> Callable[[str, int, int], None]:
-    """Its `on_frame`, for videos of a page: a file need not say how long it is."""
+    """The `on_frame` of a watch that also refuses too many frames: a file need not say how long it is."""
 
     def on_frame(stage: str, done: int, total: int) -> None:
         if done > MAX_FRAMES:
@@ -358,9 +390,9 @@ def _within_limits(watch: Watch) -> Callable[[str, int, int], None]:
 
 
 def _left_as_they_are(video: str | Path, wanted: Sequence[int], listed: VideoList | None) -> VideoList:
-    """The list of a video with everybody kept but those who are wanted."""
+    """The list of a video in which everybody is kept except those who are wanted."""
     if listed is None or listed.source.fingerprint != fingerprint(Path(video)):
-        raise VideoError("Nobody has looked yet who is in this video. Find its people first, and choose among them.")
+        raise VideoError("The people of this video are not known yet. Find its people first, and choose among them.")
     if unknown := set(wanted) - {track.person for track in listed.tracks}:
         raise VideoError(f"There is no person {min(unknown)} in this video. Choose again.")
     for track in listed.tracks:
@@ -370,7 +402,7 @@ def _left_as_they_are(video: str | Path, wanted: Sequence[int], listed: VideoLis
 
 
 def check_video(path: str | Path) -> None:
-    """Complain about a video that is too long or too large for a page."""
+    """Raise `VideoError` for a video that is too long or too large for a page."""
     reader = VideoReader(path)
     if reader.num_frames > MAX_FRAMES:
         seconds = MAX_FRAMES / float(reader.rate)
@@ -385,7 +417,7 @@ def seconds_for_video(path: str | Path, *_: Any) -> int:
 
 
 def in_words(number: int, report: FaceReport | PersonReport | None) -> str:
-    """A sentence about a face, or a person of a video; no report: it was to stay."""
+    """A sentence about a face, or a person of a video; one without a report was left as it is, as chosen."""
     who = f"**{'Person' if isinstance(report, PersonReport) else 'Face'} {number}**"
     if report is None or report.method == "kept":
         return f"{who} was left unchanged, as you chose."
@@ -394,5 +426,5 @@ def in_words(number: int, report: FaceReport | PersonReport | None) -> str:
         return f"{who} is covered ({report.method}){tried}: {report.reason}."
     if report.identity_distance is None:
         return f"{who} is covered in all frames: {report.reason}."
-    attempts = f", at the attempt number {report.attempts}" if report.attempts > 1 else ""
-    return f"{who} is somebody else, at a distance of {report.identity_distance:.2f} from before{attempts}."
+    attempts = f", after {report.attempts} attempts" if report.attempts > 1 else ""
+    return f"{who} is somebody else now, at a distance of {report.identity_distance:.2f} from the source{attempts}."

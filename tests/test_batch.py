@@ -26,7 +26,7 @@ from diffdeid.planning import Job, plan, shard
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch) -> Path:
-    """The current folder, with pictures, a film and other things in it."""
+    """The current folder, with pictures, a video and other files in it."""
     names = ["a.jpg", "b.PNG", "a_anonymized.jpg", "c_anonymized_2.jpg", ".hidden.jpg", "notes.txt", "film.mp4"]
     for name in [f"photos/{name}" for name in [*names, "deep/a.jpg", ".cache/x.jpg"]] + ["other/a.jpg", "-dash.jpg"]:
         path = tmp_path / name
@@ -131,7 +131,7 @@ def test_an_output_that_is_an_input_is_an_error(folder, link):
 
 
 class Pipe:
-    """Leaves pictures as they are; waits until something has happened."""
+    """A pipeline that leaves pictures as they are, and waits until something has happened."""
 
     def __init__(self, *conditions):
         self.conditions = list(conditions)
@@ -142,7 +142,7 @@ class Pipe:
 
 
 def test_pictures_are_decoded_and_encoded_while_others_are_worked_on(tmp_path, monkeypatch):
-    """The first waits for the second to be read, and the third for the first to be written. One is damaged in between."""
+    """The first picture waits until the second is read, and the third until the first is written. One is damaged in between."""
     names = ("a.png", "b.png", "c.png", "d.png")
     for name in names:
         Image.new("RGB", (8, 8)).save(tmp_path / name)
@@ -170,7 +170,7 @@ def test_pictures_are_decoded_and_encoded_while_others_are_worked_on(tmp_path, m
 
 
 def test_no_more_than_three_pictures_are_in_memory(tmp_path, monkeypatch):
-    """One is decoded ahead, one is worked on, one is written."""
+    """One picture is decoded ahead, one is worked on, and one is written."""
     for number in range(8):
         Image.new("RGB", (8, 8)).save(tmp_path / f"{number}.png")
     lock, held, most = Lock(), [0], []
@@ -195,7 +195,7 @@ def test_no_more_than_three_pictures_are_in_memory(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize("known", [None, {}, {Path("/elsewhere.png"): []}])
 def test_pictures_whose_faces_are_not_known_are_searched(tmp_path, known):
-    """`None` has a picture searched; an empty list would leave all of its faces as they are."""
+    """Without a list, a picture is searched; an empty list would leave all of its faces as they are."""
     Image.new("RGB", (8, 8)).save(tmp_path / "a.png")
     seen = []
     pipe = lambda *given, **options: seen.append(options.get("faces")) or Numbered()(*given, **options)  # noqa: E731
@@ -204,7 +204,7 @@ def test_pictures_whose_faces_are_not_known_are_searched(tmp_path, known):
 
 
 class Numbered:
-    """Makes pictures whose colour is the number of the candidate, and of the seed, in place of those it is given."""
+    """A pipeline whose results are pictures that tell the number of the candidate, and the seed, by their colour."""
 
     def __call__(self, images, num_images_per_prompt, generator, **_):
         seeds = [0 if one is None else one.initial_seed() for one in generator]
@@ -221,7 +221,7 @@ def run(jobs, manifest=None, on_no_face="error", existing="error", seed=None, pi
 
 
 class Grouped(Numbered):
-    """Notes how many pictures it is given at once. Of several none may be red, and nobody is in black ones."""
+    """Notes how many pictures it gets at once; fails on several if one of them is red; finds nobody in black ones."""
 
     def __init__(self):
         self.groups: list[int] = []
@@ -332,7 +332,7 @@ def test_a_run_goes_on_from_its_manifest(tmp_path):
 
 
 def test_an_interrupted_run_has_all_finished_files_in_its_manifest(tmp_path, monkeypatch):
-    """Also the one that was written while the next one was interrupted."""
+    """That includes the file that was written while the next one was interrupted."""
     for name in "abc":
         Image.new("RGB", (8, 8)).save(tmp_path / f"{name}.png")
     jobs, path, numbers = plan([str(tmp_path)], None, 1), tmp_path / "done.jsonl", itertools.count()
@@ -350,7 +350,7 @@ def test_an_interrupted_run_has_all_finished_files_in_its_manifest(tmp_path, mon
 
 @pytest.fixture(params=["memory", "local"])
 def store(request, tmp_path, monkeypatch):
-    """A folder of a store with two pictures and a damaged one, where nothing of them may stay on this disk."""
+    """A folder of a store with two pictures and a damaged one; fails if a copy of them is left on this disk."""
     folder = location(f"memory://{uuid4().hex}" if request.param == "memory" else f"local://{tmp_path}/store")
     folder.fs.makedirs((folder / "in").path)
     for name, content in {"a.png": png((8, 8)), "b.png": b"damaged", "c.png": png((8, 8))}.items():
@@ -393,7 +393,7 @@ def test_records_say_urls(store):
 
 
 def test_an_interrupted_run_leaves_no_copy(store):
-    """Neither of the picture in hand nor of the next one; the fixture looks."""
+    """No copy is left, neither of the picture in hand nor of the next one: the fixture checks that."""
 
     def interrupt(*_, **__):
         raise KeyboardInterrupt

@@ -285,7 +285,7 @@ def test_shards_do_everything_once_and_a_manifest_says_what_is_done(anonymize, p
     assert [code for code, *_ in parts] == [0, 0]
     assert sorted(Path(record["input"]).name for _, records, _ in parts for record in records) == ["a.jpg", "b.jpg", "c.jpg"]
     assert {record["status"] for record in anonymize(inputs, *options)[1]} == {"skipped"}
-    (inputs / "d.jpg").symlink_to(photo)  # what is written by both would be refused in either part
+    (inputs / "d.jpg").symlink_to(photo)  # d.jpg would be written to an input, which either part refuses
     (inputs / "d_anonymized.jpg").touch()
     assert invoke("anonymize", inputs, inputs / "d_anonymized.jpg", "--shard", "1/2").exit_code == 2
 
@@ -437,7 +437,7 @@ def test_identities_are_json_lines_or_a_file(tmp_path):
 
 
 def test_who_agreed_is_named_and_stays(anonymize, astronaut, tmp_path):
-    """Ben in a mirror, and the astronaut, who did not agree."""
+    """The picture shows Ben, who agreed, mirrored, and the astronaut, who did not agree."""
     (tmp_path / "people/ben").mkdir(parents=True)
     ben = Image.open(astronaut.with_name("ben.jpg"))
     ben.save(tmp_path / "people/ben/photo.png")

@@ -1,4 +1,4 @@
-"""A cluster of this machine, with real weights and a worker that is killed."""
+"""Runs on a Ray cluster of this machine, with real weights and a worker that is killed."""
 
 import json
 import os
@@ -26,7 +26,7 @@ NUMBER = 6
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory, astronaut) -> Path:
-    """A folder with pictures of a face, and one of nobody."""
+    """A folder with pictures of a face, and one without a face."""
     folder = tmp_path_factory.mktemp("cluster")
     (folder / "photos").mkdir()
     face = Image.open(astronaut).convert("RGB").crop((100, 0, 356, 256))
@@ -43,7 +43,7 @@ def on_ray(folder: Path, *options: str) -> subprocess.Popen:
 
 
 def workers(root: int) -> list[int]:
-    """The processes with networks that descend from a process."""
+    """The ids of the processes with networks that descend from a process."""
     parents, names = {}, {}
     for path in Path("/proc").glob("[0-9]*"):
         try:

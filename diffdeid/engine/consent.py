@@ -1,7 +1,7 @@
-"""Who stays as they are: people who agreed to be seen ("keep"), or everybody but some ("only").
+"""Who stays as they are: people who agreed to be seen ("keep"), or everybody except some people ("only").
 
-A face stays only where it is seen clearly and the recogniser is sure. Whoever is in doubt is de-identified, and so is everybody
-after an error. Of those who agreed, and of those who are not to be seen, embeddings are held; of others nothing is.
+A face stays only if it is seen clearly and the recogniser is sure. Whoever is in doubt is de-identified, and so is everybody
+after an error. Embeddings are held only of the people who agreed, or who are not to be seen.
 """
 
 from __future__ import annotations
@@ -29,14 +29,14 @@ from diffdeid.structures import Face
 Mode = Literal["keep", "only"]
 SURELY_THEM = 0.15  # 1 - cosine up to which a face is surely that of a person: of 200,000 pairs of two people none is so near
 SURELY_OTHERS = 0.8  # … and from which on it surely is not: of 148 pairs of web photos of one person the farthest has .51
-RIVAL = 0.1  # by how much anybody else must be farther from a person, or a face from anybody else who agreed
-NEAR = SURELY_THEM + RIVAL  # up to which it is said whom a face that does not stay looks like: no two of a folder are so near
+RIVAL = 0.1  # by how much farther any other face must be from the person, and the face from any other person who agreed
+NEAR = SURELY_THEM + RIVAL  # up to which it is said whom a replaced face looks like: no two people of a folder are so near
 LEAST_HEIGHT = 64.0  # pixels from the forehead to the chin; smaller faces look more alike, and less like themselves
 LEAST_FRONTALITY = 0.25  # about 30° to the side
 LEAST_PRESENCE = 0.9  # of the attention mesh
 LEAST_DETAIL = 0.025  # of a face, relative: a blur of .01 of its height leaves .03, and one of .02 leaves .016
 MOST_HIDDEN = 0.25  # of a face by what is in front of it; hair over the forehead is up to .2 of it
-# Why a face does not stay. The first one is said of everybody whom nobody is near, so that it tells nothing of anybody:
+# Why a face does not stay. The first reason is that of all faces that are near to nobody, so that it tells nothing about anybody:
 DOUBTED = "it is not surely somebody who stays"
 HIDDEN = "it is blurred, or something is in front of it"
 SHARED = "something that looks like another face lies in it"
@@ -51,7 +51,7 @@ class Kept:
 
     Attributes:
         person: whose it is, by the name of their folder; `None` where everybody but some people stays.
-        margin: by how much its distance, 1 - cosine, is on the right side of the limit; `None` where somebody has said so.
+        margin: by how much its distance, 1 - cosine, is on the right side of the limit; `None` if somebody chose it by hand.
     """
 
     person: str | None = None
@@ -59,7 +59,7 @@ class Kept:
 
 
 BY_HAND = Kept()
-Verdict = Kept | str  # why a face does not stay; of those who are not to be seen, and of others, no name is said
+Verdict = Kept | str  # text says why a face does not stay; it names only people who agreed
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,7 +79,7 @@ class Consent:
         if self.mode not in ("keep", "only"):
             raise ValueError(f"`mode` must be 'keep' or 'only', got {self.mode!r}.")
         if not self.people:
-            raise ValueError("`people` must hold somebody, got nobody.")
+            raise ValueError("`people` must hold at least one person, got none.")
         for name, photos in self.people.items():
             if not (photos.ndim == 2 and len(photos) and np.allclose(np.linalg.norm(photos, axis=1), 1, atol=1e-3)):
                 raise ValueError(f"The embeddings of `{name}` must be unit vectors `(n, 128)` of one photo or more.")
@@ -117,17 +117,17 @@ class Consent:
         return consent
 
     def digest(self) -> str:
-        """A hash of all of this."""
+        """A hash of the mode and the people."""
         total = hashlib.blake2b(self.mode.encode(), digest_size=16)
         for name, photos in sorted(self.people.items()):
             total.update(repr((name, photos.shape)).encode() + np.float32(photos).tobytes())
         return total.hexdigest()
 
     def distances(self, embedding: np.ndarray) -> dict[str, float]:
-        """1 - cosine of an embedding `(128,)` to each person, of their photos and the mean of them.
+        """The distance, 1 - cosine, of an embedding `(128,)` to each person.
 
-        The nearest photo and the mean must both be near to somebody who is to stay, so that the larger of both counts. Both must
-        be far from somebody who is not to be seen, so that the smaller one counts.
+        It is taken to the nearest photo and to the mean of the photos. Both must be near to somebody who is to stay, so that the
+        larger distance counts. Both must be far from somebody who is not to be seen, so that the smaller one counts.
         """
         worst = max if self.mode == "keep" else min
         return {
@@ -138,7 +138,7 @@ class Consent:
     def judge(self, embedding: np.ndarray, hidden: float = 0.0) -> Verdict:
         """Whether a clearly seen face with a unit embedding `(128,)` stays, if a share `hidden` of it, 0…1, cannot be seen.
 
-        What is no number is in doubt.
+        If a distance or the share is not a number, the face is in doubt.
         """
         if not hidden <= MOST_HIDDEN:
             return HIDDEN
@@ -156,9 +156,9 @@ class Consent:
         return Kept(name, SURELY_THEM - nearest) if rival is None else f"it looks like {name}, and nearly as much like {rival}"
 
     def without_rivals(self, verdicts: Mapping[int, Kept], embeddings: Mapping[int, np.ndarray]) -> dict[int, Verdict]:
-        """Verdicts on faces that are seen together, where none stays if somebody else there is as near to the same person.
+        """Verdicts on faces that are seen together: none stays if another face there is about as near to the same person.
 
-        Nobody is there twice: twins and mirrors are in doubt.
+        Nobody can be there twice, so twins and mirrors are in doubt.
         """
         near = {number: self.distances(embedding) for number, embedding in embeddings.items()}
 
@@ -174,14 +174,17 @@ class Consent:
     def staying(
         self, engine: Engine, picture: np.ndarray, faces: Sequence[Face], seen: Sequence[Face], min_face: float
     ) -> list[Verdict]:
-        """Which faces of a picture stay.
+        """Verdicts on the faces of a picture, in their order. After an error no face stays.
 
         Args:
             engine: looks at them.
             picture: `(H, W, 3)` uint8.
-            faces: all of it.
-            seen: what looked like a face before it was merged.
+            faces: all faces of the picture.
+            seen: all that looked like a face to the detector, before it was merged.
             min_face: see `DeidentifyOptions`.
+
+        Raises:
+            ConfigurationError: the pipeline lacks a part that is needed.
         """
         try:
             _check_parts(engine)
@@ -230,16 +233,16 @@ def why_unclear(face: Face, min_face: float = 0.0) -> str | None:
 
 
 def look(engine: Engine, pictures: Sequence[np.ndarray], faces: Sequence[Face]) -> tuple[np.ndarray, np.ndarray]:
-    """Who clear faces are, `(B, 128)`, and how much of each cannot be seen, `(B,)`, 0…1 or no number; 1 of blurred ones."""
+    """Embeddings `(B, 128)` of clear faces, and the share `(B,)` of each that cannot be seen: 0…1 or NaN, 1 for blurred faces."""
     with torch.no_grad():
         embeddings, hidden, detail = (part.cpu().numpy() for part in engine.recognise(pictures, faces))
     return embeddings, np.where(detail >= LEAST_DETAIL, hidden, 1.0)
 
 
 def is_shared(face: Face, seen: Iterable[Face], faces: Sequence[Face]) -> bool:
-    """Whether something that looks like another face lies in a face, and none of the `faces` is what it is.
+    """Whether something in a face looks like another face, which is none of the `faces`.
 
-    If the face were replaced or covered, this would go with it.
+    If the face were replaced or covered, that would vanish with it; if the face stays, it would stay, too.
     """
     return any(is_reached(one, face) and not any(same_face(one, other) for other in faces) for one in seen)
 
@@ -247,7 +250,7 @@ def is_shared(face: Face, seen: Iterable[Face], faces: Sequence[Face]) -> bool:
 def _check_parts(engine: Engine) -> None:
     for name in ("face_analyser", "face_parser"):
         if getattr(engine, name) is None:
-            raise ConfigurationError(f"To tell who stays takes a `{name}`, and this pipeline has none.")
+            raise ConfigurationError(f"A `{name}` is needed to tell who stays, and this pipeline has none.")
 
 
 def _listed(folder: Path) -> list[Path]:

@@ -1,4 +1,4 @@
-"""Pictures that are looked over: a list of faces in, a result out, again and again; only what was corrected is rendered again."""
+"""Pictures under review: each version of a list of faces gives a result, for which only corrected faces are rendered again."""
 
 from __future__ import annotations
 
@@ -22,16 +22,16 @@ Key = tuple[Box, int, int]  # of a face that was rendered: its box, id and candi
 
 
 class PictureReview:
-    """A picture and what was made of its faces so far.
+    """A picture and the new faces that were made for it so far.
 
-    A face is rendered once, by its box, its id and its candidate. So whatever is corrected about others, it stays bit-identical;
-    but for pixels that two of them share, and for covers filled from the colours of a new face beside them. Another review gives
-    the same face, on a GPU but for roundings: see `Engine.mixed_batch_size`.
+    A face is rendered once for each box, id and candidate. So it stays bit-identical when other faces are corrected, except for
+    pixels that two faces share, and for covers that take their colours from a new face beside them. Another review gives the
+    same face, on a GPU up to rounding: see `Engine.mixed_batch_size`.
 
     Args:
         engine: renders faces.
         picture: `(H, W, 3)` uint8 RGB.
-        options: what becomes of faces.
+        options: how faces are replaced.
         seed: of the result, see `engine.pictures.draw_seeds`.
     """
 
@@ -42,7 +42,7 @@ class PictureReview:
 
     @torch.no_grad()
     def render(self, listed: Sequence[ListedFace]) -> tuple[np.ndarray, dict[int, FaceReport]]:
-        """The picture as a list of faces says, and a report for each of them but the deleted ones, by their ids.
+        """The picture as a list of faces describes it, and a report for each face that is not deleted, by its id.
 
         Raises:
             NoFaceFoundError: the list names no face.
@@ -81,7 +81,7 @@ class PictureReview:
 
 @torch.no_grad()
 def render_faces(lists: Sequence[tuple[PictureReview, Sequence[ListedFace]]]) -> None:
-    """Render what is new in lists of the faces of pictures, for reviews with one engine and the same options."""
+    """Render the faces that are new in the lists of several reviews, which must share one engine and the same options."""
     new = [(review, key, job) for review, listed in lists for key, job in review._jobs(listed)]
     if not new:
         return

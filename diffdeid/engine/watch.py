@@ -1,4 +1,4 @@
-"""Who of a video stays as they are: told from a look at every face of every frame, for whole tracks."""
+"""Who stays as they are in a video: decided for whole tracks, from a look at every face of every frame."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from diffdeid.errors import ConfigurationError
 from diffdeid.structures import Face
 from diffdeid.temporal.track import Track
 
-TRUSTED = 1.0  # seconds from a frame that shows clearly who somebody is, in which a face that is followed needs no other look
+TRUSTED = 1.0  # seconds before and after a frame that shows clearly who it is, in which the face of a track is trusted without it
 IN_PART = "it looks like {} in some frames, but not in all"
 
 logger = logging.getLogger(__name__)
@@ -40,10 +40,10 @@ class Trail:
     Attributes:
         total: the sum of the embeddings of its clear views, and in the end their mean.
         clear: the frames of these views.
-        near: the people whom single ones of them surely are.
-        denied: the people who they contradict: whom it cannot be, or who it may be although these are not to be seen.
-        unclear: why its last view that was not clear was not.
-        closed: why it does not stay, where no look can change that.
+        near: the people whom single clear views surely show.
+        denied: the people whom views speak against: those whom it cannot be ("keep"), or whom it may be ("only").
+        unclear: why the latest view that is not clear is not.
+        closed: why the track does not stay, if no other view can change that.
     """
 
     total: np.ndarray | None = None
@@ -57,8 +57,8 @@ class Trail:
 class Watch:
     """Looks at the faces of a video.
 
-    A track stays where the mean of its clear views is surely somebody who stays, and no single one contradicts: a track may have
-    passed from one face to another. `look` takes the frames in their order; what comes after may be asked when all are seen.
+    A track stays if the mean of its clear views is surely somebody who stays, and no single view contradicts that: a track may
+    have passed from one face to another. `look` takes the frames in their order; `verdict` and `trusts` answer after the last.
 
     Args:
         engine: looks.
@@ -96,7 +96,7 @@ class Watch:
         keeps, limit = self.consent.mode == "keep", self.engine.identity_limit
         if not hidden <= MOST_HIDDEN:
             trail.unclear = HIDDEN
-            if keeps:  # a hand before a face makes somebody else of it
+            if keeps:  # a face behind a hand looks like somebody else
                 return
         for name, distance in self.consent.distances(embedding).items():
             if not (distance <= limit if keeps else distance >= limit):
@@ -104,13 +104,13 @@ class Watch:
             elif keeps and distance <= SURELY_THEM:
                 trail.near.add(name)
         if trail.denied == set(self.consent.people) if keeps else trail.denied:
-            trail.closed = DOUBTED if hidden <= MOST_HIDDEN else HIDDEN  # as of anybody who is hidden
+            trail.closed = DOUBTED if hidden <= MOST_HIDDEN else HIDDEN  # every hidden face gets the same reason
         if hidden <= MOST_HIDDEN:
             trail.clear.add(frame)
             trail.total = embedding if trail.total is None else trail.total + embedding
 
     def verdict(self, track: Track) -> Verdict:
-        """Whether a track stays."""
+        """Whether a track stays, or why it does not."""
         if self._verdicts is None:
             self._verdicts = self._settle()
         return self._verdicts.get(track, DOUBTED)
@@ -135,8 +135,8 @@ class Watch:
     def trusts(self, track: Track, frame: int) -> bool:
         """Whether the face of a track that stays is known well enough in a frame to stay there.
 
-        It is if it was followed, without a gap, from or to a clear view not long before or after. In a gap it is not seen; the
-        faces at its ends must be known.
+        It is if the track has no gap between the frame and a clear view at most `TRUSTED` seconds before or after. In a gap the
+        face is not seen; there, the faces at the ends of the gap must be known like that.
         """
         if track.found_in(frame):
             return self._is_near_clear_view(track, frame)

@@ -1,13 +1,13 @@
-"""A file that was written, opened again as anybody would open it: is it what was meant, and is a face of the source in it?
+"""The check of a written file, opened again as anybody would open it: is it what was meant, and is a face of the source in it?
 
-Work is shared with the checks before: new faces were compared with their sources, and the source was searched thoroughly. So here
+Earlier checks have compared new faces with their sources, and searched the source thoroughly. What is left for this one:
 
 1. the file may hold nothing else (`io.contents`), must decode to its end, and must look like what was to be written,
 2. where a face was hidden, the pixels must not be the source's. Only where they may be, faces are looked for and recognised,
 3. it is searched for faces that lie elsewhere, mirrored: a detector sees a mirrored picture with other eyes.
 
-The search is coarse, for it is the second one. What it finds must be clearer than what the first search was to find: near its
-threshold a detector is swayed by the noise of an encoder. A file with such a face is an error, as nobody knows who it is.
+The search is coarse, as it is the second one. A face must be clearer to count here than in the first search: near its threshold
+the noise of an encoder sways a detector. A file with such a face is an error, as nobody knows whose face it is.
 """
 
 from __future__ import annotations
@@ -43,20 +43,20 @@ from diffdeid.temporal.spool import Spool
 # Of pictures as a whole, in grey levels, on a small picture in which the noise of encoders is averaged away:
 SMALL = 64  # pixels of its longer side
 UNLIKE, MOST_UNLIKE = 8.0, 40.0  # largest difference on average, and of nine pixels; JPEG of quality 5 makes 5 and less than 24
-BEYOND = 0.15  # sizes of a cover beyond which nothing changes, and frames must look like those of the source
+BEYOND = 0.15  # sizes of a cover; farther from it nothing changes, and frames must look like those of the source
 # Of faces, each looked at as a patch:
 PATCH, CELLS = 32, 8  # pixels of its side, and of how many cells
 SAME_CELL = 6.0  # grey levels by which a cell that is still the source's differs from it at most
-SAME_FACE = 0.5  # share of such cells in the middle of a face from which on it may be there still; of new faces it is .2
+SAME_FACE = 0.5  # share of such cells in the middle of a face, from which on the face may still be there; of new faces it is .2
 CHANGED = 0.25  # share of the middle that was to change a lot, from which on pixels alone tell; of new faces it is .3 and more
-COME_BACK = 0.25  # share of the cells that were to change a lot, and may be nearer to the source than to what they became
-SLACK = 0.05  # of the limit of the recogniser: what passed just so before it was encoded is no leak
-ITS_PLACE = 0.25  # intersection over union of a face that is found and one that is known
-WITHIN = 0.5  # share of a box that lies in what was done with another face
+COME_BACK = 0.25  # of the cells that were to change a lot, the share that may be nearer to the source than to what was meant
+SLACK = 0.05  # by which the limit of the recogniser is eased: a face that just passed before it was encoded is no leak
+ITS_PLACE = 0.25  # intersection over union, above which a found face is a known one
+WITHIN = 0.5  # share of a found box inside that of a known face, from which on it may have come from what replaced that face
 VEILS = ("mosaic", "blur")  # covers that do not protect
 # Of the search:
 CLEARER = 0.15  # by which the score of a missed face exceeds the thresholds of the first search
-FRAME_PIXELS = 160_000  # size at which frames are searched; photos are as the coarse pass of the first search sees them
+FRAME_PIXELS = 160_000  # size at which frames are searched; photos have the size of the coarse pass of the first search
 RECOGNISED = 1.0  # seconds from one frame of a video in which people are recognised to the next
 LATE = Fraction(1, 400)  # seconds; containers round the times of frames
 
@@ -68,7 +68,7 @@ class Known:
     Attributes:
         face: where it is.
         stays: whether it was left as it is, on request. Else nothing of it may be left.
-        veiled: whether it was covered, on request, by what leaves something of it: recognisers may still know it.
+        veiled: whether it was covered, on request, by a kind of cover through which recognisers may still know it.
         embedding: unit vector `(128,)` of the person; computed from the source where it is needed when `None`.
     """
 
@@ -91,7 +91,7 @@ class Glimpse(NamedTuple):
         time: when a frame is shown, in seconds.
         size: width and height in pixels.
         small: the whole picture, grey, `SMALL` pixels long.
-        patches: of its known faces, `(PATCH, PATCH)` grey; empty beyond the border.
+        patches: of its known faces, `(PATCH, PATCH)` grey; empty for faces beyond the border.
     """
 
     time: Fraction
@@ -110,7 +110,7 @@ class Glimpse(NamedTuple):
 
 
 def _scale(size: tuple[int, int]) -> float:
-    """Of the small picture. Each of its pixels averages 16 at least, or the noise of encoders would count."""
+    """The scale of the small picture. Each of its pixels averages at least 16, or the noise of encoders would count."""
     return min(SMALL / max(size), 1 / 4)
 
 
@@ -128,12 +128,12 @@ def check_picture(
 
     Args:
         path: the file.
-        engine: sees and recognises faces. Without a `face_analyser` nothing is searched, and what seems the source's is.
+        engine: sees and recognises faces. Without a `face_analyser` nothing is searched, and the pixels alone decide.
         source: `(H, W, 3)` uint8, the picture before.
-        expected: what was to be written, pixels that were checked.
+        expected: the picture that was to be written; its faces were compared with the source before.
         known: all faces that were found in the source.
         threshold: of the first search, see `DeidentifyOptions`.
-        search: whether to look for further faces. Somebody who listed the faces of a picture asked for no others.
+        search: whether to look for further faces; not if somebody has listed the faces of the picture.
     """
     check_picture_contents(path)
     try:
@@ -163,18 +163,18 @@ def picture_check(
     threshold: float | None = None,
     search: bool = True,
 ) -> Check:
-    """What checks a file to which an `image` is written that was made of the picture `before`, see `check_picture`."""
+    """A check for the file that an `image`, made of the picture `before`, is written to; see `check_picture`."""
     how = {"threshold": threshold, "search": search}
     return partial(check_picture, engine=engine, source=np.asarray(before.image), expected=replace(before, image=image),
                    known=known, **how)  # fmt: skip
 
 
 class VideoCheck:
-    """Checks a video file against its source, of which it keeps glimpses on disk, in a file that dies with the process.
+    """Checks a video file against glimpses of its source, which are kept on disk, in a file that vanishes with the process.
 
     Args:
         engine: sees and recognises faces.
-        known: number of a frame -> the faces that were found in it.
+        known: gives the faces that were found in the frame of a number.
         rate: frames a second.
         threshold, search: as those of `check_picture`.
         sound: whether the file may have sound.
@@ -232,9 +232,9 @@ class VideoCheck:
 
 
 def _as_coded(path: Path, image: Image.Image) -> np.ndarray:
-    """A picture `(H, W, 3)` as a JPEG with the tables and the sampling of a file shows it; as it is where the file is no JPEG.
+    """A picture `(H, W, 3)` encoded with the tables and the sampling of a JPEG file, and decoded; unchanged for other files.
 
-    Of a small face a coarse JPEG leaves so little that it may be nearer to the source than to what was to be written.
+    A coarse JPEG leaves so little of a small face that it may be nearer to the source than to what was to be written.
     """
     coded = BytesIO()
     try:
@@ -282,14 +282,14 @@ def _refuse_face_of_source(
     """Raise where a face that was to be hidden is still there.
 
     A new face, or a cover, changes nearly all of its middle. Where it is known what was `checked`, the file must be nearer to
-    that than to the source: pixels alone tell, for new faces were recognised before. Where half of the middle is as it was,
-    something may lie in front of the face, or nothing was ever there. So a face must be seen there too, and be that of the
-    person, where anything is known of them.
+    that than to the source: pixels alone are enough, as new faces were compared before. Where half of the middle is as it was,
+    something may lie in front of the face, or there never was a face. So a face must be seen there, too, and be recognised as
+    the person if anything is known of them.
 
     Args:
         patch: of the source, `checked` of what was to be written.
         source: the picture before, where it is still known.
-        recognise: whether to do so whatever the pixels are like.
+        recognise: whether to recognise a face there whatever the pixels are like.
     """
     if not patch.size:
         return
@@ -324,7 +324,7 @@ def _face_of_source(one: Known) -> VerificationError:
 
 
 def _seen_at(analyser: FaceAnalyserModel | None, picture: np.ndarray, face: Face) -> Face | None:
-    """The face that is seen in a picture where another one is known to have been, with landmarks if they can be placed."""
+    """The face that a picture shows in the place of a face of the source, with landmarks if they can be placed."""
     if analyser is None:
         return None
     if face.landmarks is not None:
@@ -373,7 +373,7 @@ def _searched(analyser: FaceAnalyserModel, picture: np.ndarray, threshold: float
 
 
 def _explains(known: Known, patch: np.ndarray, face: Face, written: np.ndarray) -> bool:
-    """Whether a face that is seen is a known one, or was made up of what took its place."""
+    """Whether a face that is seen is the known one, or comes from what took its place."""
     if intersection_over_union(face.box, whole_box(known.face)) > ITS_PLACE:
         return True
     if part_inside(face.box, whole_box(known.face)) < WITHIN:

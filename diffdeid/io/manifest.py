@@ -1,8 +1,8 @@
-"""Which outputs are finished, and what they depend on: a file of JSON lines, for runs that go on from one another.
+"""Which outputs are finished, and what they depend on: a file of JSON lines, from which a later run goes on.
 
 The first line has a salt. Each of the others is about an output, or about an input that needs none because it shows no face:
 `{"input", "output", "status", "size", "digest"}`. The digest tells whether source, options, weights and seed are still the same,
-and nothing else. Its key comes from a slow hash, so that seeds cannot be tried faster on a manifest than on the results.
+and reveals nothing else. Its key comes from a slow hash, so that seeds cannot be tried faster on a manifest than on the results.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from diffdeid.io.stores import version
 
 
 class Manifest:
-    """What was finished so far. One process at a time may add to a file.
+    """What was finished so far. Only one process at a time may add to a file.
 
     Args:
         path: the file; made when there is none. A last line that was cut off is removed.
-        depends_on: what all outputs depend on, as weights and seed. Must survive JSON.
+        depends_on: what all outputs depend on, such as weights and seed. Must survive JSON.
 
     Raises:
         ValueError: the file is no manifest; it stays as it is.
@@ -52,7 +52,7 @@ class Manifest:
         self._key = hashlib.scrypt(_json(depends_on), salt=salt, n=2**15, r=8, p=1, maxmem=2**26, dklen=32)
 
     def digest(self, source: Path, depends_on: Any) -> str:
-        """Of a source as it is, and of what else its outputs depend on. Must survive JSON.
+        """The digest of a source as it is now, and of what else its outputs depend on, which must survive JSON.
 
         Raises:
             OSError: there is no such file.
@@ -60,18 +60,18 @@ class Manifest:
         return hashlib.blake2b(_json([*version(source), depends_on]), key=self._key, digest_size=16).hexdigest()
 
     def holds(self, source: Path, output: Path, digest: str, on_no_face: Literal["error", "skip", "copy"]) -> bool:
-        """Whether an output was finished and is there, or was not needed since the source shows no face."""
+        """Whether an output was finished and is there, or is not needed because the source shows no face."""
         made, unneeded = self._entries.get(("output", str(output))), self._entries.get(("input", str(source)))
         if made and made["digest"] == digest and output.is_file() and output.stat().st_size == made["size"]:
             return made["status"] != "no_face" or on_no_face == "copy"
         return bool(unneeded and unneeded["digest"] == digest and on_no_face == "skip" and not output.exists())
 
     def lists(self, output: Path) -> bool:
-        """Whether an output was finished once, whatever has changed since."""
+        """Whether an output was ever finished, whatever has changed since."""
         return ("output", str(output)) in self._entries
 
     def add(self, records: Iterable[dict[str, Any]], digest: str, outputs: Iterable[Path]) -> None:
-        """Enter what the records say is finished; errors and what was skipped are not."""
+        """Add the outputs that records report as finished; errors and skipped outputs are left out."""
         paths = {str(path): path for path in outputs}
         for record in records:
             if record["error"] is None and record["status"] != "skipped":

@@ -1,7 +1,7 @@
 """Files in object stores, and wherever else fsspec reaches, named by URLs.
 
-All else knows files on this computer alone. So a source is copied into a private folder just before it is read, and an output
-is written and checked there before it gets its name in the store, as a whole or not at all.
+The other modules know only files on this computer. So a source is copied into a private folder just before it is read, and an
+output is written and checked there before it gets its name in the store, as a whole or not at all.
 """
 
 from __future__ import annotations
@@ -17,15 +17,15 @@ from typing import TYPE_CHECKING, Any
 
 from diffdeid.io.files import taken, temporary_name
 
-if TYPE_CHECKING:  # it takes its time, and is for URLs only
+if TYPE_CHECKING:  # its import takes time, and only URLs need it
     from upath import UPath
 
 _SECRET = re.compile(r"://[^/@:]*:(?!\d+/)[^@]*@|https?://([^/]*@|[^?]*\?)")  # a password or token, a query that may be signed
-_PUTS_WHOLE = {"abfs", "abfss", "az", "gcs", "gs", "s3", "s3a"}  # their files are seen when they are complete, and not before
+_PUTS_WHOLE = {"abfs", "abfss", "az", "gcs", "gs", "s3", "s3a"}  # these stores show a file only when it is complete
 
 
 def location(name: str) -> Path | UPath:
-    """What a name stands for: a path on this computer or, of a URL, one in a store.
+    """What a name stands for: a path on this computer or, for a URL, one in a store.
 
     Raises:
         ValueError: fsspec cannot reach it, or it may hold a secret, which records and messages would tell.
@@ -41,7 +41,7 @@ def location(name: str) -> Path | UPath:
         raise ValueError(f"`{name}` is a chain of URLs, which may keep copies on the way. Name the files in their store.")
     from upath import UPath
 
-    os.environ["HF_XET_CHUNK_CACHE_SIZE_BYTES"] = "0"  # or the Hub's client may keep what it reads
+    os.environ["HF_XET_CHUNK_CACHE_SIZE_BYTES"] = "0"  # else the Hub's client may keep what it reads
     try:
         path = UPath(name)
         path.fs.invalidate_cache()  # connects, and trusts no earlier listing
@@ -51,7 +51,7 @@ def location(name: str) -> Path | UPath:
 
 
 def search(path: UPath) -> tuple[UPath, list[str]]:
-    """The folder that a URL or pattern is about, and the files that are meant, relative to it and in order.
+    """The folder that a URL or pattern names, and the matching files: sorted paths relative to this folder.
 
     Raises:
         ValueError: the store does not answer.
@@ -67,12 +67,12 @@ def search(path: UPath) -> tuple[UPath, list[str]]:
     except Exception as error:
         raise ValueError(f"Cannot search `{path}`: {error}.") from error
     finally:
-        store.invalidate_cache()  # what is there is asked anew from now on
+        store.invalidate_cache()  # later questions are asked of the store again
     return root, sorted(name.removeprefix(root.path.rstrip("/") + "/") for name in found)
 
 
 def version(path: Path | UPath) -> list[Any]:
-    """What tells whether a file is still the same, without reading it. Survives JSON.
+    """Values that tell whether a file is still the same, without reading it. They survive JSON.
 
     Raises:
         OSError: there is no such file.
@@ -94,7 +94,11 @@ class Copies:
         self._urls: dict[str, str] = {}
 
     def fetch(self, path: Path | UPath) -> Path:
-        """A file as one of this computer; raise `OSError` where the store does not give it."""
+        """A file on this computer: a copy if it is in a store.
+
+        Raises:
+            OSError: it cannot be downloaded.
+        """
         if isinstance(path, Path):
             return path
         copy = self._new(path)
@@ -106,11 +110,11 @@ class Copies:
 
     @contextmanager
     def output(self, path: Path | UPath, overwrite: bool) -> Iterator[Path]:
-        """Where to write a file, which gets its name at the end of the block, unless that ends with an error.
+        """Where to write a file. It gets its name in the store at the end of the block, unless that ends with an error.
 
         Raises:
-            FileExistsError: one is there by now and must stay.
-            OSError: the store does not take it.
+            FileExistsError: there is such a file by now, which must stay.
+            OSError: it cannot be uploaded.
         """
         if isinstance(path, Path):
             path.parent.mkdir(parents=True, exist_ok=True)
@@ -130,7 +134,7 @@ class Copies:
             copy.unlink(missing_ok=True)
 
     def with_urls(self, text: str) -> str:
-        """What is said of copies, said of the files that they stand for."""
+        """A text in which URLs take the place of the paths of their copies."""
         for copy, url in self._urls.items():
             text = text.replace(copy, url)
         return text
@@ -152,7 +156,7 @@ def _put_whole(copy: Path, path: UPath, overwrite: bool) -> None:
 
 
 def _put_and_rename(copy: Path, path: UPath, overwrite: bool) -> None:
-    """Half of a file has a hidden name."""
+    """Upload a file under a hidden name, which it keeps until it is complete."""
     store, hidden = path.fs, temporary_name(path, path.suffix)
     store.makedirs(path.parent.path, exist_ok=True)
     try:

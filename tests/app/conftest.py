@@ -20,7 +20,7 @@ from diffdeid.io.video_reader import Frame
 
 @pytest.fixture(scope="module")
 def folders(tmp_path_factory):
-    """Where Gradio and `tempfile` put things while these tests run."""
+    """The folders in which Gradio and `tempfile` put files while these tests run."""
     with pytest.MonkeyPatch.context() as patch:
         folders = tmp_path_factory.mktemp("gradio"), tmp_path_factory.mktemp("temporary")
         patch.setenv("GRADIO_TEMP_DIR", str(folders[0]))

@@ -1,4 +1,4 @@
-"""The page, through its own server, as a browser or a program uses it; and what it leaves behind."""
+"""The page, through its own server, as a browser or a program uses it; and which files it leaves behind."""
 
 import os
 import re
@@ -42,13 +42,13 @@ def two(astronaut, tmp_path) -> Path:
 
 
 def only(generator):
-    """The last of what a handler gives, while its files are there."""
+    """The last value that a handler yields, while its files are still there."""
     *_, last = generator
     return last
 
 
 def contents(folders) -> list[Path]:
-    """The files in folders that hold anything."""
+    """All files in folders, without empty ones."""
     return [path for folder in folders for path in folder.rglob("*") if path.is_file() and path.stat().st_size]
 
 
@@ -168,7 +168,7 @@ def test_the_new_person_is_a_choice_of_three_words(client, astronaut):
 
 
 def test_faces_get_the_people_that_were_chosen_for_them_whoever_the_others_are(pipeline, two):
-    """One face's new person does not depend on what is done with its neighbours, nor does a face that stays show around it."""
+    """A new person does not depend on what becomes of other faces, and nothing changes around a face that stays."""
     picture = serving.load_photo(two)
     faces = serving.find_faces(pipe := pipeline, picture)
     asked = [serving.options(**OPTIONS | {"seed": 1}) for _ in range(3)]
@@ -244,7 +244,7 @@ def followed(pipe, clip, target, **options):
 
 @pytest.fixture
 def steps(pipeline) -> list:
-    """Grows by one at each step of the denoiser."""
+    """A list that grows by one at each step of the denoiser."""
     steps = []
     hook = pipeline.unet.register_forward_hook(lambda *_: steps.append(1))
     yield steps
@@ -341,7 +341,7 @@ def test_videos_beyond_the_limits_are_refused(clip, monkeypatch, limit, value, m
 
 
 def test_requests_leave_no_picture(serve, folders, tmp_path, monkeypatch, astronaut):
-    """On a server that deletes files once they are eight seconds old."""
+    """The server deletes files once they are eight seconds old."""
     served, downloads = (tmp_path / name for name in ("served", "downloads"))
     downloads.mkdir()
     monkeypatch.setenv("GRADIO_TEMP_DIR", str(served))  # alone, or it would delete those of other tests
@@ -382,7 +382,7 @@ def test_files_go_when_no_page_shows_them(tmp_path):
 
 
 def test_examples_are_served_from_where_they_are(serve, folders):
-    """Nobody copies them, and nobody deletes them."""
+    """Examples are neither copied nor deleted."""
     before = {path: path.read_bytes() for path in app.EXAMPLES.iterdir()}
     photo, *_ = photos = sorted(path for path in before if path.suffix == ".jpg")
     assert len(photos) >= 3 and sum(map(len, before.values())) < 310_000
@@ -425,7 +425,7 @@ def test_the_app_answers_what_the_readme_asks_in_processes_of_their_own(started,
 
 
 def test_a_space_is_built_and_answers(started, astronaut, clip, tmp_path):
-    """In a folder that has no neighbours, in a process that knows no other copy of the package."""
+    """The app runs in a folder of its own, and in a process that cannot import another copy of the package."""
     release = runpy.run_path(str(Path(app.__file__).parent / "scripts/release.py"))
     release["build_space"](release["ROOT"] / "weights/diffdeid", space := tmp_path / "space")
     names = {"LICENSE", "README.md", "app.py", "diffdeid", "examples", "requirements.txt", "weights"}
@@ -442,7 +442,7 @@ def test_a_space_is_built_and_answers(started, astronaut, clip, tmp_path):
 
 
 def ends_at_once(process: subprocess.Popen, address: str, clip: Path, temporary: Path, how: signal.Signals):
-    """End a server while it casts people for a video, of which nothing is left."""
+    """End a server while it casts people for a video: nothing of the video is left."""
     client = Client(address, verbose=False, download_files=False)
     job = client.submit(video=handle_file(clip), **OPTIONS | {"steps": 50}, api_name="/anonymize_video")
     wait_for(lambda: any("6 of about" in str(output) for output in job.outputs()))

@@ -30,18 +30,18 @@ class Page:
         self.button("De-identify")
 
     def wait(self, condition, seconds: float = 120):
-        """What `condition` gives once it gives something."""
+        """Wait until `condition` gives something; returns that."""
         return WebDriverWait(self.driver, seconds, ignored_exceptions=[Exception]).until(lambda _: condition())
 
     def shown(self, css: str) -> list:
         return [element for element in self.driver.find_elements(By.CSS_SELECTOR, css) if element.is_displayed()]
 
     def button(self, text: str):
-        """Looked for until it is there: the page may be redrawing what it shows."""
+        """Wait for a button, as the page may be redrawing; returns it."""
         return self.wait(lambda: next(element for element in self.shown("button") if element.text == text))
 
     def upload(self, path: Path, shown: str = "button[aria-label='Remove Image']"):
-        """Into the first empty upload of the tab that is open, until the page shows what it does then."""
+        """Put a file into the first empty upload of the open tab, and wait until the page shows `shown`."""
         panel = self.shown("[role=tabpanel]")[0]
         panel.find_element(By.CSS_SELECTOR, "input[type=file]").send_keys(str(path))
         self.wait(lambda: self.shown(shown))
@@ -57,7 +57,7 @@ class Page:
         self.driver.save_screenshot(str(SCREENSHOTS / f"{name}.png"))
 
     def complaints(self) -> list[str]:
-        """Errors of the page; fonts and icons from elsewhere are not to be had here."""
+        """The errors of the page, without those about fonts and icons of other servers, which tests cannot reach."""
         return [
             entry["message"] for entry in self.driver.get_log("browser")
             if entry["level"] == "SEVERE" and "net::ERR_" not in entry["message"] and "favicon" not in entry["message"]

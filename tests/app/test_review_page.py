@@ -42,19 +42,19 @@ class ReviewPage(Page):
         self.wait(lambda: [label for label in self.shown("label") if words in label.text], WAIT)[0].click()
 
     def enter(self, name: str, value: str):
-        """Into the field of this name."""
+        """Type a value into the field of a name."""
         field = next(label for label in self.shown("label") if label.text == name).find_element("tag name", "input")
         field.clear()
         field.send_keys(value)
 
     def press(self, text: str):
-        """A button, wherever it is on the page."""
+        """Click a button, wherever it is on the page."""
         button = self.button(text)
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", button)
         button.click()
 
     def click_at(self, x: float, y: float):
-        """Click the picture, at shares of its width and height, and wait until it is drawn anew: meanwhile clicks are lost."""
+        """Click the picture, at shares of its width and height, and wait until it is drawn anew, since clicks before are lost."""
         picture = self.shown("img")[0]
         before = picture.get_attribute("src")
         self.driver.execute_script("arguments[0].scrollIntoView({block: 'center'})", picture)
@@ -69,7 +69,7 @@ class ReviewPage(Page):
         return [label.text for label in self.shown("label") if label.find_elements("css selector", "input:checked")]
 
     def load_again(self):
-        """It complains of answers that it does not get any more."""
+        """Load the page again, and drop its errors about answers that it no longer gets."""
         self.driver.refresh()
         self.button("Write the result")
         self.complaints()
@@ -93,7 +93,7 @@ def driver():
 
 @pytest.fixture
 def opened(pipeline, driver, tmp_path, folders):
-    """`f(file)`: its desk, and the page about it."""
+    """`f(file)`: the desk of a file, and its page."""
     demos = []
 
     def opened(file, steps=1):
@@ -215,7 +215,7 @@ def test_a_video_is_looked_over(opened, clip, tmp_path):
 
 @in_a_browser
 def test_the_list_is_found_again(opened, pipeline, astronaut, tmp_path):
-    """And a list of another content is refused."""
+    """A list that was made for another content of the file is refused."""
     desk, _ = opened(astronaut)
     again = open_desk(pipeline, desk.file, desk.list_path, desk.output, OPTIONS)
     assert again.listed == desk.listed and again.listed.seed == 3
@@ -226,7 +226,7 @@ def test_the_list_is_found_again(opened, pipeline, astronaut, tmp_path):
 
 @pytest.fixture
 def desk(pipeline, clip, tmp_path):
-    """`f(**options)`: that of a copy of the clip, before anybody has looked at it."""
+    """`f(**options)`: the desk of a copy of the clip, before anybody has corrected its list."""
 
     def desk(**options):
         copy = shutil.copyfile(clip, tmp_path / "clip.mp4")
@@ -243,13 +243,13 @@ def test_a_threshold_is_that_of_the_search(desk):
 
 
 def writing(desk) -> Generator:
-    """What a page does to write the list of a desk."""
+    """The work by which a page writes the result of a desk."""
     watch = serving.Watch()
     return watch.follow(desk.write, desk.pipe, desk.listed, watch, meanwhile=lambda progress: progress)
 
 
 def finished(work: Generator):
-    """The result of work."""
+    """The result of work that is done to its end."""
     while True:
         try:
             next(work)
@@ -284,7 +284,7 @@ def test_of_two_pages_the_older_one_is_told_and_nothing_is_lost(desk, tmp_path):
 
 @pytest.mark.parametrize("painting", [True, False])
 def test_a_page_that_is_closed_stops_what_it_writes(desk, pipeline, tmp_path, monkeypatch, painting):
-    """While a face is painted, or while frames are counted. Nothing of it stays."""
+    """The page is closed while a face is painted, or while frames are counted. No file of the result is left."""
     monkeypatch.setattr(serving, "CLOSING", threading.Event())
     monkeypatch.setattr(serving, "ON_CPU", ThreadPoolExecutor(1))
     desk, begun, steps, works = desk(num_inference_steps=50), threading.Event(), [], []
@@ -329,7 +329,7 @@ def test_a_page_that_is_told_to_end_leaves_nothing(monkeypatch, tmp_path):
 
 
 def _slowly(frames, begun: threading.Event):
-    """A video reader that takes its time, so that there is somebody to wait for."""
+    """`frames` of a video reader, slowed down, so that the page can be closed in between."""
 
     def slowly(reader):
         for frame in frames(reader):

@@ -1,4 +1,4 @@
-"""Pictures that are looked over: what is corrected is rendered again, and nothing else changes."""
+"""Pictures under review: what is corrected is rendered again, and nothing else changes."""
 
 from dataclasses import replace
 
@@ -28,7 +28,7 @@ def picture(astronaut) -> np.ndarray:
 
 @pytest.fixture(scope="module")
 def listed(pipeline, picture) -> list[ListedFace]:
-    """Their faces, from the left."""
+    """The faces of the three portraits, from the left."""
     faces = sorted(pipeline.detect_faces(picture), key=lambda face: face.box[0])
     return [describe(face, number, 0.7) for number, face in enumerate(faces, start=1)]
 
@@ -60,7 +60,7 @@ def rendered(monkeypatch) -> list[tuple[float, ...]]:
 
 
 def parts(picture) -> list[np.ndarray]:
-    """The three portraits."""
+    """The parts of a picture that show the three portraits."""
     return np.split(picture, 3, axis=1)
 
 
@@ -104,7 +104,7 @@ def test_a_box_that_is_drawn_where_nobody_is_seen_is_covered(review, before, lis
 
 
 def test_a_drawn_box_whose_landmarks_are_those_of_a_neighbour_is_covered_itself(pipeline, listed, picture, monkeypatch):
-    """Else the neighbour would be replaced twice, and what is in the box would stay."""
+    """If it were not, the neighbour would be replaced twice, and the face in the box would stay."""
     complete = FaceAnalyserModel._complete
     (neighbour,) = pipeline.detect_faces(picture, [Face(np.float32(listed[0].box))])
 

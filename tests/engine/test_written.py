@@ -1,4 +1,4 @@
-"""What was written is what was meant, and shows no face of the source; what is planted is found, and leaves no file."""
+"""Written files are what was meant, and show no face of the source; planted faults are found, and leave no file."""
 
 from dataclasses import replace
 from fractions import Fraction
@@ -48,7 +48,7 @@ def written(pipeline, path, source, result, known, shown=None, alpha=None, profi
 
 @pytest.mark.parametrize("suffix", [".bmp", ".heic", ".jpg", ".png", ".tif", ".webp"])
 def test_good_files_pass(pipeline, portrait, made, tmp_path, suffix):
-    """With odd sides, a profile, and a face that is half under transparent pixels."""
+    """The picture has odd sides, a colour profile, and a face half of which lies under transparent pixels."""
     source, result = portrait[:-1, :-3], made[0][:-1, :-3]
     alpha = np.full(source.shape[:2], 200, np.uint8)
     alpha[:, SIDE // 2 :] = 0
@@ -86,7 +86,7 @@ def test_small_pictures_may_be_coded_badly(pipeline, portrait, made, tmp_path, s
 
 @pytest.mark.parametrize("part", [np.s_[:, :], np.s_[:, SIDE // 2 :]])
 def test_a_face_of_the_source_in_the_file_is_found(pipeline, portrait, made, tmp_path, part):
-    """The whole of it, and half of it."""
+    """The file shows the whole face, or half of it."""
     shown = made[0].copy()
     shown[part] = portrait[part]
     with pytest.raises(VerificationError, match=r"a\.jpg` was not written.*still that of the source"):
@@ -96,7 +96,7 @@ def test_a_face_of_the_source_in_the_file_is_found(pipeline, portrait, made, tmp
 
 @pytest.mark.parametrize("placed", [False, True])
 def test_a_face_that_was_never_replaced_is_found(pipeline, portrait, made, tmp_path, placed):
-    """As if those who made the picture had forgotten it: what is written is what was meant."""
+    """The face is also in the picture that was meant, as if rendering had left it out."""
     (report,) = made[1]
     known = Known.of(report if placed else replace(report, landmarks=None))
     with pytest.raises(VerificationError, match="still that of the source"):
@@ -116,7 +116,7 @@ def test_a_veil_that_somebody_asked_for_is_no_fault(pipeline, portrait, made, tm
 
 
 def test_a_face_that_was_missed_is_found(pipeline, portrait, made, tmp_path):
-    """There are two faces, and only one is known."""
+    """The file shows two faces, and only one is known."""
     source, result = (np.concatenate([picture, portrait], axis=1) for picture in (portrait, made[0]))
     known = [Known.of(report) for report in made[1]]
     with pytest.raises(VerificationError, match="not found before.*--threshold.*--faces"):
@@ -206,7 +206,7 @@ def test_odd_sides_and_an_empty_wall_pass(pipeline, tmp_path):
 
 
 def test_a_video_in_which_a_frame_is_not_rendered_leaves_no_file(pipeline, portrait, tmp_path, monkeypatch):
-    """Through the pipeline, with parts that are kept: they go as well."""
+    """The pipeline keeps parts of the result, which are deleted as well."""
     from diffdeid.engine import frames
 
     with VideoWriter(tmp_path / "a.mp4", Fraction(5), crf=8) as writer:
@@ -234,7 +234,7 @@ def test_a_video_in_which_a_frame_is_not_rendered_leaves_no_file(pipeline, portr
 
 
 def test_records_say_whether_files_were_verified(pipeline, portrait, tmp_path, monkeypatch):
-    """A list of faces spares the search; what is covered needs no network."""
+    """With a list of faces nothing is searched, and covers need no network."""
     from diffdeid.engine import review
 
     Image.fromarray(portrait).save(tmp_path / "a.png")

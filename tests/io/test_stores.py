@@ -17,7 +17,7 @@ from diffdeid.planning import plan
 
 @pytest.fixture(params=["memory", "local", "whole"])
 def store(request, tmp_path, monkeypatch):
-    """A new folder of a store: in memory, on the disk, or in memory as if that took objects whole."""
+    """A new folder of a store: in memory, on the disk, or in memory but treated as a store that takes files whole."""
     if request.param == "whole":
         monkeypatch.setattr(stores, "_PUTS_WHOLE", {"memory"})
     return location(f"local://{tmp_path}/store" if request.param == "local" else f"memory://{uuid4().hex}")
@@ -74,7 +74,7 @@ def test_other_urls_are_no_secrets(name):
 
 
 def test_files_of_two_servers_are_two(monkeypatch):
-    """Their names as text leave the servers out."""
+    """As text, the names of their files leave the servers out."""
     one, other = (UPath(f"ftp://{host}/a.png") for host in ("here", "there"))
     monkeypatch.setattr(planning, "location", lambda name: one if "here" == name else other)
     monkeypatch.setattr(type(one), "is_file", lambda _: True)
