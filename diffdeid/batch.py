@@ -86,11 +86,11 @@ def run(
         manifest: what earlier runs finished, which is not done again. What this run finishes is added.
         at_once: largest number of files in a group, see `gathered`.
     """
-
     in_hand: set[Task] = set()
 
-    def taken_in_hand(tasks: Iterable[Task]) -> Iterator[Task]:
-        for task in tasks:
+    def tasks() -> Iterator[Task]:
+        for job in jobs:
+            task = Task(job, how, known.get(job.source.resolve()) if known else None)
             in_hand.add(task)
             yield task
 
@@ -101,8 +101,7 @@ def run(
             manifest.add(records, task.digest, task.job.outputs)
         return records
 
-    tasks = (Task(job, how, known.get(job.source.resolve()) if known else None) for job in jobs)
-    groups = gathered(taken_in_hand(decided(tasks, manifest)), at_once)
+    groups = gathered(decided(tasks(), manifest), at_once)
     try:
         with ThreadPoolExecutor(1) as decoder, ThreadPoolExecutor(1) as encoder:
             following, waiting = decoder.submit(next, groups, None), []
