@@ -180,9 +180,8 @@ def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None
         denoiser.parameters(), lr=config.learning_rate, betas=(0.9, 0.99), weight_decay=config.weight_decay, fused=True
     )
     if config.compile:
-        for network in filter(
-            None, (denoiser, judges.perceptual, judges.recogniser)
-        ):  # the reconstructor takes a minute and gains little
+        # the reconstructor takes a minute to compile and gains little
+        for network in filter(None, (denoiser, judges.perceptual, judges.recogniser)):
             network.compile()
     model, optimizer = accelerator.prepare(denoiser, optimizer)
     discriminator_optimizer = None
