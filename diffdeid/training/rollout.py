@@ -70,7 +70,7 @@ def follow_route(
     scheduler.set_timesteps(route.steps, device=noise.device)
     scheduler.set_begin_index(route.start)
     entry = scheduler.timesteps[route.start].expand(count)
-    sample = noise if route.start == 0 else scheduler.add_noise(batch["image"], noise, entry[:1].expand(count))
+    sample = noise if route.start == 0 else scheduler.add_noise(batch["image"], noise, entry)
     for t in scheduler.timesteps[route.start : route.stop]:
         seen = visible_sample(sample, batch)
         sample = scheduler.step(model(seen, t.expand(count), batch).float(), t, sample).prev_sample

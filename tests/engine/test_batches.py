@@ -85,8 +85,9 @@ def test_a_batch_of_frames_gives_what_its_frames_give_alone(astronaut, monkeypat
         options = {"generator": torch.Generator().manual_seed(0), "num_inference_steps": 1, "attributes": "any"}
         made[size] = np.stack(list(pipe.stream(frames, lookahead=8, **options))).astype(int)
     assert (made[1] != frames).any((1, 2, 3)).all()
-    # of 255: sums of other sizes are rounded otherwise, and a sharp network enlarges that
-    assert np.abs(made[1] - made[3]).max() <= 4 and np.abs(made[1] - made[8]).max() <= 4
+    for size in (3, 8):  # sums of other sizes are rounded otherwise, which shows in few pixels
+        apart = np.abs(made[1] - made[size])
+        assert apart.max() <= 4 and (apart > 1).mean() < 1e-5
 
 
 def test_no_stage_copies_to_the_host_except_where_it_says_so(engine, jobs):

@@ -145,8 +145,10 @@ def test_a_small_face_in_the_box_of_a_large_one_is_found(pipeline, portrait, mad
 
 def test_another_picture_is_no_result(pipeline, portrait, made, tmp_path):
     known = [Known.of(report) for report in made[1]]
-    for shown in (np.full_like(portrait, 128), np.ascontiguousarray(made[0][:, ::-1]), made[0][:-8]):
-        with pytest.raises(VerificationError, match="looks otherwise|pixels instead of|is still that of the source"):
+    by_chance = "looks otherwise|still that of the source"  # whichever of source and result it happens to be nearer to
+    others = (np.full_like(portrait, 128), by_chance), (np.ascontiguousarray(made[0][:, ::-1]), by_chance)
+    for shown, reason in (*others, (made[0][:-8], "pixels instead of")):
+        with pytest.raises(VerificationError, match=reason):
             written(pipeline, tmp_path / "a.png", portrait, made[0], known, shown)
     assert not list(tmp_path.iterdir())
 
