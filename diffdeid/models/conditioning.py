@@ -14,6 +14,7 @@ from diffdeid.geometry.eyes import eye_coordinates, iris_centres
 from diffdeid.geometry.guides import eye_map, feature_lines
 from diffdeid.geometry.pixels import on_host
 from diffdeid.geometry.renderer import render
+from diffdeid.models.expression import keep_expression
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients
 
@@ -67,13 +68,15 @@ def hide_skin_details(model: MorphableModel, coefficients: MorphableCoefficients
 def exchange_shape(
     model: MorphableModel, coefficients: MorphableCoefficients, shape: Tensor, anchor: Sequence[int]
 ) -> MorphableCoefficients:
-    """ρ with α' `(B, 80)` in place of α, moved sideways so that the `anchor` landmarks stay where they were on average.
+    """ρ with α' `(B, 80)` in place of α, and with the β' that shows the same expression on it (see `keep_expression`).
 
-    Otherwise a longer face would pull the render's mouth away from a mouth that stays in the picture.
+    The head is moved sideways so that the `anchor` landmarks stay where they were on average. Otherwise a longer face would pull
+    the render's mouth away from a mouth that stays in the picture.
     """
+    expression = keep_expression(model, coefficients.shape, coefficients.expression, shape)
     before = model(coefficients.shape, coefficients.expression).landmarks[:, anchor].mean(1, keepdim=True)
-    after = model(shape, coefficients.expression).landmarks[:, anchor].mean(1, keepdim=True)
+    after = model(shape, expression).landmarks[:, anchor].mean(1, keepdim=True)
     pose = coefficients.pose.float()
     shift = (to_camera(before, pose) - to_camera(after, pose))[:, 0] * pose.new_tensor([1, 1, 0])
     moved = torch.cat([pose[:, :3], pose[:, 3:] + shift], dim=1)
-    return replace(coefficients, shape=shape, pose=moved)
+    return replace(coefficients, shape=shape, expression=expression, pose=moved)

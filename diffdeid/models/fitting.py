@@ -20,11 +20,13 @@ from diffdeid.geometry.lighting import sh_basis, shade
 from diffdeid.geometry.rasterizer import rasterize
 from diffdeid.geometry.renderer import vertex_normals
 from diffdeid.geometry.rotation import rotation_matrix, rotation_vector
+from diffdeid.models.expression import expression_features
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients
 
 VISIBILITY_SIZE = 96  # side, in pixels, of the picture in which a vertex must be seen
 PHOTOMETRIC_NOISE = 0.25  # standard deviation of a vertex' colour; larger than in truth, because errors of neighbours correlate
+FEATURE_NOISE = 0.004  # decimetres, of distances between neighbouring landmarks, which err together
 EDGE_NOISE = 0.05  # the same for colours that move a vertex; with less, landmarks get worse by more than colours get better
 
 
@@ -65,6 +67,7 @@ def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iter
     prior = torch.block_diag(torch.eye(num_identity, device=device), whitening.mT @ whitening, 1e-6 * torch.eye(6, device=device))
     weight = (DISTANCE / FOCAL) / model.landmark_noise.float()  # (468, 2): per crop size
     weight = torch.stack([weight[:, 0], weight[:, 0], weight[:, 1]]).flatten()  # x of all, y of all, z of all
+    relative = expression_features()[..., :2].mT.flatten(1).to(device) * (DISTANCE / FOCAL) / FEATURE_NOISE  # x of all, y of all
 
     shape = centre.repeat(batch_size, 1)
     rotation = torch.eye(3, device=device).repeat(batch_size, 1, 1)
@@ -82,8 +85,8 @@ def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iter
         zero = torch.zeros_like(scale)
         depth_by_turn = torch.stack([sideways[..., 1], -sideways[..., 0], zero], dim=-1)
         depth = -FOCAL / DISTANCE * torch.cat([depth_by_shape, depth_by_turn, torch.zeros_like(turned)], dim=-1)
-        jacobian = weight[:, None] * torch.cat([across, depth[:, None]], 1).flatten(1, 2)
-        residual = weight * torch.cat(
+        jacobian = torch.cat([across, depth[:, None]], 1).flatten(1, 2)
+        residual = torch.cat(
             [
                 target[..., 0] - 0.5 - scale * x,
                 target[..., 1] - 0.5 + scale * y,
@@ -91,6 +94,9 @@ def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iter
             ],
             dim=1,
         )
+        in_picture = relative.shape[1]
+        jacobian = torch.cat([weight[:, None] * jacobian, relative @ jacobian[:, :in_picture]], dim=1)
+        residual = torch.cat([weight * residual, residual[:, :in_picture] @ relative.mT], dim=1)
         gradient = (jacobian.mT @ residual[..., None]).squeeze(-1)
         gradient[:, :num_shape] -= (shape - centre) @ prior[:num_shape, :num_shape]
         information = jacobian.mT @ jacobian + prior

@@ -34,7 +34,9 @@ class Conditions:
 def render_new_heads(
     model: MorphableModel, coefficients: MorphableCoefficients, shape: Tensor, masks: Tensor, keep_mouth: bool
 ) -> tuple[MorphableCoefficients, Tensor]:
-    """ρ' = {α', β, δ', γ, p, ω}, and the spatial conditions `(B, 9, S, S)` rendered from it; δ' is only the skin's tone.
+    """ρ' = {α', β', δ', γ, p, ω}, and the spatial conditions `(B, 9, S, S)` rendered from it.
+
+    β' shows the expression of β on the new head (`exchange_shape`), and δ' is only the skin's tone.
 
     Args:
         coefficients: ρ of the faces.

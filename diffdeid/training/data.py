@@ -34,6 +34,8 @@ HIDEABLE = {  # inputs that an ablation can leave out, and where they are
 }
 COARSENESS = (1.5, 2.0, 3.0, 4.0)  # factors by which pictures are shrunk and enlarged again, to look like small faces …
 COARSE_SHARE = 0.1  # … in this share of the samples
+WIDENED_SHARE = 0.5  # of the samples whose erased region is wider on one side, as beside a jaw narrower than the old one …
+MOST_WIDENED = 0.12  # … by at most this part of the window, at its edge
 MARGIN = 16 / 288  # of the stored size, on every side of the crop proper
 EXCHANGED = "__exchanged"  # ending of the name of a face that is to be painted as another person's (exchange.py) …
 TURNED_NAME = "__turned"  # … and of one that was turned (profiles.py)
@@ -163,6 +165,7 @@ class TrainingFaces(Dataset):
             "coarseness": np.float32(COARSENESS[rng.integers(len(COARSENESS))] if rng.random() < COARSE_SHARE else 1),
             "gain": np.float32(rng.uniform(0.8, 1.2)) * rng.uniform(0.95, 1.05, 3).astype(np.float32),
             "still": np.bool_(rng.random() < self.still_frames),
+            "widen": draw_widening(rng),
         }
         return drawn | (self.store.load(self.names[index]) if self.read else {"index": np.int64(index)})
 
@@ -189,6 +192,7 @@ class ValidationFaces(Dataset):
             "coarseness": np.float32(1),
             "gain": np.ones(3, np.float32),
             "still": np.False_,
+            "widen": np.zeros(2, np.float32),
         }
 
 
@@ -199,6 +203,13 @@ def draw_window(rng: np.random.Generator, stored: int) -> np.ndarray:
     slack = (stored - size) / 2
     reach = min(slack, 0.06 * proper)
     return np.float32([*(slack + rng.uniform(-reach, reach, 2)), size])
+
+
+def draw_widening(rng: np.random.Generator) -> np.ndarray:
+    """By which part of the window the erased region is wider at its right and its lower edge; negative at the opposite ones."""
+    length = rng.uniform(0, MOST_WIDENED) if rng.random() < WIDENED_SHARE else 0.0
+    angle = rng.uniform(0, 2 * np.pi)
+    return np.float32([length * np.cos(angle), length * np.sin(angle)])
 
 
 # On the device. `batch` holds B faces as `TrainingFaces` gives them.
@@ -246,10 +257,17 @@ def erased_region(mask: Tensor, keep_mouth: Tensor, grow: Tensor) -> Tensor:
     Args:
         mask: `(B, 2, H, W)` 0…255: distance to the outline of the face (`DISTANCE_LEVELS`; inside above 127.5), mouth.
         keep_mouth: `(B,)`, leave the mouth visible.
-        grow: `(B,)`, stored pixels by which to dilate (erode if negative) the face.
+        grow: `(B, 1, H, W)`, or smaller sides of 1, stored pixels by which to dilate (erode if negative) the face.
     """
-    face, mouth = mask[:, :1] > 127.5 - DISTANCE_LEVELS * grow[:, None, None, None], mask[:, 1:] > 127.5
+    face, mouth = mask[:, :1] > 127.5 - DISTANCE_LEVELS * grow, mask[:, 1:] > 127.5
     return (face & ~(mouth & keep_mouth[:, None, None, None])).float()
+
+
+def widening(widen: Tensor, size: int) -> Tensor:
+    """How much wider the erased region is at each pixel, `(B, 1, size, size)`, from `draw_widening`, `(B, 2)`; 0 and more."""
+    places = torch.linspace(-1, 1, size, device=widen.device)
+    right, down = widen[:, :, None, None].split(1, dim=1)
+    return (right * places + down * places[:, None]).clamp(min=0)
 
 
 def coarsen(pictures: Tensor, coarseness: Tensor) -> Tensor:
@@ -287,7 +305,8 @@ def network_inputs(batch: dict[str, Tensor], resolution: int, hidden: Sequence[s
     image, texture, render = ((plane * gain).clamp(0, 255) / 127.5 - 1 for plane in (*pictures, cut["render"]))
     normals, guides = (cut[name] / 127.5 - 1 for name in ("normals", "guides"))
     keep_mouth = batch["keep_mouth"] & ~batch["exchanged"]  # the mouth of an exchanged head is elsewhere
-    mask = erased_region(cut["mask"], keep_mouth, batch["grow"] * batch["window"][:, 2])
+    grow = batch["grow"][:, None, None, None] + widening(batch["widen"], resolution)
+    mask = erased_region(cut["mask"], keep_mouth, grow * batch["window"][:, 2, None, None, None])
     erased = mask * ~video[:, None, None, None]
 
     coefficients = cut["coefficients"]

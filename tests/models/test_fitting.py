@@ -6,6 +6,7 @@ import torch
 
 from diffdeid.geometry.camera import DISTANCE, FOCAL, project, to_camera
 from diffdeid.geometry.eyes import eye_frame, gaze_from_iris
+from diffdeid.geometry.landmarks import LEFT_EYE, RIGHT_EYE
 from diffdeid.geometry.renderer import render
 from diffdeid.geometry.rotation import rotation_matrix, rotation_vector
 from diffdeid.models.fitting import fit, fit_appearance, fit_shape_and_pose, refine_shape_and_pose
@@ -81,6 +82,20 @@ def test_the_change_of_identity_is_a_part_of_every_movement(model):
     changes = found.shape - found.shape[:1]
     errors = [(movement(shape, found.expression, found.pose) - true).norm(dim=-1).mean() for shape in (0 * changes, changes)]
     assert errors[1] < 0.7 * errors[0]
+
+
+def test_lids_close_as_far_as_the_landmarks_say(model):
+    """Each landmark by itself may err by millimetres; lids that are that near to one another may not."""
+    identity, expression, pose = people()
+    landmarks = seen(model, identity, torch.zeros_like(expression), pose)
+    eyes, places = (RIGHT_EYE, LEFT_EYE), (slice(9, 16), slice(7, 0, -1))
+    upper, lower = ([index for eye in eyes for index in eye[place]] for place in places)
+    open_eyes = (landmarks[:, upper, 1] - landmarks[:, lower, 1]).abs().mean()
+    landmarks[:, upper] += 0.9 * (landmarks[:, lower] - landmarks[:, upper])
+    fitted = fit_shape_and_pose(model, landmarks, 256)
+    found = seen(model, fitted.shape, fitted.expression, fitted.pose)
+    left = (found[:, upper, 1] - found[:, lower, 1]).abs().mean()
+    assert left < 0.35 * open_eyes
 
 
 def test_expressions_stay_in_range(model):

@@ -122,7 +122,7 @@ def test_some_samples_are_coarse(store):
 
 def test_a_kept_mouth_is_not_erased():
     mask = torch.from_numpy(invented_face(0)["mask"]).permute(2, 0, 1)[None].float()
-    whole, kept = (erased_region(mask, torch.tensor([keep]), torch.zeros(1))[0, 0] for keep in (False, True))
+    whole, kept = (erased_region(mask, torch.tensor([keep]), torch.zeros(1, 1, 1, 1))[0, 0] for keep in (False, True))
     assert whole.sum() == 44 * 40 and whole[16:60, 16:56].all()
     assert kept.sum() == whole.sum() - 10 * 24
 
@@ -130,8 +130,24 @@ def test_a_kept_mouth_is_not_erased():
 @pytest.mark.parametrize("grow", [-3, 5])
 def test_a_region_grows_by_so_many_pixels(grow):
     mask = torch.from_numpy(invented_face(0)["mask"]).permute(2, 0, 1)[None].float()
-    changed = erased_region(mask, torch.tensor([False]), torch.tensor([float(grow)]))[0, 0]
+    changed = erased_region(mask, torch.tensor([False]), torch.full((1, 1, 1, 1), float(grow)))[0, 0]
     assert changed[16 - grow : 60 + grow, 16 - grow : 56 + grow].all() and changed.sum() == (44 + 2 * grow) * (40 + 2 * grow)
+
+
+def test_a_region_is_widened_on_one_side_only(store):
+    """It reaches farther there, so that the network learns to paint what lies beside a face; elsewhere it stays the same."""
+    same, right = (network_inputs(stored(store, widen=np.float32(widen)), 64)["mask"][0, 0] for widen in ([0, 0], [0.12, 0]))
+    assert torch.equal(same[:, :32], right[:, :32])
+    reach, wider = (region.nonzero()[:, 1].max() for region in (same, right))
+    assert wider >= reach + 3 and (right >= same).all()
+
+
+def test_half_of_the_regions_are_widened_to_every_side(store):
+    faces = stream(store)
+    drawn = np.stack([faces[n]["widen"] for n in range(200)])
+    lengths = np.linalg.norm(drawn, axis=1)
+    assert 70 <= (lengths > 0).sum() <= 130 and lengths.max() < 0.12
+    assert all((side * drawn[:, axis] > 0.03).sum() > 10 for side in (-1, 1) for axis in (0, 1))
 
 
 @pytest.mark.parametrize("mirrored", [False, True])
