@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from diffdeid.geometry.backdrop import continue_backdrop
@@ -17,20 +18,15 @@ ASIDE = 35.0  # degrees between face and camera from which on the outline of a f
 
 
 def lay_before_backdrop(faces: Tensor, images: Tensor, depths: Tensor, maps: Tensor, angles: Sequence[float]) -> Tensor:
-    """Lay generated faces `(B, 3, S, S)` that look to the side over the background of `images` `(B, 3, S, S)`.
+    """Lay generated faces `(B, 3, S, S)` over the background of `images` `(B, 3, S, S)`, as far as it can be continued.
 
     Args:
         depths: `(B, 1, S, S)`, `signed_distance` of the erased region.
         maps: `(B, 9, S, S)`, the spatial conditions, whose normals say where the new heads are.
         angles: degrees between faces and camera.
     """
-    aside = [row for row, angle in enumerate(angles) if angle > ASIDE]
-    if not aside:
-        return faces
-    heads = (maps[aside, 4:7].square().sum(dim=1, keepdim=True) > 0.25).float()
-    laid = faces.float().clone()
-    laid[aside] = continue_backdrop(laid[aside], images[aside], depths[aside], heads)
-    return laid
+    heads = (maps[:, 4:7].square().sum(dim=1, keepdim=True) > 0.25).float()
+    return continue_backdrop(faces.float(), images, depths, heads, torch.tensor(angles, device=faces.device) > ASIDE)
 
 
 def lay_over_crops(faces: Tensor, images: Tensor, depths: Tensor, front: Tensor | float = 0) -> tuple[Tensor, Tensor]:
