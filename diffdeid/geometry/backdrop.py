@@ -8,16 +8,16 @@ from torch import Tensor
 
 # In 256ths of a crop:
 REACH, REACH_ASIDE = 1, 3  # how far a head may reach beyond its render; noses in profile are not rendered as exactly as jaws
-SOFTNESS = 3  # of its outline
+SOFTNESS = 3  # of its outline, which begins to fade so far within
 CELL = 4  # side of cells, of which the nearest 5 × 5 say whether a background is plain
-PLAIN = 0.08  # standard deviation there, in half of the range of colours, from which on networks paint better what is beyond
+PLAIN = 0.08  # standard deviation of colours there, of -1…1, at which the continued background counts by a third
 
 
 def continue_backdrop(faces: Tensor, sources: Tensor, depths: Tensor, heads: Tensor, aside: Tensor) -> Tensor:
     """Continue the background of generated faces up to the outline of the head, from pixels that were not erased.
 
-    Networks paint the outline of a face well, but smear what is beyond it. Only hair and clothes, which are not plain, do they
-    continue well, and profiles have none of these beyond their outline. A crop that shows only the head stays as it is.
+    Networks paint the outline of a face well, but smear plain colours beyond it. They continue hair and clothes well, which are
+    not plain. Beyond the outline of a profile is neither. A crop that shows only the head stays as it is.
 
     Args:
         faces: `(B, 3, S, S)` in [-1, 1], the generated crops.

@@ -1,7 +1,8 @@
 """How well the useful parts of a face are kept: expression, pose, gaze and landmarks of source and result, pair by pair.
 
 EXP, POSE and GAZE are those of the DiffDeID paper (§4.1): Euclidean distances of β, p and ω. Here they use our own coefficients,
-so they compare methods with one another, but not with numbers published for other heads.
+so they compare methods with one another, but not with numbers published for other heads. The same expression has another β on
+another head, so EXP is not 0 for a perfect result.
 """
 
 from __future__ import annotations

@@ -6,6 +6,8 @@ smile ends up in α, and would be lost with it when α is exchanged. This is a d
 
 from __future__ import annotations
 
+from functools import cache
+
 import torch
 from torch import Tensor
 
@@ -22,15 +24,16 @@ from diffdeid.geometry.landmarks import (
 )
 from diffdeid.models.morphable_model import MorphableModel
 
-TOLERANCE = 0.004  # decimetres; with more, the prior of β keeps eyes half open, with less, faces differ less from the old ones
+TOLERANCE = 0.004  # decimetres; with more, closed eyes stay half open; with less, new faces look more like the old ones
 X, Y, Z = range(3)
 
 
-def expression_features() -> Tensor:
+@cache
+def expression_features(device: torch.device) -> Tensor:
     """What tells expressions, as differences between landmarks: `(F, 468, 3)` factors of their coordinates.
 
     These are the heights of the openings of eyes and lips, where the corners of the mouth are, seen from its middle, how high
-    brows are above the corners of their eye, and how far their inner ends are from them.
+    brows are above the corners of their eye, and how far the inner ends of brows are from the middle of that eye.
     """
     features = []
 
@@ -54,7 +57,7 @@ def expression_features() -> Tensor:
             add(Y, (point,), corners)
         for inner in brow[4:6]:
             add(X, (inner,), corners)
-    return torch.stack(features)
+    return torch.stack(features).to(device)
 
 
 def keep_expression(model: MorphableModel, shape: Tensor, expression: Tensor, new_shape: Tensor) -> Tensor:
@@ -63,7 +66,7 @@ def keep_expression(model: MorphableModel, shape: Tensor, expression: Tensor, ne
     It minimises |Φ(α', β') - Φ(α, β)|² / `TOLERANCE`² + |W (β' - β)|², where Φ are the `expression_features` and W is the model's
     prior, within the bounds of β.
     """
-    features = expression_features().flatten(1).to(expression.device) / TOLERANCE
+    features = expression_features(expression.device).flatten(1) / TOLERANCE
     by_shape, by_expression = (
         features @ model.at_landmarks(basis.float()).flatten(1).mT for basis in (model.identity_basis, model.expression_basis)
     )

@@ -1,9 +1,9 @@
 """Least-squares reconstruction: landmarks, iris and pixels -> ρ.
 
-Shape and pose are found by Gauss-Newton on the 468 reprojected landmarks with Gaussian priors (identity, expression) and β in
-[0, 1] (as in Blanz and Vetter 2003, with a perspective camera). Skin and light follow by robust Gauss-Newton on the colours of
-the vertices (light: Ramamoorthi 2001). Then identity and pose take a small step towards the pixels, and skin and light follow
-again.
+Shape and pose are found by Gauss-Newton on the 468 reprojected landmarks, and on the distances between them that tell
+expressions, with Gaussian priors (identity, expression) and β in [0, 1] (as in Blanz and Vetter 2003, with a perspective
+camera). Skin and light follow by robust Gauss-Newton on the colours of the vertices (light: Ramamoorthi 2001). Then identity and
+pose take a small step towards the pixels, and skin and light follow again.
 """
 
 from __future__ import annotations
@@ -26,8 +26,8 @@ from diffdeid.structures import MorphableCoefficients
 
 VISIBILITY_SIZE = 96  # side, in pixels, of the picture in which a vertex must be seen
 PHOTOMETRIC_NOISE = 0.25  # standard deviation of a vertex' colour; larger than in truth, because errors of neighbours correlate
-FEATURE_NOISE = 0.004  # decimetres, of distances between neighbouring landmarks, which err together
 EDGE_NOISE = 0.05  # the same for colours that move a vertex; with less, landmarks get worse by more than colours get better
+FEATURE_NOISE = 0.004  # decimetres, of distances between neighbouring landmarks, which err together
 
 
 @dataclass(frozen=True)
@@ -38,7 +38,8 @@ class HeadFit:
         shape: α `(B, 80)`.
         expression: β `(B, 64)`.
         pose: p `(B, 6)`.
-        information: `(B, K, K)`, the inverse covariance of [α ; β ; p] at the optimum, K = directions of the model + 6.
+        information: `(B, K, K)`, the inverse covariance of [α ; β ; p] at the optimum, K = directions of the model + 6. It counts
+            the landmarks of lids, lips and brows twice, by their places and by the distances between them.
     """
 
     shape: Tensor
@@ -67,7 +68,7 @@ def fit_shape_and_pose(model: MorphableModel, landmarks: Tensor, size: int, iter
     prior = torch.block_diag(torch.eye(num_identity, device=device), whitening.mT @ whitening, 1e-6 * torch.eye(6, device=device))
     weight = (DISTANCE / FOCAL) / model.landmark_noise.float()  # (468, 2): per crop size
     weight = torch.stack([weight[:, 0], weight[:, 0], weight[:, 1]]).flatten()  # x of all, y of all, z of all
-    relative = expression_features()[..., :2].mT.flatten(1).to(device) * (DISTANCE / FOCAL) / FEATURE_NOISE  # x of all, y of all
+    relative = expression_features(device)[..., :2].mT.flatten(1) * (DISTANCE / FOCAL) / FEATURE_NOISE  # x of all, y of all
 
     shape = centre.repeat(batch_size, 1)
     rotation = torch.eye(3, device=device).repeat(batch_size, 1, 1)

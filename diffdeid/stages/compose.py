@@ -14,7 +14,7 @@ from diffdeid.geometry.cover import cover
 from diffdeid.options import Cover
 from diffdeid.structures import Covered, Face, Outcome, Replaced
 
-ASIDE = 35.0  # degrees between face and camera from which on the outline of a face is seen in front of the background
+ASIDE = 35.0  # degrees between face and camera from which on any background is continued, and not only a plain one
 
 
 def lay_before_backdrop(faces: Tensor, images: Tensor, depths: Tensor, maps: Tensor, angles: Sequence[float]) -> Tensor:

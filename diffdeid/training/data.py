@@ -35,7 +35,7 @@ HIDEABLE = {  # inputs that an ablation can leave out, and where they are
 COARSENESS = (1.5, 2.0, 3.0, 4.0)  # factors by which pictures are shrunk and enlarged again, to look like small faces …
 COARSE_SHARE = 0.1  # … in this share of the samples
 WIDENED_SHARE = 0.5  # of the samples whose erased region is wider on one side, as beside a jaw narrower than the old one …
-MOST_WIDENED = 0.12  # … by at most this part of the window, at its edge
+MOST_WIDENED = 0.12  # … by at most this part of the window at its edge, and by less towards its middle
 MARGIN = 16 / 288  # of the stored size, on every side of the crop proper
 EXCHANGED = "__exchanged"  # ending of the name of a face that is to be painted as another person's (exchange.py) …
 TURNED_NAME = "__turned"  # … and of one that was turned (profiles.py)
@@ -257,9 +257,10 @@ def erased_region(mask: Tensor, keep_mouth: Tensor, grow: Tensor) -> Tensor:
     Args:
         mask: `(B, 2, H, W)` 0…255: distance to the outline of the face (`DISTANCE_LEVELS`; inside above 127.5), mouth.
         keep_mouth: `(B,)`, leave the mouth visible.
-        grow: `(B, 1, H, W)`, or smaller sides of 1, stored pixels by which to dilate (erode if negative) the face.
+        grow: `(B, 1, H, W)`, where H and W may be 1, stored pixels by which to dilate (erode if negative) the face.
     """
-    face, mouth = mask[:, :1] > 127.5 - DISTANCE_LEVELS * grow, mask[:, 1:] > 127.5
+    farthest = (127.5 - DISTANCE_LEVELS * grow).clamp(min=0)  # a stored 0 may be any distance
+    face, mouth = mask[:, :1] > farthest, mask[:, 1:] > 127.5
     return (face & ~(mouth & keep_mouth[:, None, None, None])).float()
 
 

@@ -1,8 +1,8 @@
 """Add faces of a store once more, with the identity of somebody else, as in de-identification.
 
 A photo shows only its own person, whose α, β and z_id come from the same pixels and agree. Those of a sampled person do not agree
-with β and p of the source, and there is no picture of the right result. But the losses that need none (identity, geometry,
-landmarks) can still tell what is wrong with a result.
+with p and the expression of the source, for which β' is found anew, and there is no picture of the right result. But the losses
+that need none (identity, geometry, landmarks) can still tell what is wrong with a result.
 """
 
 from __future__ import annotations

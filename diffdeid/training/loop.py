@@ -373,7 +373,7 @@ def training_losses(
     if judges.recogniser is not None:
         losses["identity"] = identity_loss(judges.recogniser, composite, batch)
     if judges.reconstructor is not None:
-        losses["geometry"] = geometry_loss(judges.reconstructor, composite, image)
+        losses["geometry"] = geometry_loss(judges.reconstructor, composite, image, batch["exchanged"])
     if judges.mesh is not None:
         losses["landmark"] = landmark_loss(judges.mesh, composite, batch)
     total = sum(getattr(config, f"{name}_weight") * loss for name, loss in losses.items())

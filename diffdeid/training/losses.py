@@ -131,11 +131,12 @@ def identity_loss(recogniser: nn.Module, composite: Tensor, batch: dict[str, Ten
     return (identity.any(dim=1) * (1 - (embedding * identity).sum(dim=1))).mean()
 
 
-def geometry_loss(reconstructor: nn.Module, composite: Tensor, image: Tensor) -> Tensor:
+def geometry_loss(reconstructor: nn.Module, composite: Tensor, image: Tensor, exchanged: Tensor) -> Tensor:
     """How far head rotation and expression of x̂0, pasted into the picture, are from those of the picture.
 
     It is the sum of Euclidean distances between the coefficients that a `FaceReconstructorModel` gives for both, in parts of the
-    spread of its training faces. The network's own error is much the same in both. Its gaze is too coarse to be of use.
+    spread of its training faces. The network's own error is much the same in both. Its gaze is too coarse to be of use. The
+    expression of `exchanged` faces `(B,)` does not count, because the same expression has another β on another head.
     """
     with torch.no_grad():
         before = reconstructor(image).coefficients
@@ -143,7 +144,8 @@ def geometry_loss(reconstructor: nn.Module, composite: Tensor, image: Tensor) ->
     spread = MorphableCoefficients.unpack(reconstructor.std.float())
     apart = after.pose[:, :3] - before.pose[:, :3], after.expression - before.expression
     scales = spread.pose[:3].norm(), spread.expression.norm()
-    return sum((part.square().sum(1) + 1e-6).sqrt() / scale for part, scale in zip(apart, scales, strict=True)).mean()
+    turn, expression = ((part.square().sum(1) + 1e-6).sqrt() / scale for part, scale in zip(apart, scales, strict=True))
+    return (turn + ~exchanged * expression).mean()
 
 
 def landmark_loss(mesh: nn.Module, composite: Tensor, batch: dict[str, Tensor]) -> Tensor:

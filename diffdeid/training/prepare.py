@@ -148,7 +148,7 @@ def prepare_face(
 def pair_frames(
     target: dict[str, np.ndarray], reference: dict[str, np.ndarray], morphable_model: MorphableModel
 ) -> dict[str, np.ndarray]:
-    """A frame for video mode: the person is taken from another frame, `reference`; ρ̂ = {α_d, β_f, δ_d, γ_d, p_f, ω_f}."""
+    """A frame for video mode: the person is taken from another frame, `reference`; ρ̂ = {α_d, β'_f, δ_d, γ_d, p_f, ω_f}."""
     frame, person = (MorphableCoefficients.unpack(torch.from_numpy(face["fit"])[None]) for face in (target, reference))
     mixed = exchange_shape(morphable_model, frame, person.shape, LIPS_OUTER)
     mixed = replace(mixed, albedo=person.albedo, illumination=person.illumination)

@@ -49,6 +49,17 @@ def test_beside_a_head_that_looks_at_the_camera_only_a_plain_background_goes_on(
     assert (aside - faces)[beyond].abs().mean() > 0.3
 
 
+@pytest.mark.parametrize(("aside", "reach"), [(True, 3), (False, 1)])
+def test_a_head_ends_near_its_render(aside, reach):
+    """A frontal one hardly reaches beyond it, which would leave a rim of what was painted there."""
+    faces, sources, depths, heads = torch.ones(1, 3, 256, 256), torch.zeros(1, 3, 256, 256), *torch.zeros(2, 1, 1, 256, 256)
+    depths[..., 40:216], depths[..., :40], depths[..., 216:] = 1, -1, -1
+    heads[..., :128] = 1
+    row = continued(faces, sources, depths, heads, aside)[0, 0, 128]
+    assert (row[: 128 + reach - 3] == 1).all() and (row[128 + reach + 3 : 210] == 0).all()
+    assert 0.4 < row[127 + reach] < 0.9 and row[128 + reach] < row[127 + reach]
+
+
 @pytest.mark.parametrize("aside", [True, False])
 def test_nothing_of_what_is_erased_is_read(scene, aside):
     faces, sources, depths, heads = scene

@@ -142,6 +142,13 @@ def test_a_region_is_widened_on_one_side_only(store):
     assert wider >= reach + 3 and (right >= same).all()
 
 
+def test_nothing_far_from_a_face_is_erased():
+    """Stored distances end at 32 pixels, so a region that grew by more would reach everywhere."""
+    mask = torch.zeros(1, 2, 8, 8)
+    mask[:, 0, :, :2] = 100
+    assert erased_region(mask, torch.tensor([False]), torch.full((1, 1, 1, 1), 50.0))[0, 0].sum() == 16
+
+
 def test_half_of_the_regions_are_widened_to_every_side(store):
     faces = stream(store)
     drawn = np.stack([faces[n]["widen"] for n in range(200)])

@@ -205,15 +205,18 @@ def test_the_geometry_loss_pulls_a_face_to_the_pose_and_expression_of_a_picture(
     reconstructor.eval().requires_grad_(False)
     image, composite = torch.rand(2, 2, 3, 32, 32) * 2 - 1
     composite.requires_grad_()
-    assert geometry_loss(reconstructor, image, image) < 0.01
-    before = geometry_loss(reconstructor, composite, image)
+    photos, exchanged = torch.zeros(2, dtype=torch.bool), torch.ones(2, dtype=torch.bool)
+    assert geometry_loss(reconstructor, image, image, photos) < 0.01
+    before = geometry_loss(reconstructor, composite, image, photos)
     (gradient,) = torch.autograd.grad(before, composite)
-    assert geometry_loss(reconstructor, composite - 0.01 * gradient / gradient.abs().max(), image) < before
+    assert geometry_loss(reconstructor, composite - 0.01 * gradient / gradient.abs().max(), image, photos) < before
 
-    with torch.no_grad():  # identity, albedo, light, place and gaze may differ
-        reconstructor.head.weight[80:144] = 0
+    with torch.no_grad():  # identity, albedo, light, place and gaze may differ; β too, on another head
         reconstructor.head.weight[251:254] = 0
-    assert geometry_loss(reconstructor, composite, image) < 0.01
+        apart = geometry_loss(reconstructor, composite, image, photos)
+        assert geometry_loss(reconstructor, composite, image, exchanged) < 0.01 < apart
+        reconstructor.head.weight[80:144] = 0
+    assert geometry_loss(reconstructor, composite, image, photos) < 0.01
 
 
 def test_the_landmark_loss_moves_marks_to_where_the_picture_has_them_or_the_conditions_of_an_exchanged_face_put_them():
