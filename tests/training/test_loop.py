@@ -125,6 +125,7 @@ def test_the_sampler_s_own_pictures_train_the_denoiser_against_a_discriminator(a
         assert entry["loss"] == pytest.approx(sum(weight * entry[name] for name, weight in parts.items()), rel=0.01, abs=1e-3)
     first, last = (np.mean([entry["discriminator"] for entry in part]) for part in (entries[:4], entries[-4:]))
     assert last < first
+    assert entries[-1]["discriminator"] < entries[0]["discriminator"]
 
 
 def test_an_interrupted_adversarial_run_ends_as_an_uninterrupted_one(adversarial, tmp_path, interrupt_after_checkpoint):
