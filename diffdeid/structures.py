@@ -42,10 +42,12 @@ class FaceCrop:
     Attributes:
         image: `(size, size, 3)` uint8 RGB.
         matrix: `(2, 3)` float64 similarity, picture coordinates -> crop coordinates.
+        finer: `(2 * size, 2 * size, 3)` uint8 RGB, the same crop of a face that is large enough to be refined, else `None`.
     """
 
     image: np.ndarray
     matrix: np.ndarray
+    finer: np.ndarray | None = None
 
     def to_crop(self, points: np.ndarray) -> np.ndarray:
         """Map `(..., 2 or 3)` picture points into the crop; a third coordinate is scaled like the other two."""
@@ -182,8 +184,8 @@ class Attempt:
     """A generated face and what is known about it.
 
     Attributes:
-        patch: `(S, S, 3)` uint8 crop.
-        opacity: `(S, S)`, 0…1, how much of the patch shows.
+        patch: `(S, S, 3)` uint8 crop; `(2 S, 2 S, 3)` of a face that was refined.
+        opacity: `(S, S)` or `(2 S, 2 S)`, 0…1, how much of the patch shows.
         result: `(S, S, 3)` uint8 crop of the picture with the patch in it.
         identity_distance: 1 - cosine to the source, `None` when it could not be measured.
         problem: why the face must not be used, `None` when it may be.
@@ -205,9 +207,9 @@ class Replaced:
     """A new face that passed its checks.
 
     Attributes:
-        patch: `(S, S, 3)` uint8 crop.
-        opacity: `(S, S)`, 0…1, how much of the patch shows.
-        matrix: `(2, 3)` picture -> crop.
+        patch: `(S, S, 3)` uint8 crop; `(2 S, 2 S, 3)` of a face that was refined.
+        opacity: `(S, S)` or `(2 S, 2 S)`, 0…1, how much of the patch shows.
+        matrix: `(2, 3)` picture -> patch.
         identity_distance: 1 - cosine to the source.
         identity: the new identity. If the caller gave it, its level is the one that was asked for.
         attempts: how many identities were tried.

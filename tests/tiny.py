@@ -9,6 +9,7 @@ from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.lds import LDSModel
 from diffdeid.models.morphable_model import MorphableModel
+from diffdeid.models.refiner import RefinerModel
 from diffdeid.models.texture_encoder import TextureEncoderModel
 from diffdeid.models.unet import DiffDeIDUNet2DModel
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
@@ -46,6 +47,11 @@ def tiny_lds_pipeline() -> LDSPipeline:
     pipeline = LDSPipeline(tiny_lds(), DDIMScheduler(clip_sample=False, timestep_spacing="trailing"))
     pipeline.set_progress_bar_config(disable=True)
     return pipeline
+
+
+def tiny_refiner() -> RefinerModel:
+    torch.manual_seed(0)
+    return perturb(RefinerModel(sample_size=32, channels=8, num_layers=1)).eval()
 
 
 def icosphere(subdivisions: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -205,7 +205,7 @@ def judged(attempt: Attempt, crop: FaceCrop, identity: NewIdentity, number: int)
     """The outcome of the `number`-th attempt: a new face, or a cover if it has a problem."""
     if attempt.problem is not None:
         return Covered(attempt.problem, number)
-    where = attempt.patch, attempt.opacity, crop.matrix
+    where = attempt.patch, attempt.opacity, len(attempt.patch) / len(crop.image) * crop.matrix
     return Replaced(*where, attempt.identity_distance, identity, number, attempt.straying)
 
 

@@ -16,6 +16,7 @@ from diffdeid.models.face_reconstructor import FaceReconstructorModel
 from diffdeid.models.hand_finder import HandFinderModel
 from diffdeid.models.lds import LDSModel
 from diffdeid.models.morphable_model import MorphableModel
+from diffdeid.models.refiner import RefinerModel
 from diffdeid.models.texture_encoder import TextureEncoderModel
 from diffdeid.models.unet import DiffDeIDUNet2DModel
 from diffdeid.pipelines.loading import SafeHubMixin
@@ -37,6 +38,7 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
         context_encoder: encodes what the surroundings tell of a person, for `attributes="context"`.
         face_parser: finds what lies in front of a face and stays, such as hands and masks; without it, they are painted over.
         hand_finder: finds hands, which the face parser may take for skin; without it, many of them are painted over.
+        refiner: doubles the resolution of new faces that are large in their picture; without it, they stay softer.
         identity_limit: smallest accepted 1 - cosine between source and result, 0…2. With the released value, one in a thousand
             pairs of different people would be taken for the same person.
         crop_factor: side of the crop in FFHQ squares.
@@ -46,11 +48,11 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
         ConfigurationError: `lds` and `morphable_model` do not fit together.
     """
 
-    model_cpu_offload_seq = "reconstructor->face_parser->face_recognition->texture_encoder->unet"
+    model_cpu_offload_seq = "reconstructor->face_parser->face_recognition->texture_encoder->unet->refiner"
     # small, and used outside `forward`
     _exclude_from_cpu_offload = ["face_analyser", "hand_finder", "morphable_model", "lds", "context_encoder"]
     _optional_components = [
-        "face_analyser", "reconstructor", "lds", "lds_scheduler", "context_encoder", "face_parser", "hand_finder",
+        "face_analyser", "reconstructor", "lds", "lds_scheduler", "context_encoder", "face_parser", "hand_finder", "refiner",
     ]  # fmt: skip
 
     callbacks = NO_CALLBACKS  # may be set on a pipeline, and are then called whenever it paints, unless a call has its own
@@ -69,6 +71,7 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
         context_encoder: ContextEncoderModel | None = None,
         face_parser: FaceParserModel | None = None,
         hand_finder: HandFinderModel | None = None,
+        refiner: RefinerModel | None = None,
         identity_limit: float = 0.5,
         crop_factor: float = 0.8,
     ):
@@ -86,6 +89,7 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
             "context_encoder": (context_encoder, ContextEncoderModel),
             "face_parser": (face_parser, FaceParserModel),
             "hand_finder": (hand_finder, HandFinderModel),
+            "refiner": (refiner, RefinerModel),
         }
         for name, (component, base) in components.items():
             if not (isinstance(component, base) or (component is None and name in self._optional_components)):

@@ -11,6 +11,7 @@ from typing import Literal
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from diffusers import SchedulerMixin
 from torch import Tensor
 
@@ -21,7 +22,7 @@ from diffdeid.geometry.mask import face_height
 from diffdeid.geometry.pixels import from_bytes, on_host, to_bytes, to_tensor
 from diffdeid.geometry.rotation import angle_to_camera
 from diffdeid.geometry.seam import match, without_colour
-from diffdeid.geometry.sharpness import relative_detail, soften
+from diffdeid.geometry.sharpness import match_sharpness, relative_detail
 from diffdeid.models.conditioning import place_marks
 from diffdeid.models.context_encoder import ContextEncoderModel
 from diffdeid.models.face_analyser import FaceAnalyserModel
@@ -32,6 +33,7 @@ from diffdeid.models.hand_finder import HandFinderModel
 from diffdeid.models.lds import LDSModel
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.models.onnx_model import OnnxModel
+from diffdeid.models.refiner import SCALE, RefinerModel
 from diffdeid.models.texture_encoder import TextureEncoderModel, TextureEncoderOutput
 from diffdeid.models.unet import DiffDeIDUNet2DModel
 from diffdeid.options import DeidentifyOptions, VideoOptions
@@ -40,6 +42,7 @@ from diffdeid.stages.compose import lay_before_backdrop, lay_over_crops
 from diffdeid.stages.condition import Conditions, encode_texture, render_new_heads
 from diffdeid.stages.denoise import NO_CALLBACKS, Callbacks, denoise, prepare_latents
 from diffdeid.stages.identity import Casting, IdentitySampler, conditions_of
+from diffdeid.stages.refine import enlarged, is_large, refine
 from diffdeid.stages.register import register
 from diffdeid.stages.verify import EXACT_TURN, STRAYING, allowed_straying, gapes, look, seem_pets, strays, turned_away, verify
 from diffdeid.structures import Attempt, Face, FaceBatch, FaceCrop, FaceJob, MorphableCoefficients, NewIdentity
@@ -85,6 +88,7 @@ class Components:
     context_encoder: ContextEncoderModel | None
     face_parser: FaceParserModel | None
     hand_finder: HandFinderModel | None
+    refiner: RefinerModel | None
     identity_limit: float
     crop_factor: float
     device: torch.device
@@ -135,8 +139,12 @@ class Components:
                 raise ConfigurationError("The `lds` of this pipeline has no attributes. Pass `attributes='context'` or 'any'.")
 
     def crop(self, picture: np.ndarray, face: Face) -> FaceCrop:
-        """The aligned crop of a face that has landmarks."""
-        return reconstruct.crop_face(picture, face, self.size, self.crop_factor)
+        """The aligned crop of a face that has landmarks; with `finer` if the face is to be refined."""
+        crop = reconstruct.crop_face(picture, face, self.size, self.crop_factor)
+        if self.refiner is None or not is_large(crop.matrix):
+            return crop
+        finer = reconstruct.crop_face(picture, face, SCALE * self.size, self.crop_factor).image
+        return replace(crop, finer=finer)
 
     def reconstruct(self, jobs: Sequence[FaceJob], options: DeidentifyOptions) -> FaceBatch:
         """Faces that have landmarks and irises -> a batch, with the context that `options.attributes` asks for."""
@@ -304,7 +312,8 @@ class Components:
 
         Args:
             painted: the faces as they came from the network.
-            faces: `(3, S, S)`, the same faces registered and with matched colour. Here they become as blurred as their sources.
+            faces: `(3, S, S)`, the same faces registered and with matched colour. Here large ones are refined, and all become as
+                sharp as their sources.
             against: `(n, 128)` each, the embeddings that a result must not resemble.
             straying: how far features may be from where they were meant to be, in face sizes, see `allowed_straying`.
             doubts: `Face.doubt` of each source, by which features may be farther; 0 when `None`.
@@ -313,15 +322,20 @@ class Components:
         maps, angles = torch.stack([one.maps for one in painted]), _angles(painted)
         generated = without_colour(torch.stack(list(faces)), images, depths)
         generated = lay_before_backdrop(generated, images, depths, maps, angles)
-        generated = soften(generated, images, depths)
+        refined = self._refine(painted, generated)
+        generated = match_sharpness(generated, images, depths)
         front = torch.cat([one.source.front for one in painted])
+        laid, opacities = lay_over_crops(generated, images, depths, front)
+        patches, opacities = list(on_host(to_bytes(generated))), list(on_host(opacities[:, 0]))
+        for row, (patch, opacity, finer) in refined.items():
+            patches[row], opacities[row] = on_host(to_bytes(patch)[0]), on_host(opacity[0, 0])
+            laid[row] = F.avg_pool2d(finer, SCALE)[0]
         # the masks too: with a NaN in a mask, nothing would be erased there
         sound = finite([
-            torch.cat([one.face, face, one.source.depths[0], one.source.front[0]])
-            for one, face in zip(painted, faces, strict=True)
+            torch.cat([one.face, face, result, one.source.depths[0], one.source.front[0]])
+            for one, face, result in zip(painted, faces, laid, strict=True)
         ])  # fmt: skip
-        laid, opacities = lay_over_crops(generated, images, depths, front)
-        patches, results = to_bytes(generated), to_bytes(laid)
+        results = to_bytes(laid)
         shown, turned = on_host(results), [angle > EXACT_TURN for angle in angles]
         landmarks = look(self.face_analyser, shown, [one.source.landmarks[0] for one in painted], turned)
         with ONE_AT_A_TIME:
@@ -340,9 +354,27 @@ class Components:
             (distance, problem or shape) if fine else (None, BROKEN)
             for (distance, problem), (_, shape), fine in zip(verdicts, odd, sound, strict=True)
         ]
-        parts = zip(on_host(patches), on_host(opacities[:, 0]), shown, verdicts, painted, odd, strict=True)
+        parts = zip(patches, opacities, shown, verdicts, painted, odd, strict=True)
         return [Attempt(patch, opacity, result, *verdict, one.maps, share)
                 for patch, opacity, result, verdict, one, (share, _) in parts]  # fmt: skip
+
+    def _refine(self, painted: Sequence[Painted], faces: Tensor) -> dict[int, tuple[Tensor, Tensor, Tensor]]:
+        """Refine the large ones of generated faces `(B, 3, S, S)`, and lay them over their crops of twice the size.
+
+        Returns:
+            For the rows of large faces: the face `(1, 3, 2 S, 2 S)`, its opacity, and the crop with the face in it.
+        """
+        pictures = {row: one.source.crops[0].finer for row, one in enumerate(painted)}
+        rows = [row for row, picture in pictures.items() if picture is not None]
+        if not rows:
+            return {}
+        some, sources = [painted[row] for row in rows], to_tensor([pictures[row] for row in rows], self.device)
+        depths, front = (enlarged(torch.cat([getattr(one.source, name) for one in some])) for name in ("depths", "front"))
+        depths = SCALE * depths  # they are lengths
+        with ONE_AT_A_TIME:
+            refined = refine(self.refiner, faces[rows], sources, depths, torch.stack([one.maps for one in some]))
+        laid, opacities = lay_over_crops(refined, sources, depths, front)
+        return dict(zip(rows, zip(*(part.split(1) for part in (refined, opacities, laid)), strict=True), strict=True))
 
     def finish(self, painted: Sequence[Painted], against: Sequence[Tensor]) -> list[Attempt]:
         """Register painted faces, match their colour, lay them over their crops, and check them; `against` as for `verify`."""

@@ -62,6 +62,19 @@ def turn(
         turn_photos(store, validation_names, model)
 
 
+@data.command()
+def soften(
+    folder: Annotated[Path, typer.Argument(exists=True, file_okay=False, help="A folder of photos with large faces.")],
+    out: Annotated[Path, typer.Argument(help="The folder to write the pairs to. A run goes on where one before it stopped.")],
+    model: Model = DEFAULT_MODEL,
+) -> None:
+    """Pair large faces of photos with the same faces as the network paints them. The refiner learns from such pairs."""
+    from diffdeid.training.refiner_data import soften_photos
+
+    with errors_in_one_line():
+        soften_photos(folder, out, model)
+
+
 @train.command()
 def lds(config: Config) -> None:
     """Train the identity sampler."""
@@ -96,6 +109,16 @@ def face_parser(config: Config) -> None:
 def reconstructor(config: Config) -> None:
     """Train the network that reconstructs faces."""
     from diffdeid.training.train_reconstructor import train
+
+    logging.basicConfig(level=logging.INFO, format="%(message)s")
+    with errors_in_one_line():
+        train(config)
+
+
+@train.command()
+def refiner(config: Config) -> None:
+    """Train the network that refines large faces."""
+    from diffdeid.training.train_refiner import train
 
     logging.basicConfig(level=logging.INFO, format="%(message)s")
     with errors_in_one_line():

@@ -258,3 +258,55 @@ class FaceParserTrainConfig(JsonConfig):
         self._require_positive("max_samples", "batch_size", "learning_rate", "max_gradient_norm", "keep_checkpoints")
         self._require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", "above 0 or null")
         self._require_share("ema_decay")
+
+
+@dataclass(frozen=True)
+class RefinerTrainConfig(JsonConfig):
+    """Training of the refiner. The defaults are for an hour on two CPU cores."""
+
+    # Main
+    data: str  # folder of pairs, from `diffdeid data soften`
+    output: str  # run folder; a run found there is continued
+    init_from: str | None = None  # SRVGG weights (`realesr-general-x4v3`, safetensors), or folder of a refiner, to start from
+    network: dict[str, Any] = field(default_factory=dict)  # arguments of `RefinerModel` that differ from its defaults
+    validation_names: str | None = None  # as in `TrainConfig`
+    max_samples: int = 100_000  # the learning rate ends its decay here …
+    max_minutes: float | None = None  # … or here, whichever comes first
+    seed: int = 0
+
+    # Data
+    patch: int = 64  # side in pixels of the parts of faces that are shown to the network, a multiple of 2
+
+    # Losses, weights relative to each other
+    reconstruction_weight: float = 1.0
+    perceptual_weight: float = 1.0
+    style_weight: float = 0.3
+    adversarial_weight: float = 0.1
+    adversarial_from_samples: int = 2_000  # before, only the discriminator learns
+    perceptual_weights: str | None = None  # of VGG-16, as in `TrainConfig`
+
+    # Optimiser
+    batch_size: int = 8
+    learning_rate: float = 4e-4
+    warmup_samples: int = 500
+    weight_decay: float = 0.0
+    max_gradient_norm: float = 5.0
+    ema_decay: float = 0.995  # ramps up to this as (1 + step) / (10 + step)
+
+    # Performance
+    mixed_precision: str = "no"  # or "bf16", for GPUs and CPUs with bfloat16 units
+
+    # Output
+    log_minutes: float = 5  # between lines of log.jsonl, each with the errors on held-out faces
+    checkpoint_minutes: float = 5
+    keep_checkpoints: int = 2
+
+    def __post_init__(self):
+        self._require_positive("max_samples", "batch_size", "learning_rate", "max_gradient_norm", "keep_checkpoints", "patch")
+        self._require(self.patch % 2 == 0, "patch", "a multiple of 2")
+        self._require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", "above 0 or null")
+        self._require_share("ema_decay")
+        weights = ("reconstruction_weight", "perceptual_weight", "style_weight", "adversarial_weight")
+        for name in (*weights, "adversarial_from_samples", "warmup_samples", "weight_decay"):
+            self._require(getattr(self, name) >= 0, name, "0 or more")
+        self._require(self.mixed_precision in ("bf16", "no"), "mixed_precision", '"bf16" or "no"')
