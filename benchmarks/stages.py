@@ -49,7 +49,7 @@ def main() -> None:
     with torch.no_grad():
         faces = pipe.detect_faces(picture)
         jobs = [FaceJob(picture, face, faces, seed) for face in faces]
-        source = engine.reconstruct(jobs, options)
+        source = engine.reconstruct(jobs, options, refine=True)
         texture, latents = engine.encode_texture(source.images, source.masks), engine.prepare_latents([noise])
 
         def sample() -> NewIdentity:
@@ -60,12 +60,12 @@ def main() -> None:
         painted = engine.paint(source, identity, texture, latents, options)
         stages = {
             "detect, landmarks, iris": lambda: pipe.detect_faces(picture),
-            "crop, fit, embed, context": lambda: engine.reconstruct(jobs, options),
+            "crop, fit, embed, context": lambda: engine.reconstruct(jobs, options, refine=True),
             "of which context": lambda: encode_context(engine.context_encoder, picture, faces[0], faces, engine.device),
             "sample identity": sample,
             "encode texture": lambda: engine.encode_texture(source.images, source.masks),
             f"condition, denoise, {args.steps} steps": lambda: engine.paint(source, identity, texture, latents, options),
-            "register, seam, verify": lambda: engine.finish(painted, [source.embedding]),
+            "register, seam, refine, verify": lambda: engine.finish(painted, [source.embedding]),
         }
         times = {name: median_time(stage) for name, stage in stages.items()}
         total = sum(times.values()) - times["of which context"]

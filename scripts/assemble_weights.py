@@ -28,6 +28,7 @@ from diffdeid.models.face_reconstructor import FaceReconstructorModel
 from diffdeid.models.hand_finder import HandFinderModel
 from diffdeid.models.lds import LDSModel
 from diffdeid.models.morphable_model import MorphableModel
+from diffdeid.models.refiner import RefinerModel
 from diffdeid.models.texture_encoder import TextureEncoderModel
 from diffdeid.models.unet import DiffDeIDUNet2DModel
 from diffdeid.training.data import FaceStore
@@ -73,6 +74,7 @@ def main() -> None:
     parser.add_argument("--lds", type=Path, help="run folder with pipeline/ and context_encoder/")
     parser.add_argument("--reconstructor", type=Path, help="checkpoint of the reconstructor")
     parser.add_argument("--face-parser", type=Path, help="checkpoint of the face parser")
+    parser.add_argument("--refiner", type=Path, help="checkpoint of the refiner")
     parser.add_argument("--pairs", type=Path, required=True, help="store of faces named <person>_<anything>")
     parser.add_argument("--out", type=Path, default=Path("weights/diffdeid"), help="holds the fitted parts already")
     args = parser.parse_args()
@@ -94,6 +96,7 @@ def main() -> None:
         lds_scheduler=quicker(*sampler),
         face_parser=FaceParserModel.from_pretrained(args.face_parser or args.out / "face_parser").half(),
         hand_finder=HandFinderModel.from_pretrained(args.out, subfolder="hand_finder"),
+        refiner=RefinerModel.from_pretrained(args.refiner or args.out / "refiner").half(),
         context_encoder=ContextEncoderModel.from_pretrained(args.lds or args.out, subfolder="context_encoder").half(),
         identity_limit=calibration["identity_limit"],
     )

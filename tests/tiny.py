@@ -51,7 +51,7 @@ def tiny_lds_pipeline() -> LDSPipeline:
 
 def tiny_refiner() -> RefinerModel:
     torch.manual_seed(0)
-    return perturb(RefinerModel(sample_size=32, channels=8, num_layers=1)).eval()
+    return perturb(RefinerModel(channels=8, num_layers=1)).eval()
 
 
 def icosphere(subdivisions: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -26,7 +26,7 @@ def paste(
         image: `(H, W, 3)` uint8 RGB.
         patch: `(S, S, 3)` uint8 RGB crop.
         alpha: `(S, S)`, 0…1, how much of the patch shows; should fall to 0 towards the border of the crop.
-        matrix: `(2, 3)` picture -> crop, as the crop was made.
+        matrix: `(2, 3)` picture -> patch.
         out: holds the picture and gets the result; a copy when `None`.
         replaced: `(H, W)` bool; pixels that the patch replaces completely are set in it.
 

@@ -1,12 +1,10 @@
-"""The sharpness of generated faces: a face must be as sharp as its photo.
+"""The sharpness of generated faces.
 
-In a blurred picture, or out of focus, it must not be sharper than its surroundings. In a sharp one it is sharpened, because
-networks paint fine detail with too little contrast: half of a photo's within the finest octave.
+Networks paint fine detail with too little contrast. In a blurred picture, or out of focus, a face must still not be sharper than
+its surroundings.
 """
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -16,16 +14,23 @@ from torch import Tensor
 from diffdeid.geometry.pixels import on_host
 
 BLURS = (0.0, 1.0, 1.5, 2.25, 3.4, 5.0)  # standard deviations in 256ths of a crop
-DETAIL = 1.5  # in the same units; what a blur by this removes from a picture is its detail, unless another is asked for
-SHARPENED = 0.8  # share of the detail of the source up to which faces are sharpened …
-GAINS = 1.0, 0.75, 0.5, 0.25  # … by adding their own detail at most so many times
+DETAIL = 1.5  # in the same units; what a blur by this removes from a picture is its detail, unless a call says otherwise
+GAIN = 0.5  # of detail, which networks paint with .5 to .8 of the contrast that photos have
 INSIDE = 8 / 256  # crop sizes; detail is measured at least this far inside the outline of the face
 
 
-def match_sharpness(faces: Tensor, sources: Tensor, depths: Tensor, band: float = DETAIL) -> Tensor:
-    """Blur generated faces that show more detail than their sources, and sharpen those that show less than `SHARPENED` of it.
+def sharpen(faces: Tensor) -> Tensor:
+    """Sharpen generated faces `(B, 3, S, S)` in [-1, 1] by an unsharp mask.
 
-    Others stay bit-identical. The erased face is read only for how much detail it has.
+    All are sharpened alike, so that nothing is told of the erased face.
+    """
+    return (faces + GAIN * (faces - _blurred(faces, DETAIL * faces.shape[-1] / 256))).clamp(-1, 1)
+
+
+def soften(faces: Tensor, sources: Tensor, depths: Tensor, band: float = DETAIL) -> Tensor:
+    """Blur generated faces that show more detail than their sources; others stay bit-identical.
+
+    The erased face is read only for how much detail it has.
 
     Args:
         faces: `(B, 3, S, S)` in [-1, 1], the generated crops.
@@ -35,14 +40,13 @@ def match_sharpness(faces: Tensor, sources: Tensor, depths: Tensor, band: float 
     """
     size = depths.shape[-1]
     inside = (depths > INSIDE * size).float()
-    most, found = _detail(sources, inside, band), _detail(faces, inside, band)
-    least, matched = SHARPENED * most, faces
-    for make, wanted, rows in ((_blurs, most, found > most), (_sharpened, least, found < least)):
-        rows = np.flatnonzero(on_host(rows)).tolist()
-        if rows:
-            matched = matched.clone() if matched is faces else matched
-            matched[rows] = _choose(make(faces[rows], band), inside[rows], wanted[rows], band)
-    return matched
+    wanted = _detail(sources, inside, band)
+    rows = np.flatnonzero(on_host(_detail(faces, inside, band) > wanted)).tolist()
+    if not rows:
+        return faces
+    softened = faces.clone()
+    softened[rows] = _as_detailed(faces[rows], inside[rows], wanted[rows], size, band)
+    return softened
 
 
 def relative_detail(pictures: Tensor, depths: Tensor) -> Tensor:
@@ -57,23 +61,12 @@ def relative_detail(pictures: Tensor, depths: Tensor) -> Tensor:
     return _detail(pictures, inside) / contrast.sqrt().flatten()
 
 
-def _blurs(faces: Tensor, band: float) -> list[Tensor]:
-    """Faces, and the same more and more blurred."""
-    return [_blurred(faces, blur * faces.shape[-1] / 256) for blur in BLURS]
-
-
-def _sharpened(faces: Tensor, band: float) -> list[Tensor]:
-    """Faces that are sharpened by an unsharp mask, from the sharpest down to the faces themselves."""
-    detail = faces - _blurred(faces, band * faces.shape[-1] / 256)
-    return [(faces + gain * detail).clamp(-1, 1) for gain in GAINS] + [faces]
-
-
-def _choose(versions: Sequence[Tensor], inside: Tensor, wanted: Tensor, band: float) -> Tensor:
-    """Mix two of several versions of faces, whose detail falls, so that each has the detail `wanted` `(B,)` if it can."""
-    versions = torch.stack(list(versions))
-    details = torch.stack([_detail(version, inside, band) for version in versions])
-    chosen = (details > wanted).sum(dim=0).clamp(max=len(versions) - 1)  # the first that has no more
-    before, rows = (chosen - 1).clamp(min=0), torch.arange(len(wanted), device=wanted.device)
+def _as_detailed(faces: Tensor, inside: Tensor, wanted: Tensor, size: int, band: float) -> Tensor:
+    """Blur faces until they have the detail `wanted` `(B,)`, by an amount between two of `BLURS`."""
+    versions = torch.stack([_blurred(faces, blur * size / 256) for blur in BLURS])
+    details = torch.stack([_detail(version, inside, band) for version in versions])  # (len(BLURS), B)
+    chosen = (details > wanted).sum(dim=0).clamp(max=len(BLURS) - 1)  # the first that has no more; details fall
+    before, rows = (chosen - 1).clamp(min=0), torch.arange(len(faces), device=faces.device)
     above, below = details[before, rows], details[chosen, rows]
     share = ((above - wanted) / (above - below).clamp(min=1e-6)).clamp(0, 1)[:, None, None, None]
     return versions[before, rows].lerp(versions[chosen, rows], share)

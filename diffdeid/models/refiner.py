@@ -2,8 +2,8 @@
 
 Network: the compact SRVGG of Real-ESRGAN (Wang et al. 2021, arXiv:2107.10833; weights `realesr-general-x4v3`, BSD-3), half as
 deep. It works at half of the face's resolution, on cells of 2×2 pixels, so it costs as little as the original does for a quarter
-of the pixels. Unlike the original, it is told where the face is and how its head is shaded. It only adds detail: over `CELL`
-pixels, what it adds has no colour on average. Training: training/train_refiner.py.
+of the pixels. Unlike the original, it is told where the face is and how its head is shaded. It only adds detail:
+the mean of what it adds is about zero over `CELL` pixels, so colours stay. Training: training/train_refiner.py.
 """
 
 from __future__ import annotations
@@ -38,13 +38,12 @@ class RefinerModel(StrictModelMixin, ConfigMixin):
     r"""Doubles the resolution of generated faces.
 
     Args:
-        sample_size: side in pixels of the faces that the weights were trained for. Other even sizes work too.
         channels: channels of all layers.
         num_layers: convolutions between the first and the last.
     """
 
     @register_to_config
-    def __init__(self, sample_size: int = 256, channels: int = 64, num_layers: int = 14):
+    def __init__(self, channels: int = 64, num_layers: int = 14):
         super().__init__()
         layers: list[nn.Module] = [nn.Conv2d(4 * (3 + 3 + 1), channels, 3, padding=1), nn.PReLU(channels)]
         for _ in range(num_layers):
@@ -61,7 +60,8 @@ class RefinerModel(StrictModelMixin, ConfigMixin):
             return_dict: `False` gives a tuple.
         """
         cells = F.pixel_unshuffle(torch.cat([faces, renders, 2 * masks - 1], dim=1), 2)
-        detail = F.pixel_shuffle(self.body(cells.contiguous(memory_format=torch.channels_last)), 2 * SCALE)
+        cells = cells.to(self.dtype, memory_format=torch.channels_last)
+        detail = F.pixel_shuffle(self.body(cells), 2 * SCALE).to(faces.dtype)  # colours keep the precision of the faces
         size = detail.shape[-2:]
         smooth = F.avg_pool2d(detail, CELL, ceil_mode=True, count_include_pad=False)
         detail = detail - F.interpolate(smooth, size=size, mode="bilinear", align_corners=False)

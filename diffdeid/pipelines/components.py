@@ -48,9 +48,9 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
         ConfigurationError: `lds` and `morphable_model` do not fit together.
     """
 
-    model_cpu_offload_seq = "reconstructor->face_parser->face_recognition->texture_encoder->unet->refiner"
-    # small, and used outside `forward`
-    _exclude_from_cpu_offload = ["face_analyser", "hand_finder", "morphable_model", "lds", "context_encoder"]
+    model_cpu_offload_seq = "reconstructor->face_parser->face_recognition->texture_encoder->unet"
+    # small, and all but the refiner are used outside `forward`
+    _exclude_from_cpu_offload = ["face_analyser", "hand_finder", "morphable_model", "lds", "context_encoder", "refiner"]
     _optional_components = [
         "face_analyser", "reconstructor", "lds", "lds_scheduler", "context_encoder", "face_parser", "hand_finder", "refiner",
     ]  # fmt: skip

@@ -32,12 +32,13 @@ class SafeHubMixin:
 
 
 def precisions(device: str, denoiser: torch.dtype | None = None) -> dict[str, torch.dtype]:
-    """The `dtype` argument for `from_pretrained`: `denoiser` for the U-Net, float32 for all that finds and judges faces.
+    """The `dtype` argument for `from_pretrained`: `denoiser` for what paints, float32 for all that finds and judges.
 
     Args:
         device: where the pipeline will be.
-        denoiser: precision of the U-Net. `None` means bfloat16 on processors that have units for it, which takes about half of
-            the time and changes pixels by a grey level, and float32 elsewhere: there, bfloat16 takes 10 times longer.
+        denoiser: precision of the U-Net and the refiner. `None` means bfloat16 on processors that have units for it, which takes
+            about half of the time and changes pixels by a grey level, and float32 elsewhere: there, bfloat16 takes 10 times
+            longer.
     """
     if denoiser is None:
         if torch.device(device).type == "cuda":
@@ -46,4 +47,4 @@ def precisions(device: str, denoiser: torch.dtype | None = None) -> dict[str, to
             units = getattr(torch.cpu, "get_capabilities", dict)() if device == "cpu" else {}  # older torch does not tell
             has_units = units.get("avx512_bf16") or units.get("amx_bf16")
         denoiser = torch.bfloat16 if has_units else torch.float32
-    return {"unet": denoiser, "default": torch.float32}
+    return {"unet": denoiser, "refiner": denoiser, "default": torch.float32}

@@ -8,10 +8,10 @@ from torch import Tensor
 
 from diffdeid.geometry.align import scale_of
 from diffdeid.geometry.seam import without_colour
-from diffdeid.geometry.sharpness import DETAIL, match_sharpness
+from diffdeid.geometry.sharpness import DETAIL, soften
 from diffdeid.models.refiner import SCALE, RefinerModel
 
-LARGE = 1.5  # pixels of the picture for each pixel of a crop from which on a face is refined: it is 300 pixels high
+LARGE = 1.5  # pixels of the picture for each pixel of a crop from which on a face is refined; with 256, it is 300 pixels high
 
 
 def is_large(matrix: np.ndarray) -> bool:
@@ -25,7 +25,7 @@ def enlarged(maps: Tensor) -> Tensor:
 
 
 def refine(refiner: RefinerModel, faces: Tensor, sources: Tensor, depths: Tensor, maps: Tensor) -> Tensor:
-    """Double the resolution of generated faces, and make them as sharp as their pictures.
+    """Double the resolution of generated faces, and blur what is sharper than the picture.
 
     Args:
         refiner: the network.
@@ -37,7 +37,7 @@ def refine(refiner: RefinerModel, faces: Tensor, sources: Tensor, depths: Tensor
     Returns:
         `(B, 3, 2 S, 2 S)` in [-1, 1].
     """
-    masks = (F.avg_pool2d(depths, SCALE) > 0).float()
-    inputs = (part.to(refiner.dtype) for part in (faces.clamp(-1, 1), maps[:, 1:4], masks))
-    refined = without_colour(refiner(*inputs).sample.float().clamp(-1, 1), sources, depths)
-    return match_sharpness(match_sharpness(refined, sources, depths), sources, depths, DETAIL / SCALE)
+    masks = (maps[:, :1] > 0).float()  # of what was erased
+    refined = refiner(faces.clamp(-1, 1), maps[:, 1:4], masks).sample.clamp(-1, 1)
+    refined = without_colour(refined, sources, depths)
+    return soften(soften(refined, sources, depths), sources, depths, DETAIL / SCALE)

@@ -275,20 +275,21 @@ class RefinerTrainConfig(JsonConfig):
     seed: int = 0
 
     # Data
-    patch: int = 64  # side in pixels of the parts of faces that are shown to the network, a multiple of 2
+    patch: int = 48  # side in pixels of the parts of faces that are shown to the network, a multiple of 2
 
     # Losses, weights relative to each other
     reconstruction_weight: float = 1.0
     perceptual_weight: float = 1.0
     style_weight: float = 0.3
+    lattice_weight: float = 0.1  # of a lattice of `RefinerModel`'s cells, and of the denoiser's patches, on skin
     adversarial_weight: float = 0.1
-    adversarial_from_samples: int = 2_000  # before, only the discriminator learns
+    adversarial_from_samples: int = 1_000  # before, the discriminator learns alone, and the network by the other losses
     perceptual_weights: str | None = None  # of VGG-16, as in `TrainConfig`
 
     # Optimiser
-    batch_size: int = 8
+    batch_size: int = 4
     learning_rate: float = 4e-4
-    warmup_samples: int = 500
+    warmup_samples: int = 200
     weight_decay: float = 0.0
     max_gradient_norm: float = 5.0
     ema_decay: float = 0.995  # ramps up to this as (1 + step) / (10 + step)
@@ -303,10 +304,10 @@ class RefinerTrainConfig(JsonConfig):
 
     def __post_init__(self):
         self._require_positive("max_samples", "batch_size", "learning_rate", "max_gradient_norm", "keep_checkpoints", "patch")
-        self._require(self.patch % 2 == 0, "patch", "a multiple of 2")
+        self._require(self.patch % 2 == 0 and self.patch <= 256, "patch", "even, and 256 at most")
         self._require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", "above 0 or null")
         self._require_share("ema_decay")
-        weights = ("reconstruction_weight", "perceptual_weight", "style_weight", "adversarial_weight")
+        weights = ("reconstruction_weight", "perceptual_weight", "style_weight", "lattice_weight", "adversarial_weight")
         for name in (*weights, "adversarial_from_samples", "warmup_samples", "weight_decay"):
             self._require(getattr(self, name) >= 0, name, "0 or more")
         self._require(self.mixed_precision in ("bf16", "no"), "mixed_precision", '"bf16" or "no"')

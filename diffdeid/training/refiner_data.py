@@ -2,12 +2,14 @@
 
 The denoiser starts from the photo itself under so much noise that everything fine is its own work, and everything coarse is still
 the photo's. So both pictures show the same face, one of them in the softness of new faces. A pair is one file,
-`<name>.safetensors`, uint8: `target` (512, 512, 3), `softened` (n, 256, 256, 3), `render` (256, 256, 3), `mask` (256, 256).
+`<file name>.safetensors`, uint8: `target` (512, 512, 3), `softened` (n, 256, 256, 3), `render` (256, 256, 3), `mask` (256, 256).
 """
 
 from __future__ import annotations
 
+import logging
 import zlib
+from collections.abc import Sequence
 from copy import copy
 from pathlib import Path
 
@@ -19,7 +21,8 @@ from torch import Tensor
 from torch.utils.data import Dataset
 from tqdm import tqdm
 
-from diffdeid.engine.faces import Engine
+from diffdeid.engine.faces import Engine, split
+from diffdeid.errors import ImageError
 from diffdeid.geometry.align import scale_of
 from diffdeid.geometry.pixels import from_bytes, on_host, to_bytes
 from diffdeid.io.files import write_whole
@@ -29,6 +32,7 @@ from diffdeid.options import DeidentifyOptions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.stages.condition import Conditions, render_new_heads
 from diffdeid.stages.denoise import Callbacks, denoise
+from diffdeid.stages.detect import why_covered
 from diffdeid.stages.reconstruct import crop_face, crop_matrix
 from diffdeid.structures import FaceBatch, FaceJob
 from diffdeid.training.prepare import PHOTOS
@@ -37,12 +41,14 @@ STEPS, STARTS = 8, (4, 5)  # the schedule, and the steps at which softening begi
 LEAST_SIZE = 500  # pixels that a crop must have in its picture
 BATCH = 4  # faces
 
+logger = logging.getLogger(__name__)
+
 
 @torch.no_grad()
 def soften_photos(folder: str | Path, out: str | Path, model: str | Path = "weights/diffdeid", seed: int = 0):
     """Make a pair of each photo in a folder, of its largest face. Photos that have one already are skipped.
 
-    Photos whose face is smaller than `LEAST_SIZE`, or is not found, make none.
+    Photos that cannot be read, whose face is not found, or whose crop would have less than `LEAST_SIZE` pixels, make none.
 
     Args:
         folder: of photos.
@@ -53,20 +59,30 @@ def soften_photos(folder: str | Path, out: str | Path, model: str | Path = "weig
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
     pipeline = DiffDeIDPipeline.from_pretrained(model)
-    jobs: dict[str, FaceJob] = {}
     photos = [path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in PHOTOS]
-    for path in tqdm(photos, desc="faces", unit="file"):
-        if (out / f"{path.stem}.safetensors").exists():
-            continue
+    missing = [path for path in photos if not (out / f"{path.name}.safetensors").exists()]
+    for paths in tqdm(list(split(missing, BATCH)), desc="photos", unit="batch"):
+        jobs = {path.name: job for path in paths if (job := find_large_face(pipeline, path)) is not None}
+        for name, pair in soften_faces(pipeline, jobs, seed).items():
+            write_whole(out / f"{name}.safetensors", save(pair))
+
+
+def find_large_face(pipeline: DiffDeIDPipeline, path: Path) -> FaceJob | None:
+    """The largest face of a photo; `None`, with a warning, if it is not large, or nothing can be done with it."""
+    try:
         picture = np.asarray(read_image(path).image)
-        faces = [face for face in pipeline.detect_faces(picture) if face.landmarks is not None]
-        matrix = crop_matrix(faces[0].landmarks, LEAST_SIZE, pipeline.config.crop_factor) if faces else None
-        if faces and scale_of(matrix) <= 1:
-            jobs[path.stem] = FaceJob(picture, faces[0])
-        if len(jobs) == BATCH or path == photos[-1]:
-            for name, pair in soften_faces(pipeline, jobs, seed).items():
-                write_whole(out / f"{name}.safetensors", save(pair))
-            jobs = {}
+    except ImageError as error:
+        logger.warning("%s is skipped: %s", path.name, error)
+        return None
+    faces = pipeline.detect_faces(picture)
+    if not faces or why_covered(faces[0]) is not None:
+        logger.warning("%s is skipped: no face is found in it that could be replaced.", path.name)
+        return None
+    side = 1 / scale_of(crop_matrix(faces[0].landmarks, 1, pipeline.config.crop_factor))
+    if side < LEAST_SIZE:
+        logger.warning("%s is skipped: the crop of its face has %d pixels, and %d are needed.", path.name, side, LEAST_SIZE)
+        return None
+    return FaceJob(picture, faces[0])
 
 
 def soften_faces(pipeline: DiffDeIDPipeline, jobs: dict[str, FaceJob], seed: int = 0) -> dict[str, dict[str, np.ndarray]]:
@@ -78,7 +94,8 @@ def soften_faces(pipeline: DiffDeIDPipeline, jobs: dict[str, FaceJob], seed: int
     shape = batch.coefficients.shape
     changed, maps = render_new_heads(engine.morphable_model, batch.coefficients, shape, batch.masks, keep_mouth=False)
     conditions = Conditions(maps, batch.embedding, changed.pack(), engine.encode_texture(batch.images, batch.masks))
-    softened = np.stack([on_host(to_bytes(soften(engine, batch, conditions, start, seed))) for start in STARTS], axis=1)
+    seeds = [zlib.crc32(f"{seed} {name}".encode()) for name in jobs]
+    softened = np.stack([on_host(to_bytes(soften(engine, batch, conditions, start, seeds))) for start in STARTS], axis=1)
     renders, masks = (on_host(to_bytes(part)) for part in (maps[:, 1:4], maps[:, :1]))
     pairs = {}
     for row, (name, job) in enumerate(jobs.items()):
@@ -87,12 +104,13 @@ def soften_faces(pipeline: DiffDeIDPipeline, jobs: dict[str, FaceJob], seed: int
     return pairs
 
 
-def soften(engine: Engine, batch: FaceBatch, conditions: Conditions, start: int, seed: int) -> Tensor:
+def soften(engine: Engine, batch: FaceBatch, conditions: Conditions, start: int, seeds: Sequence[int]) -> Tensor:
     """Faces of a batch as the denoiser paints them from step `start` of `STEPS` on, `(B, 3, S, S)` in [-1, 1]."""
     scheduler = copy(engine.scheduler)
     scheduler.set_timesteps(STEPS, device=engine.device)
     scheduler.set_begin_index(start)
-    noise = torch.randn(batch.images.shape, generator=torch.Generator().manual_seed(seed)).to(engine.device)
+    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+    noise = torch.stack([torch.randn(batch.images.shape[1:], generator=one) for one in generators]).to(engine.device)
     latents = scheduler.add_noise(batch.images, noise, scheduler.timesteps[start : start + 1].expand(len(noise)))
     rest = Callbacks(progress=lambda timesteps: timesteps[start:])
     return denoise(engine.unet, scheduler, latents, batch, conditions, 1.0, rest).clamp(-1, 1)

@@ -34,7 +34,7 @@ from diffdeid.training.averaging import AveragedModel
 from diffdeid.training.config import RefinerTrainConfig
 from diffdeid.training.discriminator import PatchDiscriminator, adversarial_loss, discriminator_loss
 from diffdeid.training.loop import JUDGED, STYLE_DEPTHS, TrainState, descend, save_checkpoint
-from diffdeid.training.losses import masked_mean, perceptual_loss, style_loss
+from diffdeid.training.losses import PATCH, lattice_loss, masked_mean, perceptual_loss, style_loss
 from diffdeid.training.perceptual import load_perceptual_network
 from diffdeid.training.refiner_data import RefinerPairs, read_pair, split_pairs
 
@@ -42,6 +42,7 @@ VALIDATION_PAIRS, PREVIEW_PAIRS = 16, 4
 MIDDLE = slice(80, 208)  # pixels of a pair, across and down, that are measured: most of the face
 FAINT = 0.02  # of the weights of the last layer of another network, to start from
 OCTAVES = 3  # of sharpness that are logged
+LATTICES = 2 * SCALE, SCALE * PATCH  # pixels: the cells of the refiner, and the patches of the denoiser
 
 logger = logging.getLogger(__name__)
 
@@ -151,6 +152,7 @@ def refining_losses(
     losses = {
         "reconstruction": masked_mean(half[0].abs(), half[1]).mean(),
         "perceptual": perceptual_loss(seen, wanted, mask).mean(),
+        "lattice": sum(lattice_loss(composite, mask, period).mean() for period in LATTICES),
         "style": style_loss(seen[:STYLE_DEPTHS], wanted[:STYLE_DEPTHS], mask).mean(),
     }
     return losses | {"loss": sum(getattr(config, f"{name}_weight") * loss for name, loss in losses.items())}
@@ -206,6 +208,8 @@ def build_network(config: RefinerTrainConfig) -> RefinerModel:
     """A new network, one of SRVGG's layers, or the network of another run."""
     if config.init_from is None:
         return RefinerModel(**config.network)
+    if not Path(config.init_from).exists():
+        raise FileNotFoundError(f"`init_from` is `{config.init_from}`, which does not exist.")
     if Path(config.init_from).is_file():
         return from_srvgg(load_file(config.init_from), RefinerModel(**config.network))
     source = max(Path(config.init_from).glob("checkpoint-*"), default=config.init_from)
@@ -219,7 +223,7 @@ def from_srvgg(state: dict[str, Tensor], network: RefinerModel) -> RefinerModel:
     At the start, a cell of the network's input counts by its mean colour, neither renders nor masks count, and little is added:
     without the layers in between, it would be noise.
     """
-    count = len({key.split(".")[1] for key in state}) // 2  # convolutions, of which all but the last have a PReLU
+    count = len({key.split(".")[1] for key in state}) // 2  # convolutions with a PReLU, all but the last
     between = torch.linspace(1, count - 1, network.config.num_layers).round().long().tolist()
     old = [0, 1] + [layer for number in between for layer in (2 * number, 2 * number + 1)] + [2 * count]
     for new, layer in enumerate(old):

@@ -21,7 +21,7 @@ from diffdeid.planning import plan
 from diffdeid.stages.identity import face_generators
 from diffdeid.structures import FaceJob
 from tests.conftest import ROOT
-from tests.tiny import tiny_pipeline
+from tests.tiny import tiny_pipeline, tiny_refiner
 
 PACKAGE = Path(diffdeid.__file__).parent
 TO_HOST = {"cpu", "numpy", "item", "tolist", "__array__", "__bool__", "__int__", "__float__", "__index__"}
@@ -49,7 +49,7 @@ class HostCopies(TorchFunctionMode):
 @pytest.fixture(scope="module")
 def engine() -> Engine:
     analyser = FaceAnalyserModel.from_pretrained(ROOT / "weights/diffdeid", subfolder="face_analyser")
-    return tiny_pipeline(face_analyser=analyser).engine
+    return tiny_pipeline(face_analyser=analyser, refiner=tiny_refiner()).engine
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +66,7 @@ def jobs(engine, astronaut) -> list[FaceJob]:
 @torch.no_grad()
 def go_round(engine: Engine, jobs: list[FaceJob]) -> list:
     """An attempt at each face, in one batch."""
-    source = engine.reconstruct(jobs, OPTIONS)
+    source = engine.reconstruct(jobs, OPTIONS, refine=True)
     generators = [face_generators(job.seeds[0]) for job in jobs]
     castings = engine.castings(source, [people for people, _ in generators], OPTIONS, [True] * len(jobs))
     people = [casting.draw(one[None], 1, -1.0) for casting, one in zip(castings, source.embedding, strict=True)]

@@ -18,13 +18,13 @@ from diffdeid.stages import components
 from diffdeid.stages.identity import Casting
 from diffdeid.structures import Face
 from tests.conftest import ROOT
-from tests.tiny import tiny_pipeline
+from tests.tiny import tiny_pipeline, tiny_refiner
 
 HEAD = (153, 32, 295, 190)  # of the demo photo …
 FACE = 118  # … and the height of the face in it, pixels
 STAGES = ("place", "mask_crops", "find_hands", "parse", "find_coefficients", "embed", "encode_context")
 OWN = ("to_tensor", "conditions_of", "encode_texture", "prepare_latents", "render_new_heads", "denoise", "register", "match",
-       "lay_over_crops", "to_bytes", "verify")  # fmt: skip
+       "sharpen", "refine", "lay_over_crops", "to_bytes", "verify")  # fmt: skip
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def photo(astronaut) -> np.ndarray:
 @pytest.fixture(scope="module")
 def tiny() -> DiffDeIDPipeline:
     """An engine that accepts whatever it paints, so that only failures matter."""
-    return tiny_pipeline()
+    return tiny_pipeline(refiner=tiny_refiner())
 
 
 def head(photo: np.ndarray, size: float) -> np.ndarray:

@@ -33,6 +33,15 @@ def test_what_is_added_is_detail_without_a_colour_of_its_own():
 
 
 @torch.no_grad()
+def test_half_of_the_precision_changes_the_detail_alone():
+    refiner, batch = tiny_refiner(), inputs(1)
+    full, half = refiner(*batch).sample, refiner.to(torch.bfloat16)(*batch).sample
+    base = F.interpolate(batch[0], scale_factor=SCALE, mode="bicubic")
+    assert half.dtype == torch.float32
+    assert (half - full).abs().mean() < 0.02 * (full - base).abs().mean()
+
+
+@torch.no_grad()
 def test_renders_and_masks_are_seen():
     refiner, (faces, renders, masks) = tiny_refiner(), inputs(1)
     base = refiner(faces, renders, masks).sample

@@ -17,7 +17,7 @@ from diffdeid.models.face_analyser import FaceAnalyserModel
 from diffdeid.models.face_reconstructor import FaceReconstructorModel
 from diffdeid.structures import Face
 from tests.conftest import ROOT
-from tests.tiny import tiny_lds_pipeline, tiny_pipeline
+from tests.tiny import tiny_lds_pipeline, tiny_pipeline, tiny_refiner
 
 IDENTITY = torch.nn.functional.normalize(torch.ones(1, 128)), torch.zeros(1, 80)
 
@@ -49,7 +49,7 @@ def run(photo, faces):
 @pytest.fixture
 def three(analyser):
     """The three pipelines, each with a function that runs it."""
-    pipe = tiny_pipeline()
+    pipe = tiny_pipeline(refiner=tiny_refiner())
     pipe.register_modules(face_analyser=analyser)
     video = DiffDeIDVideoPipeline.sharing(pipe)
 

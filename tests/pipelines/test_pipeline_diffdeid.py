@@ -386,7 +386,7 @@ def test_the_precision_of_the_denoiser_changes_nothing_that_is_seen(pipeline, ph
 def test_bfloat16_where_the_processor_is_made_for_it(monkeypatch, units, device, expected):
     monkeypatch.setattr(torch.cpu, "get_capabilities", lambda: units, raising=False)
     monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda **_: units["cuda"])
-    assert precisions(device) == {"unet": expected, "default": torch.float32}
+    assert precisions(device) == {"unet": expected, "refiner": expected, "default": torch.float32}
 
 
 def test_guidance_changes_the_result(run):
@@ -467,6 +467,7 @@ def test_the_index_of_the_weights_is_frozen():
         "context_encoder": ("diffdeid.models.context_encoder", "ContextEncoderModel"),
         "face_parser": ("diffdeid.models.face_parser", "FaceParserModel"),
         "hand_finder": ("diffdeid.models.hand_finder", "HandFinderModel"),
+        "refiner": ("diffdeid.models.refiner", "RefinerModel"),
     }
 
 

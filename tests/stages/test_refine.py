@@ -88,6 +88,36 @@ def test_a_refined_face_lies_where_the_others_lie(photo, face):
 
 
 @torch.no_grad()
+def test_a_face_is_where_it_was_after_its_resolution_is_doubled(photo, face):
+    """With a refiner that adds nothing, all but the sharpness is as without one, to a fraction of a pixel."""
+    silent = tiny_refiner()
+    for parameter in silent.body[-1].parameters():
+        parameter.zero_()
+    options = DeidentifyOptions(num_inference_steps=2)
+    (without,), (within,) = (
+        next(pipe.engine.deidentify([FaceJob(photo, face, (), (0,))], options))
+        for pipe in (tiny_pipeline(), tiny_pipeline(refiner=silent))
+    )
+    small, before = within.patch.reshape(SIZE, SCALE, SIZE, SCALE, 3).mean((1, 3)), without.patch.astype(float)
+    apart = [np.abs(np.roll(small, shift, axis=(0, 1)) - before)[8:24, 8:24].mean() for shift in (0, 1, -1)]
+    assert apart[0] < 0.5 * min(apart[1:])
+
+
+@torch.no_grad()
+def test_large_and_small_faces_share_a_batch(photo, face):
+    small, scale = np.asarray(Image.fromarray(photo).resize((64, 64))), 64 / 512
+    shrunk = replace(face, box=face.box * scale, landmarks=face.landmarks * scale, iris=face.iris * scale)
+    jobs = [FaceJob(small, shrunk, (), (1,)), FaceJob(photo, face, (), (0,))]
+    engine, options = tiny_pipeline(refiner=tiny_refiner()).engine, DeidentifyOptions(num_inference_steps=2)
+    together = [outcome for (outcome,) in engine.deidentify(jobs, options)]
+    alone = [outcome for job in jobs for (outcome,) in engine.deidentify([job], options)]
+    assert [len(outcome.patch) for outcome in together] == [SIZE, SCALE * SIZE]
+    for one, other in zip(together, alone, strict=True):
+        assert np.abs(one.patch.astype(int) - other.patch).max() <= 2
+        np.testing.assert_allclose(one.opacity, other.opacity, atol=1e-5)
+
+
+@torch.no_grad()
 def test_a_small_face_is_the_same_with_and_without_a_refiner(photo, face):
     small, scale = np.asarray(Image.fromarray(photo).resize((64, 64))), 64 / 512
     shrunk = replace(face, box=face.box * scale, landmarks=face.landmarks * scale, iris=face.iris * scale)

@@ -64,18 +64,21 @@ def test_a_photo_becomes_a_pair_and_a_small_face_does_not(tmp_path, pipeline):
     photo = Image.open(ROOT / "tests/assets/astronaut.png").convert("RGB").crop((100, 0, 356, 256))
     photo.resize((1024, 1024), Image.Resampling.LANCZOS).save(photos / "large.png")
     photo.save(photos / "small.png")
+    (photos / "broken.jpg").write_bytes(b"no photo")
     soften_photos(photos, tmp_path / "out")
-    assert [path.name for path in (tmp_path / "out").iterdir()] == ["large.safetensors"]
-    pair = read_pair(tmp_path / "out/large.safetensors")
+    assert [path.name for path in (tmp_path / "out").iterdir()] == ["large.png.safetensors"]
+    pair = read_pair(tmp_path / "out/large.png.safetensors")
     face, target, mask = pair["face"], F.avg_pool2d(pair["target"], SCALE), pair["mask"]
     assert pair["target"].shape == (3, 512, 512) and 0.2 < mask.mean() < 0.7
     difference = ((face - target).abs() * mask).sum() / (3 * mask.sum())
     assert 0.005 < difference < 0.1  # the same face, painted anew
     smooth = F.avg_pool2d(face[None], 8) - F.avg_pool2d(target[None], 8)
     assert (smooth.abs() * F.avg_pool2d(mask[None], 8)).mean() < 0.05
-    (tmp_path / "out/large.safetensors").write_bytes(b"kept")
+    (tmp_path / "out/large.png.safetensors").write_bytes(b"kept")
+    (photos / "a new one.png").symlink_to(photos / "large.png")  # before the others by name
     soften_photos(photos, tmp_path / "out")
-    assert (tmp_path / "out/large.safetensors").read_bytes() == b"kept"
+    assert (tmp_path / "out/large.png.safetensors").read_bytes() == b"kept"
+    assert (tmp_path / "out/a new one.png.safetensors").exists()
 
 
 def srvgg(layers: int, channels: int) -> dict[str, torch.Tensor]:
