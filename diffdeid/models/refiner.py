@@ -2,8 +2,9 @@
 
 Network: the compact SRVGG of Real-ESRGAN (Wang et al. 2021, arXiv:2107.10833; weights `realesr-general-x4v3`, BSD-3), half as
 deep. It works at half of the face's resolution, on cells of 2×2 pixels, so it costs as little as the original does for a quarter
-of the pixels. Unlike the original, it is told where the face is and how its head is shaded. It only adds detail:
-the mean of what it adds is about zero over `CELL` pixels, so colours stay. Training: training/train_refiner.py.
+of the pixels. Unlike the original, it is told where the face is and how its head is shaded. It only adds
+detail: the same to red, green and blue, and about zero on average over `CELL` pixels. So colours stay, and no pattern of colour
+can appear. Training: training/train_refiner.py.
 """
 
 from __future__ import annotations
@@ -48,7 +49,7 @@ class RefinerModel(StrictModelMixin, ConfigMixin):
         layers: list[nn.Module] = [nn.Conv2d(4 * (3 + 3 + 1), channels, 3, padding=1), nn.PReLU(channels)]
         for _ in range(num_layers):
             layers += [nn.Conv2d(channels, channels, 3, padding=1), nn.PReLU(channels)]
-        self.body = nn.Sequential(*layers, nn.Conv2d(channels, 3 * (2 * SCALE) ** 2, 3, padding=1))
+        self.body = nn.Sequential(*layers, nn.Conv2d(channels, (2 * SCALE) ** 2, 3, padding=1))
 
     def forward(self, faces: Tensor, renders: Tensor, masks: Tensor, return_dict: bool = True) -> RefinerOutput | tuple[Tensor]:
         """Refine.

@@ -326,7 +326,7 @@ class Components:
         maps, angles = torch.stack([one.maps for one in painted]), _angles(painted)
         colourless = without_colour(torch.stack(list(faces)), images, depths)  # if the pictures are
         whole = lay_before_backdrop(colourless, images, depths, maps, angles)
-        generated = soften(sharpen(whole), images, depths)
+        generated = soften(sharpen(whole, depths), images, depths)
         front = torch.cat([one.source.front for one in painted])
         laid, opacities = lay_over_crops(generated, images, depths, front)
         patches, opacities = list(on_host(to_bytes(generated))), list(on_host(opacities[:, 0]))

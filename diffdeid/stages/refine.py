@@ -8,7 +8,7 @@ from torch import Tensor
 
 from diffdeid.geometry.align import scale_of
 from diffdeid.geometry.seam import without_colour
-from diffdeid.geometry.sharpness import DETAIL, soften
+from diffdeid.geometry.sharpness import DETAIL, sharpen, soften
 from diffdeid.models.refiner import SCALE, RefinerModel
 
 LARGE = 1.5  # pixels of the picture for each pixel of a crop from which on a face is refined; with 256, it is 300 pixels high
@@ -40,4 +40,4 @@ def refine(refiner: RefinerModel, faces: Tensor, sources: Tensor, depths: Tensor
     masks = (maps[:, :1] > 0).float()  # of what was erased
     refined = refiner(faces.clamp(-1, 1), maps[:, 1:4], masks).sample.clamp(-1, 1)
     refined = without_colour(refined, sources, depths)
-    return soften(soften(refined, sources, depths), sources, depths, DETAIL / SCALE)
+    return soften(soften(sharpen(refined, depths), sources, depths), sources, depths, DETAIL / SCALE)

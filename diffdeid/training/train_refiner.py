@@ -232,8 +232,10 @@ def from_srvgg(state: dict[str, Tensor], network: RefinerModel) -> RefinerModel:
             if new == 0 and name == "weight":
                 parameter.zero_()
                 parameter[:, :12] = value.repeat_interleave(4, dim=1) / 8  # the mean of a cell, and half of [-1, 1]
+            elif layer == 2 * count:
+                parameter.copy_(FAINT * value.unflatten(0, (3, -1)).mean(0))  # one light for three colours
             elif new == 0:
                 parameter.copy_(value + state["body.0.weight"].float().sum((1, 2, 3)) / 2)
             else:
-                parameter.copy_(FAINT * value if layer == 2 * count else value)
+                parameter.copy_(value)
     return network

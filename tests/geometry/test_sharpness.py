@@ -42,12 +42,13 @@ def test_where_nothing_is_erased_nothing_happens():
 
 
 def test_sharpening_strengthens_detail_and_leaves_the_rest():
-    face, everywhere = _blurred(textured(1), 3), torch.ones(1, 1, SIZE, SIZE)
-    sharpened = sharpen(face + 0.05 * textured(2))
-    assert _detail(sharpened, everywhere) > 1.05 * _detail(face + 0.05 * textured(2), everywhere)
+    face, everywhere = _blurred(textured(1), 3) + 0.05 * textured(2), torch.ones(1, 1, SIZE, SIZE)
+    deep, edge = torch.full((1, 1, SIZE, SIZE), 20.0), torch.zeros(1, 1, SIZE, SIZE)
+    assert _detail(sharpen(face, deep), everywhere) > 1.05 * _detail(face, everywhere)
+    assert torch.equal(sharpen(face, edge), face)  # no halos where it meets the picture
     smooth = torch.linspace(-0.9, 0.9, SIZE).expand(1, 3, SIZE, SIZE)
-    torch.testing.assert_close(sharpen(smooth)[..., 4:-4], smooth[..., 4:-4], atol=1e-5, rtol=0)
-    assert sharpen(2 * textured(1)).abs().max() <= 1
+    torch.testing.assert_close(sharpen(smooth, deep)[..., 4:-4], smooth[..., 4:-4], atol=1e-5, rtol=0)
+    assert sharpen(2 * textured(1), deep).abs().max() <= 1
 
 
 def test_a_finer_band_sees_finer_detail():

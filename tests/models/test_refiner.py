@@ -30,6 +30,7 @@ def test_what_is_added_is_detail_without_a_colour_of_its_own():
     added = with_more - F.interpolate(faces, scale_factor=SCALE, mode="bicubic")
     assert added.abs().mean() > 0.02
     assert F.avg_pool2d(added, CELL).abs().mean() < 0.1 * added.abs().mean()
+    assert (added - added[:, :1]).abs().max() < 1e-5  # the same to all colours
 
 
 @torch.no_grad()

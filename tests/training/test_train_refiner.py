@@ -104,6 +104,8 @@ def test_the_first_weights_come_from_srvgg_and_see_cells_by_their_mean():
     torch.testing.assert_close(found, expected, atol=1e-5, rtol=1e-4)
     assert torch.equal(network.body[2].weight, state["body.2.weight"])
     assert torch.equal(network.body[4].weight, state["body.6.weight"])
+    last = state["body.8.weight"].unflatten(0, (3, 16)).mean(0)
+    torch.testing.assert_close(network.body[6].weight, train_refiner.FAINT * last)
 
 
 @pytest.fixture
