@@ -49,7 +49,7 @@ def main() -> None:
     with torch.no_grad():
         faces = pipe.detect_faces(picture)
         jobs = [FaceJob(picture, face, faces, seed) for face in faces]
-        source = engine.reconstruct(jobs, options, refine=True)
+        source = engine.reconstruct(jobs, options, may_refine=True)
         texture, latents = engine.encode_texture(source.images, source.masks), engine.prepare_latents([noise])
 
         def sample() -> NewIdentity:
@@ -60,7 +60,7 @@ def main() -> None:
         painted = engine.paint(source, identity, texture, latents, options)
         stages = {
             "detect, landmarks, iris": lambda: pipe.detect_faces(picture),
-            "crop, fit, embed, context": lambda: engine.reconstruct(jobs, options, refine=True),
+            "crop, fit, embed, context": lambda: engine.reconstruct(jobs, options, may_refine=True),
             "of which context": lambda: encode_context(engine.context_encoder, picture, faces[0], faces, engine.device),
             "sample identity": sample,
             "encode texture": lambda: engine.encode_texture(source.images, source.masks),

@@ -33,7 +33,7 @@ Device = Annotated[
 ]
 DType = Annotated[
     Literal["auto", "float32", "bfloat16", "float16"],
-    typer.Option(help="The precision of the denoiser. `auto` takes bfloat16 where the processor has units for it, else float32."),
+    typer.Option(help="The precision of what paints. `auto` takes bfloat16 where the processor has units for it, else float32."),
 ]
 Existing = Annotated[
     Literal["error", "replace"], typer.Option(help="What to do where an output exists: report an error, or replace it.")

@@ -84,6 +84,7 @@ def main() -> None:
     networks = args.networks or args.out
     sampler = (args.lds / "pipeline", "scheduler") if args.lds else (args.out, "lds_scheduler")
     reconstructor = args.reconstructor or (args.out / "reconstructor" if (args.out / "reconstructor").is_dir() else None)
+    refiner = args.refiner or (args.out / "refiner" if (args.out / "refiner").is_dir() else None)
     pipeline = DiffDeIDPipeline(
         unet=DiffDeIDUNet2DModel.from_pretrained(networks, subfolder="unet").half(),
         texture_encoder=TextureEncoderModel.from_pretrained(networks, subfolder="texture_encoder").half(),
@@ -96,7 +97,7 @@ def main() -> None:
         lds_scheduler=quicker(*sampler),
         face_parser=FaceParserModel.from_pretrained(args.face_parser or args.out / "face_parser").half(),
         hand_finder=HandFinderModel.from_pretrained(args.out, subfolder="hand_finder"),
-        refiner=RefinerModel.from_pretrained(args.refiner or args.out / "refiner").half(),
+        refiner=refiner and RefinerModel.from_pretrained(refiner).half(),
         context_encoder=ContextEncoderModel.from_pretrained(args.lds or args.out, subfolder="context_encoder").half(),
         identity_limit=calibration["identity_limit"],
     )

@@ -83,7 +83,7 @@ class Engine(Components):
         """De-identify faces, which may come from different pictures: for each of them an outcome for each of its seeds."""
 
         def run(part: Sequence[FaceJob]) -> list[list[Outcome]]:
-            batch = self.reconstruct(part, options, refine=True)
+            batch = self.reconstruct(part, options, may_refine=True)
             rows = [(row, seed) for row, job in enumerate(part) for seed in job.seeds]
             outcomes: list[list[Outcome]] = [[] for _ in part]
             for some in split(rows, self.batch_size):
@@ -135,7 +135,7 @@ class Engine(Components):
     @torch.no_grad()
     def try_once(self, job: FaceJob, options: DeidentifyOptions) -> tuple[FaceBatch, Attempt]:
         """The source of a face and one attempt at it, even a failed one, for pictures of the stages."""
-        source, (people, noise) = self.reconstruct([job], options, refine=True), face_generators(job.seeds[0])
+        source, (people, noise) = self.reconstruct([job], options, may_refine=True), face_generators(job.seeds[0])
         (casting,) = self.castings(source, [people], options, [True])
         person = casting.draw(source.embedding, options.level, self.identity_limit)
         texture = self.encode_texture(source.images, source.masks)

@@ -1,7 +1,7 @@
 """The sharpness of generated faces.
 
 Networks paint fine detail with too little contrast. In a blurred picture, or out of focus, a face must still not be sharper than
-its surroundings.
+the one it replaces.
 """
 
 from __future__ import annotations
@@ -15,15 +15,16 @@ from diffdeid.geometry.pixels import on_host
 
 BLURS = (0.0, 1.0, 1.5, 2.25, 3.4, 5.0)  # standard deviations in 256ths of a crop
 DETAIL = 1.5  # in the same units; what a blur by this removes from a picture is its detail, unless a call says otherwise
-GAIN = 0.75  # of detail, which networks paint with .5 to .8 of the contrast that photos have …
-RIM = 24 / 256  # … except near the edge of what is erased, within so many crop sizes: halos would show along jaws
+GAIN = 0.75  # of detail, which networks paint with .5 to .8 of the contrast that photos have
+RIM = 24 / 256  # crop sizes; the gain rises from 0 at the edge of what is erased to its full value there, or jaws would get halos
 INSIDE = 8 / 256  # crop sizes; detail is measured at least this far inside the outline of the face
 
 
 def sharpen(faces: Tensor, depths: Tensor) -> Tensor:
     """Sharpen generated faces `(B, 3, S, S)` in [-1, 1] by an unsharp mask.
 
-    All are sharpened alike, so that nothing is told of the erased face. `depths` is as for `soften`.
+    The gain is the same for all. So only `soften`, which comes afterwards, makes a result depend on the erased face: on how much
+    detail it has. `depths` is as for `soften`.
     """
     size = depths.shape[-1]
     gain = GAIN * (depths / (RIM * size)).clamp(0, 1)

@@ -1,10 +1,10 @@
 """The refiner: a generated face of 256 pixels -> the same face with 512, for faces that are large in their picture.
 
-Network: the compact SRVGG of Real-ESRGAN (Wang et al. 2021, arXiv:2107.10833; weights `realesr-general-x4v3`, BSD-3), half as
-deep. It works at half of the face's resolution, on cells of 2×2 pixels, so it costs as little as the original does for a quarter
-of the pixels. Unlike the original, it is told where the face is and how its head is shaded. It only adds
-detail: the same to red, green and blue, and about zero on average over `CELL` pixels. So colours stay, and no pattern of colour
-can appear. Training: training/train_refiner.py.
+Network: the compact SRVGG of Real-ESRGAN (Wang et al. 2021, arXiv:2107.10833; weights `realesr-general-x4v3`, BSD-3) with 14 of
+its layers. It works at half of the face's resolution, on cells of 2×2 pixels, so it costs as little as the original does for a
+quarter of the pixels. Unlike the original, it is told where the face is and how its head is shaded. It only adds detail: the same
+to red, green and blue, and about zero on average over `CELL` pixels. So colours stay, and no pattern of colour can appear.
+Training: training/train_refiner.py.
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
         context_encoder: encodes what the surroundings tell of a person, for `attributes="context"`.
         face_parser: finds what lies in front of a face and stays, such as hands and masks; without it, they are painted over.
         hand_finder: finds hands, which the face parser may take for skin; without it, many of them are painted over.
-        refiner: doubles the resolution of new faces that are large in their picture; without it, they stay softer.
+        refiner: doubles the resolution of new faces that are large in photos; without it, they stay softer. Videos do not use it.
         identity_limit: smallest accepted 1 - cosine between source and result, 0…2. With the released value, one in a thousand
             pairs of different people would be taken for the same person.
         crop_factor: side of the crop in FFHQ squares.
@@ -49,7 +49,7 @@ class DeidentificationPipeline(SafeHubMixin, DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "reconstructor->face_parser->face_recognition->texture_encoder->unet"
-    # small, and all but the refiner are used outside `forward`
+    # small; the refiner would move other networks that are needed, and the rest is used outside `forward`
     _exclude_from_cpu_offload = ["face_analyser", "hand_finder", "morphable_model", "lds", "context_encoder", "refiner"]
     _optional_components = [
         "face_analyser", "reconstructor", "lds", "lds_scheduler", "context_encoder", "face_parser", "hand_finder", "refiner",

@@ -1,4 +1,4 @@
-"""The stages of the method, in the paper's order.
+"""The stages of the method, in the paper's order; `refine` is not in the paper.
 
-detect, reconstruct, identity, condition, denoise, register, verify, compose
+detect, reconstruct, identity, condition, denoise, register, refine, verify, compose
 """

@@ -11,11 +11,12 @@ from diffdeid.geometry.seam import without_colour
 from diffdeid.geometry.sharpness import DETAIL, sharpen, soften
 from diffdeid.models.refiner import SCALE, RefinerModel
 
-LARGE = 1.5  # pixels of the picture for each pixel of a crop from which on a face is refined; with 256, it is 300 pixels high
+# From so many pixels of the picture for each pixel of its crop on, a face is refined. With crops of 256 it is 300 pixels high.
+LARGE = 1.5
 
 
 def is_large(matrix: np.ndarray) -> bool:
-    """Whether the picture shows more of a face than its crop can; `matrix` `(2, 3)` is picture -> crop."""
+    """Whether the picture has at least `LARGE` pixels for each pixel of a crop; `matrix` `(2, 3)` is picture -> crop."""
     return scale_of(matrix) <= 1 / LARGE
 
 
@@ -25,7 +26,7 @@ def enlarged(maps: Tensor) -> Tensor:
 
 
 def refine(refiner: RefinerModel, faces: Tensor, sources: Tensor, depths: Tensor, maps: Tensor) -> Tensor:
-    """Double the resolution of generated faces, and blur what is sharper than the picture.
+    """Double the resolution of generated faces, sharpen them, and blur those that are then sharper than their sources.
 
     Args:
         refiner: the network.

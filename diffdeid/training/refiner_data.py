@@ -29,6 +29,7 @@ from diffdeid.io.files import write_whole
 from diffdeid.io.images import read_image
 from diffdeid.models.refiner import SCALE
 from diffdeid.options import DeidentifyOptions
+from diffdeid.pipelines.loading import precisions
 from diffdeid.pipelines.pipeline_diffdeid import DiffDeIDPipeline
 from diffdeid.stages.condition import Conditions, render_new_heads
 from diffdeid.stages.denoise import Callbacks, denoise
@@ -58,7 +59,8 @@ def soften_photos(folder: str | Path, out: str | Path, model: str | Path = "weig
     """
     out = Path(out)
     out.mkdir(parents=True, exist_ok=True)
-    pipeline = DiffDeIDPipeline.from_pretrained(model)
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    pipeline = DiffDeIDPipeline.from_pretrained(model, dtype=precisions(device)).to(device)
     photos = [path for path in sorted(Path(folder).iterdir()) if path.suffix.lower() in PHOTOS]
     missing = [path for path in photos if not (out / f"{path.name}.safetensors").exists()]
     for paths in tqdm(list(split(missing, BATCH)), desc="photos", unit="batch"):
@@ -95,7 +97,7 @@ def soften_faces(pipeline: DiffDeIDPipeline, jobs: dict[str, FaceJob], seed: int
     changed, maps = render_new_heads(engine.morphable_model, batch.coefficients, shape, batch.masks, keep_mouth=False)
     conditions = Conditions(maps, batch.embedding, changed.pack(), engine.encode_texture(batch.images, batch.masks))
     seeds = [zlib.crc32(f"{seed} {name}".encode()) for name in jobs]
-    softened = np.stack([on_host(to_bytes(soften(engine, batch, conditions, start, seeds))) for start in STARTS], axis=1)
+    softened = np.stack([on_host(to_bytes(repaint(engine, batch, conditions, start, seeds))) for start in STARTS], axis=1)
     renders, masks = (on_host(to_bytes(part)) for part in (maps[:, 1:4], maps[:, :1]))
     pairs = {}
     for row, (name, job) in enumerate(jobs.items()):
@@ -104,7 +106,7 @@ def soften_faces(pipeline: DiffDeIDPipeline, jobs: dict[str, FaceJob], seed: int
     return pairs
 
 
-def soften(engine: Engine, batch: FaceBatch, conditions: Conditions, start: int, seeds: Sequence[int]) -> Tensor:
+def repaint(engine: Engine, batch: FaceBatch, conditions: Conditions, start: int, seeds: Sequence[int]) -> Tensor:
     """Faces of a batch as the denoiser paints them from step `start` of `STEPS` on, `(B, 3, S, S)` in [-1, 1]."""
     scheduler = copy(engine.scheduler)
     scheduler.set_timesteps(STEPS, device=engine.device)

@@ -66,7 +66,7 @@ def jobs(engine, astronaut) -> list[FaceJob]:
 @torch.no_grad()
 def go_round(engine: Engine, jobs: list[FaceJob]) -> list:
     """An attempt at each face, in one batch."""
-    source = engine.reconstruct(jobs, OPTIONS, refine=True)
+    source = engine.reconstruct(jobs, OPTIONS, may_refine=True)
     generators = [face_generators(job.seeds[0]) for job in jobs]
     castings = engine.castings(source, [people for people, _ in generators], OPTIONS, [True] * len(jobs))
     people = [casting.draw(one[None], 1, -1.0) for casting, one in zip(castings, source.embedding, strict=True)]

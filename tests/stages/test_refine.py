@@ -1,7 +1,6 @@
 """Large faces are refined; all others, and everything around them, stay as they are."""
 
 from dataclasses import replace
-from pathlib import Path
 
 import numpy as np
 import pytest
@@ -9,20 +8,25 @@ import torch
 import torch.nn.functional as F
 from PIL import Image
 
+from diffdeid.geometry.pixels import to_tensor
+from diffdeid.geometry.sharpness import soften
 from diffdeid.models.face_analyser import FaceAnalyserModel
-from diffdeid.models.refiner import SCALE
-from diffdeid.options import DeidentifyOptions
+from diffdeid.models.refiner import SCALE, RefinerModel
+from diffdeid.options import DeidentifyOptions, VideoOptions
+from diffdeid.stages import components
+from diffdeid.stages import refine as refining
 from diffdeid.stages.refine import LARGE, is_large, refine
 from diffdeid.structures import FaceJob
+from diffdeid.training.losses import lattice_loss
+from tests.conftest import ROOT
 from tests.tiny import tiny_pipeline, tiny_refiner
 
-ROOT = Path(__file__).parents[2]
 SIZE = 32
 
 
 @pytest.fixture(scope="module")
-def photo() -> np.ndarray:
-    return np.asarray(Image.open(ROOT / "tests/assets/astronaut.png").convert("RGB"))
+def photo(astronaut) -> np.ndarray:
+    return np.asarray(Image.open(astronaut).convert("RGB"))
 
 
 @pytest.fixture(scope="module")
@@ -41,15 +45,23 @@ class Noisy(torch.nn.Module):
         return type("Output", (), {"sample": sample + 0.3 * noise})
 
 
-def scene(sharp: bool, colour: bool) -> tuple[torch.Tensor, ...]:
+def scene(sharp: bool, colour: bool, size: int = 64) -> tuple[torch.Tensor, ...]:
     """Generated faces, sources of twice the size, depths and maps; the face is a square."""
-    generator = torch.Generator().manual_seed(1)
-    source = torch.rand(1, 3 if colour else 1, 128, 128, generator=generator).expand(1, 3, 128, 128) * 2 - 1
+    generator, side = torch.Generator().manual_seed(1), 2 * size
+    source = torch.rand(1, 3 if colour else 1, side, side, generator=generator).expand(1, 3, side, side) * 2 - 1
     if not sharp:
         source = F.interpolate(F.avg_pool2d(source, 16), scale_factor=16, mode="bicubic").clamp(-1, 1)
-    depths = torch.full((1, 1, 128, 128), -8.0)
-    depths[..., 16:112, 16:112] = 24
-    return torch.zeros(1, 3, 64, 64), source, depths, torch.zeros(1, 9, 64, 64)
+    depths = torch.full((1, 1, side, side), -side / 16)
+    depths[..., side // 8 : -side // 8, side // 8 : -side // 8] = 3 * side / 16
+    return torch.zeros(1, 3, size, size), source, depths, torch.zeros(1, 9, size, size)
+
+
+class Striped(torch.nn.Module):
+    """Adds faint stripes of two pixels."""
+
+    def forward(self, faces, renders, masks):
+        sample = F.interpolate(faces, scale_factor=SCALE, mode="bicubic")
+        return type("Output", (), {"sample": sample + 0.05 * (-1.0) ** torch.arange(sample.shape[-1])})
 
 
 def inner(pictures: torch.Tensor) -> torch.Tensor:
@@ -61,6 +73,16 @@ def test_a_face_is_as_sharp_as_its_picture_at_most():
     assert sharp > 0.25 and blurred < 0.1
 
 
+def test_detail_that_the_picture_lacks_in_the_finest_band_alone_is_blurred():
+    """The picture has strong stripes of 16 pixels, and the face gets faint ones of 2."""
+    faces, source, depths, maps = scene(sharp=True, colour=True, size=256)
+    coarse = (0.4 * torch.sin(torch.arange(512) * torch.pi / 8)).expand(source.shape)
+    kept, blurred = (inner(refine(Striped(), faces, one, depths, maps)).std() for one in (source, coarse))
+    assert kept > 0.05 and blurred < 0.8 * kept
+    alone = (0.08 * (-1.0) ** torch.arange(512)).expand(source.shape)
+    assert torch.equal(soften(alone, coarse, depths), alone)  # the coarser band does not see it
+
+
 def test_a_face_of_a_black_and_white_picture_gets_no_colour():
     def colour(picture):
         return (picture.amax(1) - picture.amin(1)).mean()
@@ -69,7 +91,7 @@ def test_a_face_of_a_black_and_white_picture_gets_no_colour():
     assert colour(inner(refine(Noisy(), *scene(sharp=True, colour=True)))) > 0.1
 
 
-def test_only_faces_with_more_pixels_than_their_crop_are_large():
+def test_only_faces_with_enough_pixels_are_large():
     assert is_large(np.array([[1 / LARGE, 0, 3], [0, 1 / LARGE, 4.0]]))
     assert not is_large(np.array([[1.01 / LARGE, 0, 3], [0, 1.01 / LARGE, 4.0]]))
 
@@ -115,6 +137,44 @@ def test_large_and_small_faces_share_a_batch(photo, face):
     for one, other in zip(together, alone, strict=True):
         assert np.abs(one.patch.astype(int) - other.patch).max() <= 2
         np.testing.assert_allclose(one.opacity, other.opacity, atol=1e-5)
+
+
+@torch.no_grad()
+def test_all_faces_are_sharpened(photo, face, monkeypatch):
+    """A stand-in for the unsharp mask that paints everything grey."""
+    small, scale = np.asarray(Image.fromarray(photo).resize((64, 64))), 64 / 512
+    shrunk = replace(face, box=face.box * scale, landmarks=face.landmarks * scale, iris=face.iris * scale)
+    for module in (components, refining):
+        monkeypatch.setattr(module, "sharpen", lambda faces, depths: torch.zeros_like(faces))
+    engine, options = tiny_pipeline(refiner=tiny_refiner()).engine, DeidentifyOptions(num_inference_steps=2)
+    for picture, found in ((small, shrunk), (photo, face)):
+        (outcome,) = next(engine.deidentify([FaceJob(picture, found, (), (0,))], options))
+        assert np.ptp(outcome.patch) == 0
+
+
+@torch.no_grad()
+def test_frames_of_videos_are_not_refined(photo, face):
+    engine, jobs = tiny_pipeline(refiner=tiny_refiner()).engine, [FaceJob(photo, face)]
+    assert engine.reconstruct(jobs, DeidentifyOptions(), may_refine=True).crops[0].finer.shape == (SCALE * SIZE, SCALE * SIZE, 3)
+    reference = engine.reconstruct(jobs, DeidentifyOptions())  # as a stand-in of a video is cast
+    frame = engine.follow([photo], [face], reference.coefficients, VideoOptions())
+    assert reference.crops[0].finer is None and frame.crops[0].finer is None
+
+
+@torch.no_grad()
+def test_the_shipped_refiner_adds_detail_but_no_lattice(photo):
+    """It sees a photo shrunk to half, in either precision."""
+    target = to_tensor([photo[20:212, 130:322]])
+    shrunk, mask = F.avg_pool2d(target, SCALE), torch.ones(1, 1, 96, 96)
+    refiner = RefinerModel.from_pretrained(ROOT / "weights/diffdeid/refiner", torch_dtype=torch.float32).eval()
+    refined = refiner(shrunk, torch.zeros_like(shrunk), mask).sample
+    enlarged = F.interpolate(shrunk, scale_factor=SCALE, mode="bicubic")
+    edges = [one.mean(1).diff(dim=-1).abs().mean() for one in (target, enlarged, refined)]
+    assert 1.1 * edges[1] < edges[2] < 1.5 * edges[0]
+    everywhere = torch.ones(1, 1, 192, 192)
+    assert all(lattice_loss(refined, everywhere, side) < lattice_loss(target, everywhere, side) + 0.1 for side in (2, 4, 8))
+    half = refiner.to(torch.bfloat16)(shrunk, torch.zeros_like(shrunk), mask).sample
+    assert (half - refined).abs().max() < 0.1 and (half - refined).abs().mean() < 1 / 127.5
 
 
 @torch.no_grad()

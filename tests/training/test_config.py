@@ -54,5 +54,5 @@ def test_a_saved_config_reads_back(config, tmp_path):
 @pytest.mark.parametrize("path", sorted((ROOT / "configs").glob("*.json")), ids=lambda path: path.stem)
 def test_the_configs_of_the_repository_are_valid(path):
     kinds = {"lds": LDSTrainConfig, "face_parser": FaceParserTrainConfig, "reconstructor": ReconstructorTrainConfig}
-    kinds["refiner"] = RefinerTrainConfig
+    kinds |= {"refiner": RefinerTrainConfig}
     kinds.get(path.stem, TrainConfig).from_file(path)
