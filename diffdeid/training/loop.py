@@ -122,6 +122,21 @@ def descend(
     return norm
 
 
+def mean_losses(totals: dict[str, Tensor], steps: float, step: int) -> dict[str, float]:
+    """Means of losses that were summed over `steps`, rounded; raises `DiffDeIDError` if one is not finite at step `step`."""
+    means = {name: float(f"{value.item() / steps:.4g}") for name, value in totals.items()}
+    if not math.isfinite(sum(means.values())):
+        raise DiffDeIDError(f"The loss or its gradient is not finite at step {step}. Lower `learning_rate`.")
+    return means
+
+
+def write_log(output: Path, entry: dict[str, Any]):
+    """Show an entry, and append it to `log.jsonl` of a run folder."""
+    logger.info("%s", entry)
+    with open(output / "log.jsonl", "a") as log:
+        log.write(json.dumps(entry) + "\n")
+
+
 def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None] | None = None) -> Path:
     """Train, or resume the run in `config.output`; returns its last checkpoint. `on_checkpoint` is called with each new one.
 
@@ -269,9 +284,7 @@ def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None
                     save_grid(output / f"samples-{state.samples:09d}.png", averaged.model, scheduler, preview)
             next_preview = state.minutes + config.preview_minutes
         if accelerator.is_main_process:
-            with open(output / "log.jsonl", "a") as log:
-                log.write(json.dumps(entry) + "\n")
-            logger.info("%s", entry)
+            write_log(output, entry)
         if is_last or state.minutes >= next_checkpoint:
             networks = {"unet": averaged.model.unet, "texture_encoder": averaged.model.texture_encoder}
             save_checkpoint(output, accelerator, networks | {"scheduler": scheduler}, state.samples, config.keep_checkpoints)

@@ -111,8 +111,7 @@ def repaint(engine: Engine, batch: FaceBatch, conditions: Conditions, start: int
     scheduler = copy(engine.scheduler)
     scheduler.set_timesteps(STEPS, device=engine.device)
     scheduler.set_begin_index(start)
-    generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-    noise = torch.stack([torch.randn(batch.images.shape[1:], generator=one) for one in generators]).to(engine.device)
+    noise = engine.prepare_latents([torch.Generator().manual_seed(seed) for seed in seeds])
     latents = scheduler.add_noise(batch.images, noise, scheduler.timesteps[start : start + 1].expand(len(noise)))
     rest = Callbacks(progress=lambda timesteps: timesteps[start:])
     return denoise(engine.unet, scheduler, latents, batch, conditions, 1.0, rest).clamp(-1, 1)

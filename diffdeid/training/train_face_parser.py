@@ -13,9 +13,7 @@ resumes.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
-import math
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +26,6 @@ from accelerate import Accelerator
 from torch import Tensor
 from torch.utils.data import DataLoader
 
-from diffdeid.errors import DiffDeIDError
 from diffdeid.geometry.align import ffhq_matrix
 from diffdeid.geometry.mask import erased
 from diffdeid.geometry.pixels import from_bytes
@@ -49,7 +46,7 @@ from diffdeid.training.face_parser_data import (
     place,
     read_faces,
 )
-from diffdeid.training.loop import TrainState, descend, save_checkpoint
+from diffdeid.training.loop import TrainState, descend, mean_losses, save_checkpoint, write_log
 
 FROZEN_BLOCKS = 3  # of the encoder; the gradients of its finest layers would take a third of the time
 KEPT_SKIN = 1e-3  # share of the skin in the erased region that may be taken for something in front
@@ -202,15 +199,11 @@ def train(config: FaceParserTrainConfig | str | Path) -> Path:
         # 3b. every few minutes: log, checkpoint
         if is_last or state.minutes >= next_log:
             next_log = state.minutes + config.log_minutes
-            entry = {name: float(f"{value.item() / steps:.4g}") for name, value in totals.items()}
-            if not math.isfinite(sum(entry.values())):
-                raise DiffDeIDError(f"The loss or its gradient is not finite at step {state.step}. Lower `learning_rate`.")
+            entry = mean_losses(totals, steps, state.step)
             entry = {"samples": state.samples, "minutes": round(state.minutes, 2)} | entry
             entry["held_out"] = measure(averaged.model, groups)
             averaged.model.register_to_config(front_threshold=entry["held_out"]["threshold"])
-            logger.info("%s", entry)
-            with open(output / "log.jsonl", "a") as log:
-                log.write(json.dumps(entry) + "\n")
+            write_log(output, entry)
             totals, steps = {}, 0
         if is_last or state.minutes >= next_checkpoint:
             save_checkpoint(output, accelerator, {".": averaged.model}, state.samples, config.keep_checkpoints)

@@ -16,7 +16,6 @@ along (`reconstructor_data.py`). All pictures stay in memory. A run folder holds
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import math
 import sys
@@ -33,7 +32,6 @@ from torch import Tensor, nn
 from torch.nn.functional import smooth_l1_loss
 from torch.utils.data import DataLoader, default_collate
 
-from diffdeid.errors import DiffDeIDError
 from diffdeid.geometry.camera import project, to_camera
 from diffdeid.geometry.eyes import iris_centres
 from diffdeid.geometry.landmarks import EYE_CORNERS
@@ -51,7 +49,7 @@ from diffdeid.training.averaging import AveragedModel
 from diffdeid.training.config import ReconstructorTrainConfig
 from diffdeid.training.data import FaceStore
 from diffdeid.training.head_renders import render_heads
-from diffdeid.training.loop import TrainState, descend, save_checkpoint
+from diffdeid.training.loop import TrainState, descend, mean_losses, save_checkpoint, write_log
 from diffdeid.training.mirror import ORDER, SIGN
 from diffdeid.training.reconstructor_data import (
     ReconstructorFaces,
@@ -270,18 +268,14 @@ def train(config: ReconstructorTrainConfig | str | Path) -> Path:
         if is_last or state.minutes >= next_log:
             next_log = state.minutes + config.log_minutes
             steps = (state.samples - logged[0]) / (config.batch_size * world)
-            entry = {name: float(f"{value.item() / steps:.4g}") for name, value in totals.items()}
-            if not math.isfinite(sum(entry.values())):
-                raise DiffDeIDError(f"The loss or its gradient is not finite at step {state.step}. Lower `learning_rate`.")
+            entry = mean_losses(totals, steps, state.step)
             speed = (state.samples - logged[0]) / (60 * (state.minutes - logged[1]))
             entry = {"samples": state.samples, "minutes": round(state.minutes, 2), "samples_per_second": round(speed, 1)} | entry
             entry["learning_rate"] = float(f"{state.learning_rate(config):.4g}")
             if is_main:
                 for part, batches in (("held_out", held_out), ("seen", seen), ("turned", turned)):
                     entry[part] = evaluate(reconstruct, objective, batches)
-                logger.info("%s", entry)
-                with open(output / "log.jsonl", "a") as log:
-                    log.write(json.dumps(entry) + "\n")
+                write_log(output, entry)
             totals, logged = {}, (state.samples, (time.monotonic() - clock) / 60)
         if is_last or state.minutes >= next_checkpoint:
             save_checkpoint(output, accelerator, {".": averaged.model}, state.samples, config.keep_checkpoints)

@@ -12,7 +12,6 @@ which the same command resumes.
 from __future__ import annotations
 
 import itertools
-import json
 import logging
 import math
 import time
@@ -27,13 +26,13 @@ from safetensors.torch import load_file
 from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
-from diffdeid.errors import DiffDeIDError
 from diffdeid.geometry.pixels import on_host, to_bytes
 from diffdeid.models.refiner import SCALE, RefinerModel
+from diffdeid.stages.refine import enlarged
 from diffdeid.training.averaging import AveragedModel
 from diffdeid.training.config import RefinerTrainConfig
 from diffdeid.training.discriminator import PatchDiscriminator, adversarial_loss, discriminator_loss
-from diffdeid.training.loop import JUDGED, STYLE_DEPTHS, TrainState, descend, save_checkpoint
+from diffdeid.training.loop import JUDGED, STYLE_DEPTHS, TrainState, descend, mean_losses, save_checkpoint, write_log
 from diffdeid.training.losses import PATCH, lattice_loss, masked_mean, perceptual_loss, style_loss
 from diffdeid.training.perceptual import load_perceptual_network
 from diffdeid.training.refiner_data import RefinerPairs, read_pair, split_pairs
@@ -92,7 +91,7 @@ def train(config: RefinerTrainConfig | str | Path) -> Path:
     while state.progress(config) < 1:
         # 3a. one step: the network, then the discriminator, by the same features
         batch = {name: value.to(device) for name, value in next(stream).items()}
-        mask = F.interpolate(batch["mask"], scale_factor=SCALE, mode="bilinear")
+        mask = enlarged(batch["mask"])
         rate = state.learning_rate(config)
         with accelerator.autocast():
             composite = laid_over(model(batch["face"], batch["render"], batch["mask"]).sample, batch["target"], mask)
@@ -120,15 +119,11 @@ def train(config: RefinerTrainConfig | str | Path) -> Path:
         # 3b. every few minutes: log, preview, checkpoint
         if is_last or state.minutes >= next_log:
             next_log = state.minutes + config.log_minutes
-            entry = {name: float(f"{value.item() / steps:.4g}") for name, value in totals.items()}
-            if not math.isfinite(sum(entry.values())):
-                raise DiffDeIDError(f"The loss or its gradient is not finite at step {state.step}. Lower `learning_rate`.")
+            entry = mean_losses(totals, steps, state.step)
             entry = {"samples": state.samples, "minutes": round(state.minutes, 2)} | entry
             entry["held_out"] = measure(averaged.model, features, validation)
             save_samples(output / f"samples-{state.samples:09d}.png", averaged.model, validation[:PREVIEW_PAIRS])
-            logger.info("%s", entry)
-            with open(output / "log.jsonl", "a") as log:
-                log.write(json.dumps(entry) + "\n")
+            write_log(output, entry)
             totals, steps = {}, 0
         if is_last or state.minutes >= next_checkpoint:
             save_checkpoint(output, accelerator, {".": averaged.model}, state.samples, config.keep_checkpoints)
@@ -169,7 +164,7 @@ def measure(model: RefinerModel, features: nn.Module, pairs: list[dict[str, Tens
         face, render, mask = (pair[name][None, :, MIDDLE, MIDDLE].to(model.device) for name in ("face", "render", "mask"))
         doubled = slice(SCALE * MIDDLE.start, SCALE * MIDDLE.stop)
         target = pair["target"][None, :, doubled, doubled].to(model.device)
-        region, wanted = F.interpolate(mask, scale_factor=SCALE, mode="bilinear"), features(target)
+        region, wanted = enlarged(mask), features(target)
         before = F.interpolate(face, scale_factor=SCALE, mode="bicubic")
         for picture in (before, model(face, render, mask).sample):
             laid = laid_over(picture, target, region)
@@ -197,7 +192,7 @@ def save_samples(path: Path, model: RefinerModel, pairs: list[dict[str, Tensor]]
     rows = []
     for pair in pairs:
         face, render, mask, target = (pair[name][None].to(model.device) for name in ("face", "render", "mask", "target"))
-        region = F.interpolate(mask, scale_factor=SCALE, mode="bilinear")
+        region = enlarged(mask)
         before = F.interpolate(face, scale_factor=SCALE, mode="bicubic")
         shown = [laid_over(one, target, region) for one in (before, model(face, render, mask).sample, target)]
         rows.append(torch.cat(shown, dim=3))
