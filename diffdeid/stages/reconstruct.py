@@ -32,6 +32,7 @@ HAND_EVIDENCE = 0.08  # least mean probability of something in front: 0.1…0.8 
 LIKELY_A_HAND = 0.3  # probability from which a pixel beside the silhouette of a hand belongs to it …
 HAND_OUTLINE = 0.25  # … at this distance at most, in palms
 NEXT_TO_HAIR = 9  # pixels by which things surely in front are widened, because their soft edges are no evidence of a hand
+FRONT_SOFTNESS = 1.5 / 256  # crop sizes; standard deviation of the blur that makes the edges of things in front soft
 LIKELY_GLASSES = 0.08  # probability from which a pixel belongs to glasses, low because thin rims are found a bit beside them
 GLASSES_SHARE = 0.05  # least share of sure glasses in the erased region: 0.058 and more with glasses, else mostly below 0.025
 GLASSES_OUTLINE, GLASSES_REACH = 10 / 256, 32 / 256  # crop sizes erased around glasses, and most beyond the erased region
@@ -139,8 +140,8 @@ def find_what_is_in_front(likely: Tensor, least: float, depths: Tensor, hands: S
     """How much of each pixel is in front of the face, from its probability `likely`; `(B, 1, S, S)`, 0…1 both.
 
     It is 0 below the threshold `least`, which hardly any skin exceeds, and next to such pixels, because outlines are uncertain.
-    Things in front reach beyond the face; a part that does not is the face itself. The face ends a little inside the erased
-    region, whose `depths` are `(B, 1, S, S)`.
+    From there it fades in: hard edges would look cut out. Things in front reach beyond the face; a part that does not is the
+    face itself. The face ends a little inside the erased region, whose `depths` are `(B, 1, S, S)`.
 
     The parser takes fingers in front of a face for skin, so lower probabilities count where hands were found, with landmarks
     `(21, 2)` in crop pixels. If the parser sees nothing in front there, the face was mistaken for a hand.
@@ -154,6 +155,7 @@ def find_what_is_in_front(likely: Tensor, least: float, depths: Tensor, hands: S
         outside = _joined(its_depths <= 0, _border(one.shape))  # without a kept mouth, which is not erased either
         one[~_joined(one > 0, signed_distance(~outside) <= BEYOND * len(one))] = 0
         one[:] = cv2.erode(one, np.ones((3, 3)))
+        one *= _faded(one > 0)
     return torch.from_numpy(front).to(likely.device)
 
 
@@ -182,6 +184,11 @@ def _joined(region: np.ndarray, to: np.ndarray) -> np.ndarray:
     """The connected parts of a region `(S, S)` bool that overlap with another region `to`."""
     _, parts = cv2.connectedComponents(region.astype(np.uint8))
     return region & np.isin(parts, parts[to & region])
+
+
+def _faded(region: np.ndarray) -> np.ndarray:
+    """How far inside a region `(S, S)` bool each pixel lies, 0…1: from 0 at its edge, where stairs of pixels become lines."""
+    return (2 * cv2.GaussianBlur(np.float32(region), (0, 0), FRONT_SOFTNESS * len(region)) - 1).clip(0, 1)
 
 
 def _border(shape: tuple[int, int]) -> np.ndarray:

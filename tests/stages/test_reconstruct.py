@@ -56,6 +56,19 @@ def test_what_is_in_front_fades_in_from_the_threshold():
     torch.testing.assert_close(front[0, 0, 0], torch.tensor([1, 1, 0.5, 0.5, 0.5, 0, 0, 0]))
 
 
+def test_the_edge_of_what_is_in_front_is_a_soft_line_and_no_staircase():
+    """Seen at twice the size, hair that was cut out along pixels had a staircase of two pixels beside the new face."""
+    rows, columns = np.mgrid[:256, :256]
+    hair = columns < 100 + 2 * (rows // 8)  # an outline in steps of two pixels
+    told = torch.from_numpy(np.float32(hair))[None, None]
+    front = find_what_is_in_front(told, 0.8, -torch.ones(1, 1, 256, 256), [[]])[0, 0].numpy()
+    assert (front[hair == 0] == 0).all()  # nothing of the face beside it stays
+    assert (front[columns < 91 + rows // 4] > 0.99).all()
+    assert np.abs(np.diff(front, axis=1)).max() < 0.6
+    ends = front[32:-32].sum(axis=1)  # where it ends in each row
+    assert np.abs(np.diff(ends)).max() < 1.2  # and not 2
+
+
 def test_what_does_not_reach_beyond_the_face_is_the_face():
     depths, told = -torch.ones(2, 1, 16, 16), torch.zeros(2, 1, 16, 16)
     depths[:, :, 4:12, 4:12] = 3
