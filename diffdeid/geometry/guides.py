@@ -1,4 +1,4 @@
-"""Drawings that show the network where features are: feature lines and eyes.
+"""Drawings that show the network where features are: feature lines, and the openings of eyes and mouth.
 
 All take landmarks `(468, 2+)` in crop pixels and give `(size, size)` float32 pictures in 0…1.
 """
@@ -32,6 +32,18 @@ def feature_lines(landmarks: np.ndarray, size: int) -> np.ndarray:
     thickness = max(1, round(size / 128))
     for line in CLOSED_LINES + OPEN_LINES:
         cv2.polylines(canvas, [fixed_point(landmarks[list(line)])], line in CLOSED_LINES, 255, thickness, cv2.LINE_AA, SHIFT)
+    return canvas.astype(np.float32) / 255
+
+
+def openings(landmarks: np.ndarray, gaze: np.ndarray, size: int) -> np.ndarray:
+    """The openings of eyes and mouth (0.5), with the iris discs (1) where ω `(4,)` points, on 0."""
+    return np.maximum(eye_map(landmarks, gaze, size), mouth_map(landmarks, size))
+
+
+def mouth_map(landmarks: np.ndarray, size: int) -> np.ndarray:
+    """What lies between the lips (0.5) on 0; of a closed mouth a line is left."""
+    canvas = np.zeros((size, size), np.uint8)
+    cv2.fillPoly(canvas, [fixed_point(landmarks[list(LIPS_INNER)])], 128, cv2.LINE_AA, SHIFT)
     return canvas.astype(np.float32) / 255
 
 

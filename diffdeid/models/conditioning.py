@@ -1,4 +1,4 @@
-"""ρ -> the spatial conditions of the denoiser: SH-lit render I_3d, normals, feature lines, eyes (docs/conventions.md)."""
+"""ρ -> the spatial conditions of the denoiser: SH-lit render I_3d, normals, feature lines, openings (docs/conventions.md)."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from torch import Tensor
 
 from diffdeid.geometry.camera import project, to_camera
 from diffdeid.geometry.eyes import eye_coordinates, iris_centres
-from diffdeid.geometry.guides import eye_map, feature_lines
+from diffdeid.geometry.guides import feature_lines, openings
 from diffdeid.geometry.pixels import on_host
 from diffdeid.geometry.renderer import render
 from diffdeid.models.expression import keep_expression
@@ -24,7 +24,7 @@ class Conditioning:
     """Rendered conditions of a batch.
 
     Attributes:
-        maps: `(B, 8, H, W)` in [-1, 1]: render (3), normals (3), feature lines, eye map.
+        maps: `(B, 8, H, W)` in [-1, 1]: render (3), normals (3), feature lines, openings of eyes and mouth.
         landmarks: `(B, 468, 2)` in pixels of the maps.
     """
 
@@ -42,7 +42,7 @@ def render_conditions(model: MorphableModel, coefficients: MorphableCoefficients
     full = size + 2 * margin
     guides = np.stack(
         [
-            [feature_lines(points, full), eye_map(points, gaze, full)]
+            [feature_lines(points, full), openings(points, gaze, full)]
             for points, gaze in zip(on_host(landmarks), on_host(coefficients.gaze.float()), strict=True)
         ]
     )

@@ -2,7 +2,7 @@
 
 Method: DiffDeID, §3.3, eq. (6) and (7). Written from the paper, with three differences. The network works on patches of 4×4
 pixels (64×64 positions instead of 256×256), which costs a fiftieth and keeps the deepest map at 16×16. It takes normals, feature
-lines and eyes besides the render. A last convolution at full resolution hides the grid that patches leave.
+lines and openings of eyes and mouth besides the render. A last convolution at full resolution hides the grid of the patches.
 """
 
 from __future__ import annotations

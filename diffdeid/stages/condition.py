@@ -19,7 +19,7 @@ class Conditions:
     """The conditions of the denoiser for a batch of new faces.
 
     Attributes:
-        maps: spatial conditions `(B, 9, S, S)` in [-1, 1]: mask, render (3), normals (3), feature lines, eye map.
+        maps: spatial conditions `(B, 9, S, S)` in [-1, 1]: mask, render (3), normals (3), feature lines, openings.
         embedding: z' `(B, 128)`.
         coefficients: ρ' `(B, 261)`, packed.
         texture: K and V of the masked pictures I_m.

@@ -82,7 +82,7 @@ class TrainConfig(JsonConfig):
     rollout: float = 0.0  # share of steps on pictures that the sampler made on its way, see rollout.py …
     rollout_steps: list[int] = field(default_factory=lambda: [4])  # … in one of these numbers of steps …
     rollout_free: float = 0.6  # … of which this share from pure noise
-    eye_weight: float = 3.0  # of pixels at the eyes, on top of the 1 of the rest of the face
+    opening_weight: float = 3.0  # of pixels at eyes and mouth, on top of the 1 of the rest of the face
     identity_weight: float = 0.0  # 0: none; compares z_id with the recogniser's embedding of x̂0
     geometry_weight: float = 0.0  # 0: none; compares coefficients by the reconstructor
     landmark_weight: float = 0.0  # 0: none; compares landmarks by the attention mesh
@@ -128,7 +128,7 @@ class TrainConfig(JsonConfig):
             "identity_weight",
             "geometry_weight",
             "landmark_weight",
-            "eye_weight",
+            "opening_weight",
         )
         for name in (*weights, "open_mouth_weight", "turned_weight", "warmup_samples", "num_workers"):
             self._require(getattr(self, name) >= 0, name, "0 or more")

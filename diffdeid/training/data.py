@@ -281,8 +281,8 @@ def coarsen(pictures: Tensor, coarseness: Tensor) -> Tensor:
     return pictures
 
 
-def eye_surroundings(openings: Tensor) -> Tensor:
-    """The eyes with lids and lashes, from their openings; `(B, 1, H, W)`, 0 or 1, both."""
+def around_openings(openings: Tensor) -> Tensor:
+    """Eyes with lids and lashes, and mouths with lips, from their openings; `(B, 1, H, W)`, 0 or 1, both."""
     reach = openings.shape[-1] // 32
     return F.max_pool2d(openings.float(), 2 * reach + 1, stride=1, padding=reach)
 
@@ -295,8 +295,8 @@ def network_inputs(batch: dict[str, Tensor], resolution: int, hidden: Sequence[s
     Returns:
         `image` (B, 3, H, W), `mask` (B, 1, H, W) 0 or 1, `spatial_conditions` (B, 9, H, W), `masked_texture` (B, 4, H, W): the
         picture without its face, or, for `video` (B,) rows (those of a clip that are not `still`), all of another frame;
-        `identity` (B, 128), `coefficients` (B, 261), and for the losses `exchanged` (B,), `eyes` (B, 1, H, W) 0 or 1 and `chip`
-        (B, 2, 3).
+        `identity` (B, 128), `coefficients` (B, 261), and for the losses `exchanged` (B,), `openings` (B, 1, H, W) 0 or 1,
+        eyes and mouth with what lies around, and `chip` (B, 2, 3).
     """
     cut = cut_out(batch, resolution)
     video = batch["video"] & ~batch["still"]
@@ -315,7 +315,7 @@ def network_inputs(batch: dict[str, Tensor], resolution: int, hidden: Sequence[s
     inputs = {
         "image": image,
         "mask": mask,
-        "eyes": eye_surroundings(guides[:, 1:] > -1),
+        "openings": around_openings(guides[:, 1:] > -1),
         "spatial_conditions": torch.cat([2 * mask - 1, render, normals, guides], dim=1),
         "masked_texture": torch.cat([texture * (1 - erased), 2 * erased - 1], dim=1),
         "coefficients": coefficients,

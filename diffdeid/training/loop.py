@@ -360,7 +360,7 @@ def training_losses(
         snr: `(B,)`, how much of the photo is in them: its signal-to-noise ratio.
         part: the rows and columns that the perceptual network looks at.
     """
-    image, weight = batch["image"], pixel_weight(batch, config.eye_weight)
+    image, weight = batch["image"], pixel_weight(batch, config.opening_weight)
     sample = visible_sample(noisy, batch)
     predicted = predict_original(scheduler, model(sample, timesteps, batch).float(), sample, timesteps)
     composite, known = visible_sample(predicted, batch), ~batch["exchanged"]

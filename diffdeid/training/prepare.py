@@ -1,10 +1,10 @@
 """Photos and clips -> a store of training samples: one safetensors file per face. A second run recomputes nothing.
 
 Each file holds, at 288 pixels (the 256 of the crop and a margin of 16 for jitter): `image`, `render`, `normals` (uint8, 3
-channels), `guides` (feature lines, eye map), `mask` (distance to the outline of the face, mouth); and in float32: `fit` (261, the
-reconstruction), `coefficients` (261, as the denoiser gets them), `identity` (128), `matrix` (2, 3, from the picture to these
-pixels), and in pixels of the crop proper `landmarks` (468, 3) and `iris` (2, 5, 2). Frames of clips also hold `texture`, another
-frame of the same person, and get α, δ and γ of that frame.
+channels), `guides` (feature lines, openings of eyes and mouth), `mask` (distance to the outline of the face, mouth); and in
+float32: `fit` (261, the reconstruction), `coefficients` (261, as the denoiser gets them), `identity` (128), `matrix` (2, 3,
+from the picture to these pixels), and in pixels of the crop proper `landmarks` (468, 3) and `iris` (2, 5, 2). Frames of clips
+also hold `texture`, another frame of the same person, and get α, δ and γ of that frame.
 """
 
 from __future__ import annotations

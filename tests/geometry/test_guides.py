@@ -1,8 +1,8 @@
 import numpy as np
 import pytest
 
-from diffdeid.geometry.guides import eye_map, feature_lines
-from diffdeid.geometry.landmarks import LEFT_EYE, LIPS_OUTER, RIGHT_EYE
+from diffdeid.geometry.guides import eye_map, feature_lines, mouth_map, openings
+from diffdeid.geometry.landmarks import LEFT_EYE, LIPS_INNER, LIPS_OUTER, RIGHT_EYE
 from diffdeid.geometry.mask import face_region, mouth_region
 
 SIZE = 96
@@ -11,6 +11,7 @@ AHEAD = np.zeros(4)
 DRAWINGS = {
     "feature lines": feature_lines,
     "eye map": lambda points, size: eye_map(points, AHEAD, size),
+    "openings": lambda points, size: openings(points, AHEAD, size),
     "face": face_region,
     "mouth": mouth_region,
 }
@@ -27,6 +28,7 @@ def face(seed: int = 0) -> np.ndarray:
     points[list(RIGHT_EYE)], points[list(LEFT_EYE)] = (34, 38) + circle * [-1, 1], (62, 38) + circle
     ring = np.linspace(0, 2 * np.pi, 20, endpoint=False)
     points[list(LIPS_OUTER)] = (48, 66) + np.stack([-10 * np.cos(ring), 5 * np.sin(ring)], axis=-1)
+    points[list(LIPS_INNER)] = (48, 66) + np.stack([-8 * np.cos(ring), 3 * np.sin(ring)], axis=-1)
     return points
 
 
@@ -85,6 +87,21 @@ def test_the_iris_follows_the_gaze(gaze, slant):
 def test_the_iris_stays_inside_the_eye():
     looking_away = eye_map(face(), np.array([0.5, 0.5, 0.5, 0.5]), SIZE)
     assert (looking_away[eye_map(face(), AHEAD, SIZE) == 0] == 0).all()
+
+
+def test_the_mouth_is_drawn_as_far_as_it_is_open():
+    wide, narrow = face(), face()
+    narrow[list(LIPS_INNER), 1] = 66 + (narrow[list(LIPS_INNER), 1] - 66) / 3
+    opened, closing = mouth_map(wide, SIZE), mouth_map(narrow, SIZE)
+    assert opened.max() == closing.max() == 128 / 255
+    assert opened.sum() == pytest.approx(np.pi * 8 * 3 / 2, rel=0.3) and closing.sum() < opened.sum() / 1.5
+    assert (opened <= mouth_region(wide, SIZE)).all()
+
+
+def test_openings_are_those_of_eyes_and_mouth():
+    drawn = openings(face(), AHEAD, SIZE)
+    np.testing.assert_array_equal(drawn[:58], eye_map(face(), AHEAD, SIZE)[:58])
+    np.testing.assert_array_equal(drawn[58:], mouth_map(face(), SIZE)[58:])
 
 
 @pytest.mark.parametrize("draw", DRAWINGS.values(), ids=DRAWINGS)

@@ -208,13 +208,13 @@ def test_conditions_are_in_the_documented_order(store):
         torch.testing.assert_close(conditions[channels], planes(batch, name) / 127.5 - 1, atol=1e-4, rtol=0)
 
 
-def test_the_eyes_are_their_openings_with_what_lies_around(store):
+def test_openings_count_with_what_lies_around(store):
     batch = stored(store)
     lines, openings = batch["maps"][0, STARTS["guides"] : STARTS["guides"] + 2]
     lines[:], openings[:] = 0, 0
     openings[24:27, 34:40], lines[44, 44] = 128, 255  # an eye, and a line that is none
-    (eyes,) = network_inputs(batch, 64)["eyes"][0]
-    assert (eyes[18:25, 28:38] == 1).all() and eyes.sum() == 7 * 10
+    (around,) = network_inputs(batch, 64)["openings"][0]
+    assert (around[18:25, 28:38] == 1).all() and around.sum() == 7 * 10
 
 
 def test_erased_pixels_do_not_reach_the_texture_encoder(store):
