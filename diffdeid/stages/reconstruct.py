@@ -32,7 +32,8 @@ HAND_EVIDENCE = 0.08  # least mean probability of something in front: 0.1…0.8 
 LIKELY_A_HAND = 0.3  # probability from which a pixel beside the silhouette of a hand belongs to it …
 HAND_OUTLINE = 0.25  # … at this distance at most, in palms
 NEXT_TO_HAIR = 9  # pixels by which things surely in front are widened, because their soft edges are no evidence of a hand
-FRONT_SOFTNESS = 1.5 / 256  # crop sizes; standard deviation of the blur that makes the edges of things in front soft
+FRONT_SOFTNESS = 1.5 / 256  # crop sizes; standard deviation of the blur that makes the edges of things in front soft …
+FRONT_EDGE = 5 / 256  # … within this distance of where they are solid
 LIKELY_GLASSES = 0.08  # probability from which a pixel belongs to glasses, low because thin rims are found a bit beside them
 GLASSES_SHARE = 0.05  # least share of sure glasses in the erased region: 0.058 and more with glasses, else mostly below 0.025
 GLASSES_OUTLINE, GLASSES_REACH = 10 / 256, 32 / 256  # crop sizes erased around glasses, and most beyond the erased region
@@ -140,7 +141,7 @@ def find_what_is_in_front(likely: Tensor, least: float, depths: Tensor, hands: S
     """How much of each pixel is in front of the face, from its probability `likely`; `(B, 1, S, S)`, 0…1 both.
 
     It is 0 below the threshold `least`, which hardly any skin exceeds, and next to such pixels, because outlines are uncertain.
-    From there it fades in: hard edges would look cut out. Things in front reach beyond the face; a part that does not is the
+    From there it fades in, as hard edges look cut out. Things in front reach beyond the face; a part that does not is the
     face itself. The face ends a little inside the erased region, whose `depths` are `(B, 1, S, S)`.
 
     The parser takes fingers in front of a face for skin, so lower probabilities count where hands were found, with landmarks
@@ -187,8 +188,14 @@ def _joined(region: np.ndarray, to: np.ndarray) -> np.ndarray:
 
 
 def _faded(region: np.ndarray) -> np.ndarray:
-    """How far inside a region `(S, S)` bool each pixel lies, 0…1: from 0 at its edge, where stairs of pixels become lines."""
-    return (2 * cv2.GaussianBlur(np.float32(region), (0, 0), FRONT_SOFTNESS * len(region)) - 1).clip(0, 1)
+    """How much of a region `(S, S)` bool is seen: 0 at its edge, 1 some pixels inside; this smooths edges that follow pixels.
+
+    Parts that are too thin to fade in, such as strands of hair and cords, are seen as they are.
+    """
+    faded = (2 * cv2.GaussianBlur(np.float32(region), (0, 0), FRONT_SOFTNESS * len(region)) - 1).clip(0, 1)
+    reach = round(FRONT_EDGE * len(region))
+    solid = cv2.dilate(np.uint8(faded > 0.9), np.ones((2 * reach + 1,) * 2)) > 0
+    return np.where(solid, faded, region)
 
 
 def _border(shape: tuple[int, int]) -> np.ndarray:

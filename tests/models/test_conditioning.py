@@ -39,6 +39,17 @@ def test_maps_are_eight_pictures_between_minus_one_and_one(model, people):
     assert (conditions.maps[:, [0, 1, 2, 6, 7]].amax((2, 3)) > 0.5).all()  # nothing is empty
 
 
+def test_the_last_map_shows_the_openings_of_eyes_and_mouth(model, people):
+    conditions = render_conditions(model, people, 256)
+    upper, lower = conditions.landmarks[:, 13], conditions.landmarks[:, 14]  # in the middle of the inner lips
+    apart = (lower - upper).norm(dim=1)
+    assert apart.max() > 3  # pixels
+    row = int(apart.argmax())
+    column, line = ((upper + lower) / 2)[row].long().tolist()
+    assert conditions.maps[row, 7, line, column] == pytest.approx(0, abs=0.01)
+    assert (conditions.maps[:, 7] > 0.9).any()  # irises
+
+
 def test_the_render_is_black_and_without_normals_beside_the_head(model, people):
     maps = render_conditions(model, people, 64).maps
     beside = (maps[:, 3:6] == 0).all(1)

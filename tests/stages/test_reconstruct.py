@@ -69,6 +69,14 @@ def test_the_edge_of_what_is_in_front_is_a_soft_line_and_no_staircase():
     assert np.abs(np.diff(ends)).max() < 1.2  # and not 2
 
 
+@pytest.mark.parametrize("width", [4, 5, 6, 8, 12])
+def test_thin_things_in_front_stay(width):
+    told = torch.zeros(1, 1, 256, 256)
+    told[..., 100 : 100 + width] = 1  # a strand of hair, or a cord
+    front = find_what_is_in_front(told, 0.8, -torch.ones(1, 1, 256, 256), [[]])[0, 0]
+    assert (front.amax(dim=1) > 0.9).all()
+
+
 def test_what_does_not_reach_beyond_the_face_is_the_face():
     depths, told = -torch.ones(2, 1, 16, 16), torch.zeros(2, 1, 16, 16)
     depths[:, :, 4:12, 4:12] = 3

@@ -80,15 +80,15 @@ def test_errors_outside_the_erased_region_hardly_count(faces):
 
 def test_errors_at_eyes_and_mouth_count_most(faces):
     image, mask, snr = faces
-    eyes = torch.zeros_like(mask)
-    eyes[..., 4:12, 10:14] = 1  # half of it outside the erased region
-    weight = pixel_weight({"mask": mask, "openings": eyes}, opening_weight=3.0)
+    openings = torch.zeros_like(mask)
+    openings[..., 4:12, 10:14] = 1  # half of it outside the erased region
+    weight = pixel_weight({"mask": mask, "openings": openings}, opening_weight=3.0)
     assert weight.unique().tolist() == [0, 1, 4] and torch.equal(weight > 0, mask > 0)
-    assert torch.equal(pixel_weight({"mask": mask, "openings": eyes}, opening_weight=0.0), mask)
+    assert torch.equal(pixel_weight({"mask": mask, "openings": openings}, opening_weight=0.0), mask)
     elsewhere = torch.zeros_like(mask)
     elsewhere[..., 20:24, 10:14] = 1  # as many erased pixels
     for loss in (denoising_loss, reconstruction_loss):
-        assert loss(image + eyes * mask, image, weight, snr) > 2 * loss(image + elsewhere, image, weight, snr) > 0
+        assert loss(image + openings * mask, image, weight, snr) > 2 * loss(image + elsewhere, image, weight, snr) > 0
 
 
 @pytest.mark.parametrize("prediction_type", ["sample", "epsilon", "v_prediction"])
