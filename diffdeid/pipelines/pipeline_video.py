@@ -1,7 +1,7 @@
 """The video pipeline (paper §3.4): each person of a video becomes one new person, steady from frame to frame.
 
 As in the paper, the texture is that of the de-identified reference I_d, and δ and γ are those of its source. One thing differs,
-because the weights have hardly learned the video mode (docs/video.md): z' stays in the condition vector.
+because the weights learned the video mode from little (docs/video.md): z' stays in the condition vector.
 """
 
 from __future__ import annotations
