@@ -5,6 +5,8 @@ All take landmarks `(468, 2+)` in crop pixels and give `(size, size)` float32 pi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 import cv2
 import numpy as np
 
@@ -42,17 +44,14 @@ def openings(landmarks: np.ndarray, gaze: np.ndarray, size: int) -> np.ndarray:
 
 def mouth_map(landmarks: np.ndarray, size: int) -> np.ndarray:
     """What lies between the lips (0.5) on 0; of a closed mouth a line is left."""
-    canvas = np.zeros((size, size), np.uint8)
-    cv2.fillPoly(canvas, [fixed_point(landmarks[list(LIPS_INNER)])], 128, cv2.LINE_AA, SHIFT)
-    return canvas.astype(np.float32) / 255
+    return _opening(landmarks, LIPS_INNER, size).astype(np.float32) / 255
 
 
 def eye_map(landmarks: np.ndarray, gaze: np.ndarray, size: int) -> np.ndarray:
     """Eye openings (0.5) with the iris discs (1) where ω `(4,)` points, on 0."""
     canvas = np.zeros((size, size), np.uint8)
     for contour, (right, left), (x, y) in zip((RIGHT_EYE, LEFT_EYE), EYE_CORNERS, np.reshape(gaze, (2, 2)), strict=True):
-        opening = np.zeros_like(canvas)
-        cv2.fillPoly(opening, [fixed_point(landmarks[list(contour)])], 128, cv2.LINE_AA, SHIFT)
+        opening = _opening(landmarks, contour, size)
         start, end = landmarks[right, :2], landmarks[left, :2]
         along = end - start
         across = np.array([-along[1], along[0]])
@@ -62,3 +61,9 @@ def eye_map(landmarks: np.ndarray, gaze: np.ndarray, size: int) -> np.ndarray:
         cv2.circle(disc, fixed_point(centre).tolist(), radius, 255, -1, cv2.LINE_AA, SHIFT)
         canvas = np.maximum(canvas, np.maximum(opening, np.minimum(disc, opening * (255 / 128)).astype(np.uint8)))
     return canvas.astype(np.float32) / 255
+
+
+def _opening(landmarks: np.ndarray, contour: Sequence[int], size: int) -> np.ndarray:
+    """What lies within a contour of landmarks, 128 on 0, uint8."""
+    canvas = np.zeros((size, size), np.uint8)
+    return cv2.fillPoly(canvas, [fixed_point(landmarks[list(contour)])], 128, cv2.LINE_AA, SHIFT)
