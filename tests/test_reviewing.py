@@ -43,8 +43,8 @@ def face_report(method="diffusion", distance=0.9, attempts=1, reason=None, stray
         (face_report(), ""),
         (face_report(distance=0.48), "new face near the limit of the distance (0.48; at least 0.45)"),
         (face_report(straying=0.93), "its features stray by 93% of what is allowed"),
-        (face_report(attempts=3), "new face after 3 of at most 4 attempts"),
-        (face_report("fill", None, 4, "it is no face", None), "covered: it is no face"),
+        (face_report(attempts=4), "new face after 4 of at most 6 attempts"),
+        (face_report("fill", None, 6, "it is no face", None), "covered: it is no face"),
         (face_report("kept", None, 0, None, None), ""),
     ],
 )
@@ -61,12 +61,12 @@ def test_doubts_about_a_result_come_before_all_others_until_its_entry_changes(re
 
 def test_doubts_about_people_are_about_their_tracks_in_these_frames():
     listed = reviewing.add(VIDEO, BOX, 0, 2, person=1)
-    one = PersonReport(1, "diffusion", 7, 0.47, 9, "it is turned away", covered=[(2, 3)], nearest=8)
+    one = PersonReport(1, "diffusion", 7, 0.47, 10, "it is turned away", covered=[(2, 3)], nearest=8)
     written = reviewing.Written.of(listed, {1: one, 2: PersonReport(2, "diffusion", 7, 0.9, 1, nearest=5)}, 0.45)
     queue = reviewing.queue(listed, written)
     assert [number for _, number in queue] == [1, -1, 2]
     near = "new face near the limit of the distance (0.47; at least 0.45), frame 8"
-    for words in ("covered: it is turned away, frames 2 to 3", near, "new face after 9 of at most 16 attempts, frames 0 to 9"):
+    for words in ("covered: it is turned away, frames 2 to 3", near, "new face after 10 of at most 18 attempts, frames 0 to 9"):
         assert words in queue[0][0]
     assert "turned away, frame 2" in queue[1][0] and "near" not in queue[1][0] and "attempts, frames 0 to 2" in queue[1][0]
     assert reviewing.timeline(listed, written=written).count(f"rgb{reviewing.DOUBTFUL}") == 6

@@ -28,12 +28,12 @@ from diffdeid.structures import (
     Replaced,
 )
 
-MAX_ATTEMPTS = 4  # at a face, before it is covered
+MAX_ATTEMPTS = 6  # at a face, before it is covered; of 60 faces one needed five
 CPU_BATCH = 4  # faces in a batch; 8 are hardly faster, and fragment the memory
 GPU_BATCH, GPU_BYTES = 64, 256 * 2**20  # most faces in a batch, and the memory that each may take
 # A stand-in's z' and its painted reference must be farther from the person than the limit, because frames differ from it:
 MARGIN, MARGIN_SEEN = 0.15, 0.2  # by so much …
-CASTS = 4  # … and this many people are tried at each attempt until one is
+CASTS = 3  # … and this many people are tried at each attempt until one is
 
 logger = logging.getLogger(__name__)
 

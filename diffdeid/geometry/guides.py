@@ -5,7 +5,7 @@ All take landmarks `(468, 2+)` in crop pixels and give `(size, size)` float32 pi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import cv2
 import numpy as np
@@ -44,14 +44,17 @@ def openings(landmarks: np.ndarray, gaze: np.ndarray, size: int) -> np.ndarray:
 
 def mouth_map(landmarks: np.ndarray, size: int) -> np.ndarray:
     """What lies between the lips (0.5) on 0; of a closed mouth a line is left."""
-    return _opening(landmarks, LIPS_INNER, size).astype(np.float32) / 255
+    lower, upper = LIPS_INNER[:11], (*LIPS_INNER[:1], *LIPS_INNER[:9:-1])  # both from corner to corner
+    parts = zip(lower[:-1], lower[1:], upper[1:], upper[:-1], strict=True)
+    # A part at a time, because in profile the far half of the mouth lies over the near half.
+    return _filled(landmarks, parts, size).astype(np.float32) / 255
 
 
 def eye_map(landmarks: np.ndarray, gaze: np.ndarray, size: int) -> np.ndarray:
     """Eye openings (0.5) with the iris discs (1) where ω `(4,)` points, on 0."""
     canvas = np.zeros((size, size), np.uint8)
     for contour, (right, left), (x, y) in zip((RIGHT_EYE, LEFT_EYE), EYE_CORNERS, np.reshape(gaze, (2, 2)), strict=True):
-        opening = _opening(landmarks, contour, size)
+        opening = _filled(landmarks, [contour], size)
         start, end = landmarks[right, :2], landmarks[left, :2]
         along = end - start
         across = np.array([-along[1], along[0]])
@@ -63,7 +66,9 @@ def eye_map(landmarks: np.ndarray, gaze: np.ndarray, size: int) -> np.ndarray:
     return canvas.astype(np.float32) / 255
 
 
-def _opening(landmarks: np.ndarray, contour: Sequence[int], size: int) -> np.ndarray:
-    """What lies within a contour of landmarks, 128 on 0, uint8."""
+def _filled(landmarks: np.ndarray, contours: Iterable[Sequence[int]], size: int) -> np.ndarray:
+    """What lies within any of several contours of landmarks, 128 on 0, uint8."""
     canvas = np.zeros((size, size), np.uint8)
-    return cv2.fillPoly(canvas, [fixed_point(landmarks[list(contour)])], 128, cv2.LINE_AA, SHIFT)
+    for contour in contours:
+        cv2.fillPoly(canvas, [fixed_point(landmarks[list(contour)])], 128, cv2.LINE_AA, SHIFT)
+    return canvas

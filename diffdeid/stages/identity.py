@@ -31,7 +31,7 @@ DRAWS = 20  # people drawn in a round, before a bound is lowered, …
 AT_ONCE = 5  # … in batches of so many
 ROUNDS = 20  # most rounds, before the search for identities that are far enough is given up
 VARIATION = 0.1  # standard deviations by which the wanted attributes vary more in each round …
-ATTEMPT_ROUNDS = 5  # … and a new attempt at a face varies them as much as so many rounds
+ATTEMPT_ROUNDS = 3  # … and a new attempt at a face varies them as much as so many rounds
 SAMPLING_STEPS = 10  # of the denoising of an identity
 LEVELS = 10
 LEVEL_STEP = 1 / 30  # of the cosine distance, from one level to the next
@@ -58,8 +58,8 @@ def least_distance(level: int, limit: float) -> float:
 def spread(attempt: int, number: int) -> float:
     """How many standard deviations attributes vary in round `number`, from 0, of attempt `attempt` at a face, from 1.
 
-    >>> [round(spread(attempt, number), 1) for attempt, number in ((1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (4, 0))]
-    [0.0, 0.1, 0.2, 0.5, 0.6, 1.5]
+    >>> [round(spread(attempt, number), 1) for attempt, number in ((1, 0), (1, 1), (1, 2), (2, 0), (2, 1), (6, 0))]
+    [0.0, 0.1, 0.2, 0.3, 0.4, 1.5]
     """
     return VARIATION * (number + ATTEMPT_ROUNDS * (attempt - 1))
 

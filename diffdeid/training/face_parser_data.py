@@ -25,6 +25,7 @@ from diffdeid.training.occluders import (
     Scene,
     borrow_hair,
     cast_shadow,
+    draw_cap,
     draw_cloth,
     draw_glasses,
     draw_hand,
@@ -39,7 +40,8 @@ UNKNOWN = 255  # class of pixels without a known class
 FACE_LABELS = (1, 2, 4, 5, 6, 7, 10, 11, 12)  # of CelebAMask-HQ: skin, nose, eyes, brows, mouth, lips
 GLASSES_LABEL, FRONT_LABELS = 3, (13, 14)  # in front are hair and hats; ears, jewellery, neck and clothes are background
 CROP_FACTOR = 0.8  # of the crops, as the pipeline cuts them
-KINDS = {"hand": 0.55, "mask": 0.1, "thing": 0.13, "cloth": 0.1, "strands": 0.06, "hair": 0.06}  # shares of the occluders
+# These are the shares of the occluders:
+KINDS = {"hand": 0.4, "mask": 0.1, "thing": 0.12, "cloth": 0.1, "strands": 0.06, "hair": 0.06, "cap": 0.16}
 LAYERS = (0.15, 0.55, 0.3)  # shares of samples with none, one and two occluders
 
 
@@ -141,6 +143,8 @@ class OccludedFaces(Dataset):
             layer = draw_thing(scene, self.textures, rng)
         elif kind == "cloth":
             layer = draw_cloth(scene, self.textures, rng)
+        elif kind == "cap":
+            layer = draw_cap(scene, self.textures, rng)
         elif kind == "strands":
             layer = draw_strands(scene, rng)
         else:

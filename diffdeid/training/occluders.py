@@ -1,4 +1,4 @@
-"""Drawing things that may lie in front of a face, for training the face parser: hands, masks, things, cloth, hair, glasses.
+"""Drawing what may lie in front of a face, for training the face parser: hands, masks, things, cloth, caps, hair, glasses.
 
 Every function that draws takes a `Scene`, an aligned crop, and gives a `Layer` to paste over it; its randomness comes from the
 generator that it is given. Crops are float32 RGB `(S, S, 3)` in [0, 1]; points are in their pixels.
@@ -336,19 +336,15 @@ _SILHOUETTES = {
 
 
 def draw_cloth(scene: Scene, textures: Sequence[np.ndarray], rng: np.random.Generator) -> Layer:
-    """A scarf over the lower face, a cap over the forehead, a band across the face, or a veil at its side."""
-    size, points = scene.size, scene.landmarks
-    down = (points[152] - points[10]) / scene.face_height
-    down = down.astype(np.float32)
-    across = np.array([down[1], -down[0]])
-    grid = _grid(size) - points[168].astype(np.float32)
-    u, v = grid @ across / scene.face_height, grid @ down / scene.face_height
+    """A scarf over the lower face, a hood over the forehead, a band across the face, or a veil at its side."""
+    size = scene.size
+    u, v = _upright(scene)
     wave = rng.normal(0, 0.06) * u + rng.normal(0, 0.25) * u**2
     wave = wave + sum(rng.normal(0, 0.012) * np.sin(k * 4 * u + rng.uniform(0, 6)) for k in (1, 2, 4))
-    kind = rng.choice(["scarf", "cap", "band", "side"], p=[0.4, 0.3, 0.1, 0.2])
+    kind = rng.choice(["scarf", "hood", "band", "side"], p=[0.4, 0.3, 0.1, 0.2])
     if kind == "scarf":
         edge = v - rng.uniform(0.1, 0.6) - wave
-    elif kind == "cap":
+    elif kind == "hood":
         edge = rng.uniform(-0.35, -0.02) - v + wave
     elif kind == "band":
         edge = rng.uniform(0.04, 0.12) - np.abs(v - rng.uniform(-0.4, 0.6) - wave)
@@ -357,13 +353,70 @@ def draw_cloth(scene: Scene, textures: Sequence[np.ndarray], rng: np.random.Gene
     soft = 1.2 / scene.face_height
     alpha = np.clip(0.5 + edge / (2 * soft), 0, 1).astype(np.float32)
 
-    colour = _cut(textures[rng.integers(len(textures))], size, rng) if rng.random() < 0.35 else _fabric(size, rng)
-    direction = rng.uniform(0, np.pi)
-    along = math.cos(direction) * u + math.sin(direction) * v + 0.1 * _noise(size, 30, rng)
-    folds = sum(rng.uniform(0, 0.25) * np.sin(rng.uniform(8, 40) * along + rng.uniform(0, 6)) for _ in range(2))
+    colour = _material(textures, size, rng)
     rim = 1 - rng.uniform(0, 0.4) * np.exp(-((edge / 0.02) ** 2))
-    shade = rng.uniform(0.7, 1.1) * (1 + folds) * rim + 0.04 * _noise(size, rng.uniform(0.8, 4), rng)
+    shade = _folds(u, v, rng) * rim + 0.04 * _noise(size, rng.uniform(0.8, 4), rng)
     return Layer((colour * shade[..., None]).clip(0, 1), alpha, alpha > COVERED)
+
+
+# Parts of a brim, from below: least and largest height in heights of the face, and how often a cap has them.
+_BRIM = (
+    (0.01, 0.12, 0.6),  # underside
+    (0.008, 0.03, 0.4),  # edge
+    (0.02, 0.14, 0.7),  # upper side
+    (0.005, 0.015, 0.5),  # seam
+)
+
+
+def draw_cap(scene: Scene, textures: Sequence[np.ndarray], rng: np.random.Generator) -> Layer:
+    """A cap or helmet over the forehead, with or without a brim; the scene is darkened by the shadow of most brims."""
+    size = scene.size
+    u, v = _upright(scene)
+    u = u + rng.normal(0, 0.08)  # heads that are turned wear it to one side
+    height = rng.uniform(-0.38, -0.08) - v + rng.uniform(-0.3, 0.9) * u**2 + rng.normal(0, 0.15) * u  # above its lower edge
+    soft = 1.2 / scene.face_height
+    wide, reach = rng.uniform(0.42, 0.6), rng.uniform(0.4, 0.75)  # of the crown and of the brim, to each side
+    tapering = np.sqrt(np.clip(1 - (u / reach) ** 2, 0, 1))
+    parts = [rng.uniform(low, high) * (rng.random() < share) for low, high, share in _BRIM]  # heights
+    brim = sum(parts) * tapering
+
+    picture = _material(textures, size, rng) * _folds(u, v, rng)[..., None]
+    dark, edge, seam = _plain_colour(rng) * rng.uniform(0.05, 0.5), _plain_colour(rng), _plain_colour(rng) * 0.4
+    tones = [dark, edge, _material(textures, size, rng), seam]
+    for number, tone in reversed(list(enumerate(tones))):  # from the crown down, so that each part lies over what is above it
+        top = sum(parts[: number + 1]) * tapering
+        within = np.clip(0.5 + (top - height) / (2 * soft), 0, 1) * (parts[number] > 0)
+        picture = picture + within[..., None] * (tone - picture)
+    round_ = rng.uniform(0, 0.6)
+    shade = 1 - round_ * (u / max(wide, reach)) ** 2 + rng.normal(0, 0.3) * u + 0.04 * _noise(size, rng.uniform(0.8, 4), rng)
+
+    visor = np.minimum(brim - height, reach - np.abs(u))
+    inside = np.minimum(height, np.maximum(wide - np.abs(u), visor))
+    alpha = np.clip(0.5 + inside / (2 * soft), 0, 1).astype(np.float32)
+    if rng.random() < 0.7:
+        depth, length = rng.uniform(0.2, 0.75), rng.uniform(0.02, 0.3)
+        below = np.clip(1 + height / length, 0, 1) * (height < brim) * np.clip((reach - np.abs(u)) / length, 0, 1)
+        scene.image *= 1 - depth * below[..., None]
+    return Layer((picture * shade[..., None]).clip(0, 1).astype(np.float32), alpha, alpha > COVERED)
+
+
+def _material(textures: Sequence[np.ndarray], size: int, rng: np.random.Generator) -> np.ndarray:
+    return _cut(textures[rng.integers(len(textures))], size, rng) if rng.random() < 0.35 else _fabric(size, rng)
+
+
+def _folds(u: np.ndarray, v: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+    """The shading `(S, S)` of cloth with folds in one direction."""
+    direction = rng.uniform(0, np.pi)
+    along = math.cos(direction) * u + math.sin(direction) * v + 0.1 * _noise(len(u), 30, rng)
+    folds = sum(rng.uniform(0, 0.25) * np.sin(rng.uniform(8, 40) * along + rng.uniform(0, 6)) for _ in range(2))
+    return rng.uniform(0.7, 1.1) * (1 + folds)
+
+
+def _upright(scene: Scene) -> tuple[np.ndarray, np.ndarray]:
+    """How far each pixel `(S, S)` is to the side of the bridge of the nose, and below it, in heights of the face."""
+    down = ((scene.landmarks[152] - scene.landmarks[10]) / scene.face_height).astype(np.float32)
+    grid = (_grid(scene.size) - scene.landmarks[168].astype(np.float32)) / np.float32(scene.face_height)
+    return grid @ np.array([down[1], -down[0]]), grid @ down
 
 
 # Hair

@@ -2,11 +2,11 @@
 
     OMP_NUM_THREADS=1 diffdeid train face-parser configs/face_parser.json
 
-It learns from labelled crops, over which hands, masks, things, cloth and hair are drawn (`face_parser_data.py`). A pixel of skin
-that is taken for something in front of it would stay in the result. So such errors cost extra, the worst of them most, and the
-measure is how much is found in front at a threshold that keeps hardly any skin. The first blocks of the encoder keep their
-ImageNet weights. A run folder holds `config.json`, `log.jsonl`, the landmarks of the crops, and `checkpoint-<samples>/`. Each
-checkpoint is a folder for `FaceParserModel.from_pretrained` (averaged weights) plus `state/`, from which the same command
+It learns from labelled crops, over which hands, masks, things, cloth, caps and hair are drawn (`face_parser_data.py`). A pixel
+of skin that is taken for something in front of it would stay in the result. So such errors cost extra, the worst of them most,
+and the measure is how much is found in front at a threshold that keeps hardly any skin. The first blocks of the encoder keep
+their ImageNet weights. A run folder holds `config.json`, `log.jsonl`, the landmarks of the crops, and `checkpoint-<samples>/`.
+Each checkpoint is a folder for `FaceParserModel.from_pretrained` (averaged weights) plus `state/`, from which the same command
 resumes.
 """
 

@@ -98,6 +98,15 @@ def test_the_mouth_is_drawn_as_far_as_it_is_open():
     assert (opened <= mouth_region(wide, SIZE)).all()
 
 
+def test_a_mouth_in_profile_is_drawn_though_its_far_half_lies_over_the_near_half():
+    folded = face()
+    lips = list(LIPS_INNER)
+    folded[lips, 0] = 50 - np.abs(50 - folded[lips, 0])  # the far corner lies where the middle is
+    near = face()[lips, 0] < 49
+    column, row = np.floor((folded[lips][near] + (48, 66)) / 2).astype(int).T  # between the near lips and the middle
+    assert (mouth_map(folded, SIZE)[row, column] == 128 / 255).all()
+
+
 def test_openings_are_those_of_eyes_and_mouth():
     drawn = openings(face(), AHEAD, SIZE)
     np.testing.assert_array_equal(drawn[:58], eye_map(face(), AHEAD, SIZE)[:58])

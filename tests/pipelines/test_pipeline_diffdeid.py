@@ -209,7 +209,7 @@ def test_later_attempts_draw_people_who_vary_more(run, monkeypatch):
     monkeypatch.setattr(IdentitySampler, "vary", watched)
     monkeypatch.setattr(components, "verify", lambda *given: [(0.1, "too near")])
     assert run()[1].method == "fill"
-    assert [by for _, by in told] == [spread(attempt, 0) for attempt in (1, 2, 3, 4)]
+    assert [by for _, by in told] == [spread(attempt, 0) for attempt in range(1, MAX_ATTEMPTS + 1)]
     assert all(asked is not None for asked, _ in told)
 
 

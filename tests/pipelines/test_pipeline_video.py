@@ -146,7 +146,7 @@ def test_a_person_has_one_shape_that_moves_as_that_of_the_source(video_pipeline,
 
 @pytest.mark.parametrize(
     ("beyond", "attempts", "taken"),
-    [((0.21,), 1, 0), ((0.01, 0.19, 0.3), 3, 2), ((0.01, 0.1, *[0.05] * 14), 16, 1), ((None, 0.01, *[None] * 14), 16, 1)],
+    [((0.21,), 1, 0), ((0.01, 0.19, 0.3), 3, 2), ((0.01, 0.1, *[0.05] * 16), 18, 1), ((None, 0.01, *[None] * 16), 18, 1)],
 )
 def test_who_is_barely_far_enough_is_taken_if_nobody_is_farther(video_pipeline, portrait, monkeypatch, beyond, attempts, taken):
     """Frames differ from the reference, so with people just beyond the limit many frames would be covered."""

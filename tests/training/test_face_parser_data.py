@@ -22,7 +22,7 @@ from diffdeid.training.face_parser_data import (
     to_classes,
 )
 from diffdeid.training.hand_pictures import CHANNELS, Hand, render_hand
-from diffdeid.training.occluders import Layer, cast_shadow, draw_glasses, mark_skin, paste
+from diffdeid.training.occluders import Layer, cast_shadow, draw_cap, draw_glasses, mark_skin, paste
 
 WEIGHTS = Path(__file__).parents[2] / "weights" / "diffdeid"
 SIZE = 128
@@ -101,6 +101,21 @@ def test_what_is_put_before_a_face_is_labelled_and_little_else_changes(drawn, ki
         assert np.isfinite(scene.image).all() and scene.image.min() >= 0 and scene.image.max() <= 1 + 1e-6  # rounded
         covered += (region & (classes == FACE)).sum()
     assert covered > 0
+
+
+def test_a_cap_hides_what_is_above_the_forehead_and_its_shadow_falls_below_it(faces):
+    darkened = 0
+    for seed in range(12):
+        scene = plain_scene(faces[0])
+        before = scene.image.copy()
+        cap = draw_cap(scene, [faces[0].picture], np.random.default_rng(seed))
+        columns, rows = scene.landmarks[[10, 1]].astype(int).T  # forehead, tip of the nose
+        assert cap.region[: rows[0] - SIZE // 16, columns[0]].all() and not cap.region[rows[1] :, columns[1]].any()
+        assert cap.colour.min() >= 0 and cap.colour.max() <= 1
+        darker = (scene.image < before - 1e-3).any(axis=2)
+        assert (scene.image <= before).all() and not darker[0].any(where=cap.alpha[0] == 0)
+        darkened += (darker & (cap.alpha == 0)).any()
+    assert 3 <= darkened < 12
 
 
 def test_glasses_are_a_class_of_their_own(faces):
