@@ -350,8 +350,7 @@ def draw_cloth(scene: Scene, textures: Sequence[np.ndarray], rng: np.random.Gene
         edge = rng.uniform(0.04, 0.12) - np.abs(v - rng.uniform(-0.4, 0.6) - wave)
     else:
         edge = int(rng.choice([-1, 1])) * u - rng.uniform(0.0, 0.4) + rng.normal(0, 0.3) * v + rng.normal(0, 0.3) * v**2
-    soft = 1.2 / scene.face_height
-    alpha = np.clip(0.5 + edge / (2 * soft), 0, 1).astype(np.float32)
+    alpha = _within(edge, scene).astype(np.float32)
 
     colour = _material(textures, size, rng)
     rim = 1 - rng.uniform(0, 0.4) * np.exp(-((edge / 0.02) ** 2))
@@ -374,30 +373,34 @@ def draw_cap(scene: Scene, textures: Sequence[np.ndarray], rng: np.random.Genera
     u, v = _upright(scene)
     u = u + rng.normal(0, 0.08)  # heads that are turned wear it to one side
     height = rng.uniform(-0.38, -0.08) - v + rng.uniform(-0.3, 0.9) * u**2 + rng.normal(0, 0.15) * u  # above its lower edge
-    soft = 1.2 / scene.face_height
     wide, reach = rng.uniform(0.42, 0.6), rng.uniform(0.4, 0.75)  # of the crown and of the brim, to each side
     tapering = np.sqrt(np.clip(1 - (u / reach) ** 2, 0, 1))
     parts = [rng.uniform(low, high) * (rng.random() < share) for low, high, share in _BRIM]  # heights
-    brim = sum(parts) * tapering
+    tops = np.cumsum(parts)
+    brim = tops[-1] * tapering
 
     picture = _material(textures, size, rng) * _folds(u, v, rng)[..., None]
     dark, edge, seam = _plain_colour(rng) * rng.uniform(0.05, 0.5), _plain_colour(rng), _plain_colour(rng) * 0.4
     tones = [dark, edge, _material(textures, size, rng), seam]
-    for number, tone in reversed(list(enumerate(tones))):  # from the crown down, so that each part lies over what is above it
-        top = sum(parts[: number + 1]) * tapering
-        within = np.clip(0.5 + (top - height) / (2 * soft), 0, 1) * (parts[number] > 0)
-        picture = picture + within[..., None] * (tone - picture)
+    for part, top, tone in reversed(list(zip(parts, tops, tones, strict=True))):  # each lies over what is above it
+        if part > 0:
+            picture = picture + _within(top * tapering - height, scene)[..., None] * (tone - picture)
     round_ = rng.uniform(0, 0.6)
     shade = 1 - round_ * (u / max(wide, reach)) ** 2 + rng.normal(0, 0.3) * u + 0.04 * _noise(size, rng.uniform(0.8, 4), rng)
 
     visor = np.minimum(brim - height, reach - np.abs(u))
-    inside = np.minimum(height, np.maximum(wide - np.abs(u), visor))
-    alpha = np.clip(0.5 + inside / (2 * soft), 0, 1).astype(np.float32)
+    alpha = _within(np.minimum(height, np.maximum(wide - np.abs(u), visor)), scene).astype(np.float32)
     if rng.random() < 0.7:
         depth, length = rng.uniform(0.2, 0.75), rng.uniform(0.02, 0.3)
         below = np.clip(1 + height / length, 0, 1) * (height < brim) * np.clip((reach - np.abs(u)) / length, 0, 1)
         scene.image *= 1 - depth * below[..., None]
     return Layer((picture * shade[..., None]).clip(0, 1).astype(np.float32), alpha, alpha > COVERED)
+
+
+def _within(depth: np.ndarray, scene: Scene) -> np.ndarray:
+    """How much of each pixel lies within an edge, 0…1, by its depth inside in heights of the face."""
+    soft = 1.2 / scene.face_height
+    return np.clip(0.5 + depth / (2 * soft), 0, 1)
 
 
 def _material(textures: Sequence[np.ndarray], size: int, rng: np.random.Generator) -> np.ndarray:
