@@ -19,6 +19,7 @@ from diffdeid import __version__
 from diffdeid.errors import ConfigurationError
 from diffdeid.geometry.boxes import bounding_box
 from diffdeid.geometry.mask import face_height
+from diffdeid.geometry.mouth import match_mouths
 from diffdeid.geometry.pixels import from_bytes, on_host, to_bytes, to_tensor
 from diffdeid.geometry.rotation import angle_to_camera
 from diffdeid.geometry.seam import match, without_colour
@@ -48,6 +49,7 @@ from diffdeid.stages.verify import EXACT_TURN, STRAYING, allowed_straying, gapes
 from diffdeid.structures import Attempt, Face, FaceBatch, FaceCrop, FaceJob, MorphableCoefficients, NewIdentity
 
 RECOGNISED = 256  # pixels of the crops by which kept people are recognised, whatever size the U-Net takes
+FADING_TURN = 10.0  # degrees before `EXACT_TURN` over which mouths are matched less and less
 BROKEN = "the network returned values that are not finite"
 ONE_AT_A_TIME = Lock()  # for threads: running an offloaded network moves the others, and in the end itself, off the accelerator
 
@@ -316,18 +318,19 @@ class Components:
 
         Args:
             painted: the faces as they came from the network.
-            faces: `(3, S, S)`, the same faces registered and with matched colour. Here large ones are refined. All are
-                sharpened, and then blurred where their sources are.
+            faces: `(3, S, S)`, the same faces registered and with matched colour. Here what is between their lips is matched,
+                and large ones are refined. All are sharpened, and then blurred where their sources are.
             against: `(n, 128)` each, the embeddings that a result must not resemble.
             straying: how far features may be from where they were meant to be, in face sizes, see `allowed_straying`.
             doubts: `Face.doubt` of each source, by which features may be farther; 0 when `None`.
         """
         images, depths = _places(painted)
         maps, angles = torch.stack([one.maps for one in painted]), _angles(painted)
-        whole = without_colour(torch.stack(list(faces)), images, depths)
+        front = torch.cat([one.source.front for one in painted])
+        whole = self._match_mouths(torch.stack(list(faces)), painted, images, front, angles)
+        whole = without_colour(whole, images, depths)
         whole = lay_before_backdrop(whole, images, depths, maps, angles)
         generated = soften(sharpen(whole, depths), images, depths)
-        front = torch.cat([one.source.front for one in painted])
         laid, opacities = lay_over_crops(generated, images, depths, front)
         patches, opacities = list(on_host(to_bytes(generated))), list(on_host(opacities[:, 0]))
         if large := [row for row, one in enumerate(painted) if one.source.crops[0].finer is not None]:
@@ -363,6 +366,16 @@ class Components:
         parts = zip(patches, opacities, shown, verdicts, painted, odd, strict=True)
         return [Attempt(patch, opacity, result, *verdict, one.maps, share)
                 for patch, opacity, result, verdict, one, (share, _) in parts]  # fmt: skip
+
+    def _match_mouths(
+        self, faces: Tensor, painted: Sequence[Painted], images: Tensor, front: Tensor, angles: Sequence[float]
+    ) -> Tensor:
+        """`match_mouths`, less and less for turned heads, whose lips are not seen exactly; none without an analyser."""
+        if self.face_analyser is None:
+            return faces
+        marks, landmarks = np.stack([one.marks for one in painted]), np.concatenate([one.source.landmarks for one in painted])
+        trust = np.nan_to_num((EXACT_TURN - np.array(angles)) / FADING_TURN).clip(0, 1)
+        return match_mouths(faces, images, front, marks, landmarks, trust)
 
     def _refine(
         self, crops: Sequence[np.ndarray], faces: Tensor, depths: Tensor, maps: Tensor, front: Tensor

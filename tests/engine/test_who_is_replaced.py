@@ -56,6 +56,23 @@ def test_what_is_painted_of_heads_turned_away_stays_where_it_is(engine, both, pa
 
 
 @torch.no_grad()
+def test_teeth_of_frontal_heads_are_painted_only_where_the_picture_shows_some(engine, both, painted):
+    """The photo smiles with its teeth. It is checked as if it had been painted for a photo with a dark mouth."""
+    x, y = both.landmarks[0, [13, 14], :2].mean(0).round().astype(int)  # between the lips
+    around = (..., slice(y - 5, y + 6), slice(x - 8, x + 9))  # of crops of 32 pixels
+    images = both.images.clone()
+    images[around] = torch.where(images[around] > 0.2, -0.9, images[around])
+    dark = replace(both, images=images)
+    seen = []
+    for batch in (both, dark):
+        some = [replace(one, source=batch.pick([row])) for row, one in enumerate(painted)]
+        faces = engine._match_mouths(both.images, some, batch.images, torch.zeros_like(batch.depths), [0.0, EXACT_TURN])
+        assert torch.equal(faces[1], both.images[1])
+        seen.append(faces[0, :, y - 1 : y + 2, x - 3 : x + 4].mean())
+    assert seen[0] > seen[1] + 0.3
+
+
+@torch.no_grad()
 def test_features_of_heads_turned_away_are_seen_by_the_head_mesh(engine, painted, monkeypatch):
     asked = []
     for name in ("find_again", "find_in_any_pose"):
