@@ -21,7 +21,7 @@ LEAST, WHOLE = 2 / 256, 5 / 256  # crop sizes; mean gaps between the lips from w
 DARKEST, LIGHTEST = 0.15, 1.3  # gains; dark mouths have no teeth that gains could bring out
 BLACK = 0.03  # is added to colours of 0…1 before they are compared, so that noise in dark places does not count
 SOFTNESS = 1.5 / 256  # crop sizes; standard deviation of the blur of the gains, which begin so far inside the lips
-MOST_HIDDEN = 0.5  # of an opening, by something in front; of one that is hidden more, nothing is read
+MOST_HIDDEN = 0.5  # of a band, by something in front; one that is hidden more is not read, and gets no gain
 
 
 def match_mouths(
@@ -94,9 +94,9 @@ def _gain_map(points: np.ndarray, gains: np.ndarray, size: int) -> np.ndarray:
     lines, corners = _lines(points[None], size)[0], points[[LIPS_INNER[0], LIPS_INNER[10]]][:, None]
     lines = np.concatenate([corners[:1].repeat(len(lines), 0), lines, corners[1:].repeat(len(lines), 0)], axis=1)
     places = (np.arange(BANDS * LINES) + 0.5) / LINES - 0.5  # in bands, from the middle of the first
-    canvas = np.zeros((size, size, 3), np.float32)
-    for line, following, place in zip(lines[:-1], lines[1:], places, strict=True):
-        gain = [float(np.interp(place, range(BANDS), channel)) for channel in gains]
+    colours = np.stack([np.interp(places, range(BANDS), channel) for channel in gains], axis=-1)
+    canvas, points = np.zeros((size, size, 3), np.float32), fixed_point(lines)
+    for line, following, colour in zip(points[:-1], points[1:], colours.tolist(), strict=True):
         for quad in zip(line[:-1], line[1:], following[1:], following[:-1], strict=True):
-            cv2.fillConvexPoly(canvas, fixed_point(np.stack(quad)), gain, cv2.LINE_8, SHIFT)
+            cv2.fillConvexPoly(canvas, np.stack(quad), colour, cv2.LINE_8, SHIFT)
     return cv2.GaussianBlur(canvas, (0, 0), SOFTNESS * size)
