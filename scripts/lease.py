@@ -33,13 +33,15 @@ from safetensors.torch import save_file as save_weights
 
 from diffdeid.geometry.align import warp
 from diffdeid.io.files import write_whole
+from diffdeid.models.face_parser import FaceParserModel
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.config import TrainConfig
 from diffdeid.training.data import FaceStore
 from diffdeid.training.exchange import exchange_people, pool_of_cores
+from diffdeid.training.in_front import find_in_front
 from diffdeid.training.loop import train
-from diffdeid.training.maps import FULL, regions, shown
+from diffdeid.training.maps import FULL, MARGIN, regions, shown
 
 SHARES = 64  # of a part, small enough that all cores finish at about the same time
 NETWORKS, NETWORK_FILE = ("unet", "texture_encoder"), "diffusion_pytorch_model.safetensors"
@@ -104,6 +106,7 @@ def unpack(parts: list[Path], out: Path, validation_names: Path, model: Path):
 def unpack_share(out: Path, model: Path, part: Path, share: int, shares: int):
     """Unpack one of `shares` equal shares of a part."""
     morphable_model = MorphableModel.from_pretrained(model, subfolder="morphable_model").float()
+    parser = FaceParserModel.from_pretrained(model, subfolder="face_parser").float().eval()
     with safe_open(part, framework="np") as file:
         names = json.loads(file.metadata()["names"])
         arrays = {key: file.get_tensor(key) for key in (*ARRAYS, "blobs", "ends")}
@@ -111,9 +114,11 @@ def unpack_share(out: Path, model: Path, part: Path, share: int, shares: int):
     for row in range(share, len(names), shares):
         picture, texture = (_decoded(blob) for blob in blobs[2 * row : 2 * row + 2])
         coefficients, identity, landmarks, matrix = (arrays[key][row].astype(np.float32) for key in ARRAYS)
+        image = warp(picture, matrix, FULL)
         face = {
-            "image": warp(picture, matrix, FULL),
+            "image": image,
             "mask": regions(landmarks),
+            "front": find_in_front(parser, image, landmarks + MARGIN),
             "identity": identity,
             "landmarks": landmarks,
         }

@@ -130,6 +130,10 @@ def test_what_is_wrong_with_a_picture_of_a_list_is_said_of_that_picture(pipeline
 def test_pixels_under_the_mask_never_reach_the_network(tiny, photo, faces):
     engine, options = tiny.engine, DeidentifyOptions(num_inference_steps=2, keep_mouth=True)
     source = engine.reconstruct([FaceJob(photo, faces[0])], options)
+    front = torch.zeros_like(source.front)
+    front[..., 100:120, 120:140], front[..., 120:130, 120:140] = 1, 0.9
+    source = replace(source, front=front)
+    assert not source.masks[..., 100:120, 120:140].any() and source.masks[..., 120:130, 120:140].all()  # an edge shows the face
     scribbled = replace(source, images=torch.where(source.masks > 0, torch.randn_like(source.images), source.images))
 
     def generate(faces):
