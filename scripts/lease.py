@@ -7,9 +7,9 @@
                                                                             of at most 16 MB in OUT, anew at every checkpoint
     python scripts/lease.py merge OUT CHECKPOINT                            here: a checkpoint of these files
 
-FOLDER holds photos of one face each, STORE the faces that `diffdeid data prepare` made of them, 1.1 MB each. A part holds instead
+FOLDER holds photos of one face each, STORE the faces that `diffdeid data prepare` made of them, 1.2 MB each. A part holds instead
 the file of the photo, the place of the crop in it, landmarks, identity and coefficients (crops of clips are sent as WebP). The
-prepared faces are made again from these, with only rounding errors.
+prepared faces are made again from these, with only rounding errors. If the config has `occluded`, send its file of `hands`, too.
 """
 
 from __future__ import annotations

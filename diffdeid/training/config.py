@@ -100,7 +100,7 @@ class TrainConfig(JsonConfig):
 
     # Performance
     mixed_precision: str = "bf16"  # or "no"
-    faces_on_device: bool = False  # hold all faces in the device's memory (1.3 MB each), so that a GPU does not wait for files
+    faces_on_device: bool = False  # hold all faces in the device's memory (1.4 MB each), so that a GPU does not wait for files
     num_workers: int = 0  # loader processes per training process
     compile: bool = False  # torch.compile
 

@@ -97,7 +97,7 @@ class FaceStore:
         return float(np.interp(angle_to_camera(pose).item(), TURNED, (0, 1)))
 
     def stack(self, names: list[str], device: torch.device) -> dict[str, Tensor]:
-        """Load everything about many faces onto a device; 1.3 MB for each face."""
+        """Load everything about many faces onto a device; 1.4 MB for each face."""
         first = default_collate([self.load(names[0])])
         stacked = {key: value.new_empty((len(names), *value.shape[1:]), device=device) for key, value in first.items()}
         with ThreadPoolExecutor() as pool:
@@ -172,7 +172,8 @@ class TrainingFaces(Dataset):
             "still": np.bool_(rng.random() < self.still_frames),
             "widen": draw_widening(rng),
         }
-        drawn |= self.occlude(self.names[index], rng) if rng.random() < self.occluded else not_occluded(self.size)
+        if self.occluded > 0:
+            drawn |= self.occlude(self.names[index], rng) if rng.random() < self.occluded else not_occluded(self.size)
         return drawn | (self.store.load(self.names[index]) if self.read else {"index": np.int64(index)})
 
     def occlude(self, name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
@@ -212,7 +213,6 @@ class ValidationFaces(Dataset):
             "gain": np.ones(3, np.float32),
             "still": np.False_,
             "widen": np.zeros(2, np.float32),
-            **not_occluded(stored),
         }
 
 
@@ -237,7 +237,7 @@ def draw_widening(rng: np.random.Generator) -> np.ndarray:
 
 def cut_out(batch: dict[str, Tensor], resolution: int) -> dict[str, Tensor]:
     """Cut the windows of faces out: the maps `(B, C, resolution, resolution)` 0…255 by name, `coefficients` and `chip`."""
-    maps, window, mirrored = occluded(batch), batch["window"], batch["mirrored"]
+    maps, window, mirrored = occluded(batch) if "drawn" in batch else batch["maps"], batch["window"], batch["mirrored"]
     stored, left, top, size = maps.shape[-1], *window.unbind(1)
     side = torch.where(mirrored, -1.0, 1.0)  # of an axis to the right of the cut picture, in the stored one
 
@@ -323,8 +323,8 @@ def network_inputs(batch: dict[str, Tensor], resolution: int, hidden: Sequence[s
     Returns:
         `image` (B, 3, H, W), `mask` (B, 1, H, W) 0 or 1, `spatial_conditions` (B, 9, H, W), `masked_texture` (B, 4, H, W): the
         picture without its face, or, for `video` (B,) rows (those of a clip that are not `still`), all of another frame;
-        `identity` (B, 128), `coefficients` (B, 261), and for the losses `exchanged` (B,), `openings` (B, 1, H, W) 0 or 1,
-        eyes and mouth with what lies around, and `chip` (B, 2, 3).
+        `identity` (B, 128), `coefficients` (B, 261), and for the losses `exchanged` and `occluded` (B,), `openings` (B, 1, H, W)
+        0 or 1, eyes and mouth with what lies around, and `chip` (B, 2, 3).
     """
     cut = cut_out(batch, resolution)
     video = batch["video"] & ~batch["still"]
@@ -351,6 +351,7 @@ def network_inputs(batch: dict[str, Tensor], resolution: int, hidden: Sequence[s
         "identity": batch["identity"] * ~batch["anonymous"][:, None],
         "video": video,
         "exchanged": batch["exchanged"],
+        "occluded": batch.get("occluded", torch.zeros_like(batch["exchanged"])),
         "chip": cut["chip"],
     }
     for name in hidden:

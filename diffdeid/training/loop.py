@@ -174,7 +174,7 @@ def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None
         config.identity_dropout,
         config.still_frames,
         config.occluded,
-        np.load(config.hands) if config.occluded > 0 else None,
+        np.load(config.hands, mmap_mode="r") if config.occluded > 0 else None,
         config.seed,
         not config.faces_on_device,
     )

@@ -12,7 +12,7 @@ from diffdeid.models.face_parser import CLASSES, FRONT
 from diffdeid.stages.reconstruct import mask_crops, parse
 from diffdeid.training import in_front
 from diffdeid.training.in_front import KINDS, draw_in_front, find_in_front
-from diffdeid.training.occluders import draw_occluder
+from diffdeid.training.occluders import Layer, draw_occluder, paste
 from tests.training.conftest import disc_as_a_hand
 
 SIZE = 128
@@ -51,22 +51,39 @@ def test_what_is_in_front_is_found_as_the_pipelines_find_it(landmarks):
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_what_is_drawn_covers_the_face_and_is_known(landmarks, kind, monkeypatch):
+def test_of_what_is_drawn_all_but_a_rim_is_known(landmarks, kind, monkeypatch):
+    pasted = []
     monkeypatch.setattr(in_front, "KINDS", {kind: 1.0})
+    monkeypatch.setattr(in_front, "paste", lambda scene, layer, rng: pasted.append(layer) or paste(scene, layer, rng))
     image = np.random.default_rng(0).integers(90, 110, (SIZE, SIZE, 3), dtype=np.uint8)
     already = np.zeros((SIZE, SIZE), np.uint8)
     already[:10] = 200
     hidden = 0
-    for seed in range(8):
+    for seed in range(20):
         drawn = draw_in_front(image, landmarks, already, disc_as_a_hand(), [image], np.random.default_rng(seed))
         picture, front = drawn[..., :3], drawn[..., 3]
-        assert drawn.shape == (SIZE, SIZE, 4) and drawn.dtype == np.uint8
-        assert (front >= already).all() and set(np.unique(front)) <= {0, 200, 255}
-        hidden += (front[30:100, 40:90] == 255).sum()
-        # what is known to be in front ends a little inside of what was drawn
-        known = cv2.dilate(np.uint8(front == 255), np.ones((3, 3))) > 0
-        assert (picture[known] != image[known]).any(axis=-1).sum() > 0.9 * known.sum() - 1
-    assert hidden > 100
+        assert drawn.shape == (SIZE, SIZE, 4) and drawn.dtype == np.uint8 and (front >= already).all()
+        if not pasted:  # amid the face
+            assert (picture == image).all() and (front == already).all()
+            continue
+        region = np.uint8(pasted.pop().region)
+        within, known = cv2.erode(region, np.ones((3, 3))), front == 255
+        assert not (known & (within == 0)).any() and known.sum() > 0.5 * cv2.erode(region, np.ones((9, 9))).sum()
+        hidden += known[30:100, 40:90].sum()
+    assert hidden > 1000
+
+
+def test_what_lies_amid_a_face_is_not_drawn(landmarks, monkeypatch):
+    """The pipelines would take it for the face."""
+    spot = np.zeros((SIZE, SIZE), np.float32)
+    spot[60:76, 56:72] = 1
+    monkeypatch.setattr(in_front, "draw_occluder", lambda *_: Layer(np.ones(3, np.float32), spot, spot > 0, shadow=False))
+    image, front = np.full((SIZE, SIZE, 3), 100, np.uint8), np.zeros((SIZE, SIZE), np.uint8)
+    drawn = draw_in_front(image, landmarks, front, disc_as_a_hand(), [image], np.random.default_rng(0))
+    assert (drawn[..., :3] == image).all() and not drawn[..., 3].any()
+    spot[:76, 56:72] = 1  # … but what reaches beyond it is
+    drawn = draw_in_front(image, landmarks, front, disc_as_a_hand(), [image], np.random.default_rng(0))
+    assert (drawn[:70, 60:68, :3] == 255).all() and (drawn[:70, 60:68, 3] == 255).all()
 
 
 def test_an_unknown_kind_is_an_error():
