@@ -257,10 +257,15 @@ def test_the_other_frame_of_a_clip_is_not_drawn_over(tmp_path):
 
 
 def test_something_is_drawn_over_as_many_faces_as_asked(store):
-    for share, least, most in ((0.0, 0, 0), (0.5, 20, 40), (1.0, 60, 60)):
+    for share, least, most in ((0.5, 20, 40), (1.0, 60, 60)):
         faces = [stream(store, occluded=share)[n] for n in range(60)]
         assert least <= sum(face["occluded"] for face in faces) <= most
         assert all(face["drawn"].any() == face["occluded"] for face in faces)
+
+
+def test_where_nothing_is_drawn_no_pictures_of_it_travel(store):
+    face = stream(store, occluded=0.0, hands=None)[0]
+    assert "drawn" not in face and not network_inputs(default_collate([face]), 64)["occluded"].any()
 
 
 @pytest.mark.parametrize("name", HIDEABLE)
