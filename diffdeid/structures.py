@@ -10,8 +10,6 @@ import numpy as np
 import torch
 from torch import Tensor
 
-SOLID = 0.98  # how much of a pixel must be in front of a face for it to be seen when the face is painted: (nearly) all
-
 
 @dataclass(frozen=True)
 class Face:
@@ -139,8 +137,8 @@ class FaceBatch:
 
     @cached_property
     def masks(self) -> Tensor:
-        """`(F, 1, S, S)`, 1 where the face is erased. What is surely in front of it stays: the result shows it, too."""
-        return ((self.depths > 0) & (self.front < SOLID)).float()
+        """`(F, 1, S, S)`, 1 where the face is erased."""
+        return (self.depths > 0).float()
 
     def __len__(self) -> int:
         return len(self.crops)

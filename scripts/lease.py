@@ -7,9 +7,9 @@
                                                                             of at most 16 MB in OUT, anew at every checkpoint
     python scripts/lease.py merge OUT CHECKPOINT                            here: a checkpoint of these files
 
-FOLDER holds photos of one face each, STORE the faces that `diffdeid data prepare` made of them, 1.2 MB each. A part holds instead
+FOLDER holds photos of one face each, STORE the faces that `diffdeid data prepare` made of them, 1.1 MB each. A part holds instead
 the file of the photo, the place of the crop in it, landmarks, identity and coefficients (crops of clips are sent as WebP). The
-prepared faces are made again from these, with only rounding errors. If the config has `occluded`, send its file of `hands`, too.
+prepared faces are made again from these, with only rounding errors.
 """
 
 from __future__ import annotations
@@ -33,15 +33,13 @@ from safetensors.torch import save_file as save_weights
 
 from diffdeid.geometry.align import warp
 from diffdeid.io.files import write_whole
-from diffdeid.models.face_parser import FaceParserModel
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.config import TrainConfig
 from diffdeid.training.data import FaceStore
 from diffdeid.training.exchange import exchange_people, pool_of_cores
-from diffdeid.training.in_front import find_in_front
 from diffdeid.training.loop import train
-from diffdeid.training.maps import FULL, MARGIN, regions, shown
+from diffdeid.training.maps import FULL, regions, shown
 
 SHARES = 64  # of a part, small enough that all cores finish at about the same time
 NETWORKS, NETWORK_FILE = ("unet", "texture_encoder"), "diffusion_pytorch_model.safetensors"
@@ -106,7 +104,6 @@ def unpack(parts: list[Path], out: Path, validation_names: Path, model: Path):
 def unpack_share(out: Path, model: Path, part: Path, share: int, shares: int):
     """Unpack one of `shares` equal shares of a part."""
     morphable_model = MorphableModel.from_pretrained(model, subfolder="morphable_model").float()
-    parser = FaceParserModel.from_pretrained(model, subfolder="face_parser").float().eval()
     with safe_open(part, framework="np") as file:
         names = json.loads(file.metadata()["names"])
         arrays = {key: file.get_tensor(key) for key in (*ARRAYS, "blobs", "ends")}
@@ -114,11 +111,9 @@ def unpack_share(out: Path, model: Path, part: Path, share: int, shares: int):
     for row in range(share, len(names), shares):
         picture, texture = (_decoded(blob) for blob in blobs[2 * row : 2 * row + 2])
         coefficients, identity, landmarks, matrix = (arrays[key][row].astype(np.float32) for key in ARRAYS)
-        image = warp(picture, matrix, FULL)
         face = {
-            "image": image,
+            "image": warp(picture, matrix, FULL),
             "mask": regions(landmarks),
-            "front": find_in_front(parser, image, landmarks + MARGIN),
             "identity": identity,
             "landmarks": landmarks,
         }

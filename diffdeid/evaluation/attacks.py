@@ -259,7 +259,7 @@ def invert(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face, num_inferenc
     himself = NewIdentity(source.embedding, source.coefficients.shape, options.level)
     nobody = NewIdentity(torch.zeros_like(himself.embedding), torch.zeros_like(himself.shape), options.level)
     redrawn = there_and_back(pipe.engine, source, (himself, nobody), options)
-    return on_host(to_bytes(lay_over_crops(redrawn, source.images, source.depths, source.front)[0])[0])
+    return on_host(to_bytes(lay_over_crops(redrawn, source.images, source.depths)[0])[0])
 
 
 def there_and_back(

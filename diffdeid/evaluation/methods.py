@@ -167,7 +167,7 @@ def _reconstructed(pipe: DiffDeIDPipeline, picture: np.ndarray, face: Face) -> F
 
 
 def _filled(source: FaceBatch) -> Tensor:
-    erased = on_host((source.depths[0, 0] > 0).byte())
+    erased = on_host(source.masks[0, 0].byte())
     filled = cv2.inpaint(source.crops[0].image, erased, INPAINT_RADIUS, cv2.INPAINT_TELEA)
     return to_tensor([filled], source.images.device)
 

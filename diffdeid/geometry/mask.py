@@ -1,5 +1,4 @@
-"""The erased region of a crop, M_mask. Pixels in it never reach the networks that paint, unless they show something in front of
-the face (`FaceBatch.masks`). Training uses the same functions.
+"""The erased region of a crop, M_mask. Pixels in it never reach the networks that paint; training uses the same functions.
 
 The regions take landmarks `(468, 2+)` in the pixels of the picture, and give float32 pictures of the values 0 and 1; `size` is
 the side of a square, or (height, width).

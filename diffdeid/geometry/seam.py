@@ -51,32 +51,29 @@ class ColourCast(NamedTuple):
     border: Tensor
 
 
-def match(faces: Tensor, sources: Tensor, depths: Tensor, front: Tensor | float = 0) -> Tensor:
+def match(faces: Tensor, sources: Tensor, depths: Tensor) -> Tensor:
     """Correct the colour casts of generated faces that show at their borders.
 
     Args:
         faces: `(B, 3, S, S)` in [-1, 1], the generated crops with their surroundings.
         sources: `(B, 3, S, S)` in [-1, 1], crops of the pictures. What is erased has no influence.
         depths: `(B, 1, S, S)`, `signed_distance` of what is erased.
-        front: `(B, 1, S, S)`, 0…1, what is in front of the faces, and says nothing of their colour.
 
     Returns:
         `(B, 3, S, S)` in [-1, 1]; differs from `faces` only in the erased region.
     """
-    return correct(faces, depths, measure(faces, sources, depths, front))
+    return correct(faces, depths, measure(faces, sources, depths))
 
 
-def match_steadily(
-    faces: Tensor, sources: Tensor, depths: Tensor, front: Tensor | float, before: ColourCast | None
-) -> tuple[Tensor, ColourCast]:
+def match_steadily(faces: Tensor, sources: Tensor, depths: Tensor, before: ColourCast | None) -> tuple[Tensor, ColourCast]:
     """`match` for frames of a video, by the evidence of all frames so far; `before` is the cast of the last frame, if any."""
-    cast = measure(faces, sources, depths, front)
+    cast = measure(faces, sources, depths)
     if before is not None:  # crops move with the face, so cells can be compared
         cast = ColourCast(*(new + PERSISTENCE * (old - new) for old, new in zip(before, cast, strict=True)))
     return correct(faces, depths, cast), cast
 
 
-def measure(faces: Tensor, sources: Tensor, depths: Tensor, front: Tensor | float = 0) -> ColourCast:
+def measure(faces: Tensor, sources: Tensor, depths: Tensor) -> ColourCast:
     """Compare generated crops with their sources around what is erased; arguments as for `match`."""
     size, edge = depths.shape[-1], round(FRAME * depths.shape[-1])
     seen = F.pad(torch.ones_like(depths[..., edge : size - edge, edge : size - edge]), [edge] * 4)
@@ -85,7 +82,7 @@ def measure(faces: Tensor, sources: Tensor, depths: Tensor, front: Tensor | floa
     old, new = _colours(sources), _colours(faces)
 
     # 1. the same spots in both pictures, where both show skin
-    deep = depths.clamp(min=0) * (front <= 0)
+    deep = depths.clamp(min=0)
     usual = (
         torch.where(deep >= deep.amax(dim=(2, 3), keepdim=True) / 4, new, math.nan)
         .flatten(2)

@@ -324,8 +324,9 @@ class Components:
             straying: how far features may be from where they were meant to be, in face sizes, see `allowed_straying`.
             doubts: `Face.doubt` of each source, by which features may be farther; 0 when `None`.
         """
-        images, depths, front = _places(painted)
+        images, depths = _places(painted)
         maps, angles = torch.stack([one.maps for one in painted]), _angles(painted)
+        front = torch.cat([one.source.front for one in painted])
         whole = self._match_mouths(torch.stack(list(faces)), painted, images, front, angles)
         whole = without_colour(whole, images, depths)
         whole = lay_before_backdrop(whole, images, depths, maps, angles)
@@ -404,6 +405,6 @@ def _angles(painted: Sequence[Painted]) -> list[float]:
     return on_host(angle_to_camera(torch.cat([one.source.coefficients.pose for one in painted]))).tolist()
 
 
-def _places(painted: Sequence[Painted]) -> list[Tensor]:
-    """Crops `(B, 3, S, S)`, how deep in the erased region each pixel lies, and what is in front of it, `(B, 1, S, S)` both."""
-    return [torch.cat([getattr(one.source, name) for one in painted]) for name in ("images", "depths", "front")]
+def _places(painted: Sequence[Painted]) -> tuple[Tensor, Tensor]:
+    """Crops `(B, 3, S, S)`, and how deep in the erased region each pixel lies, `(B, 1, S, S)`."""
+    return torch.cat([one.source.images for one in painted]), torch.cat([one.source.depths for one in painted])

@@ -10,7 +10,6 @@ from diffusers import SchedulerMixin
 from diffusers.utils.torch_utils import randn_tensor
 from torch import Tensor
 
-from diffdeid.geometry.backdrop import spread
 from diffdeid.models.unet import DiffDeIDUNet2DModel
 from diffdeid.stages.condition import Conditions
 from diffdeid.structures import FaceBatch
@@ -59,8 +58,6 @@ def denoise(
 ) -> Tensor:
     """Noise -> faces `(B, 3, S, S)`; outside the masks the network sees the picture.
 
-    What it sees of things in front of the faces is not part of the faces: there they are continued from what was painted.
-
     The network works in its own precision; its predictions are summed up in that of the latents.
 
     Args:
@@ -90,7 +87,4 @@ def denoise(
                 latents = callbacks.on_step(step, t, latents)
             except Exception as error:
                 raise CallbackError from error
-
-    # 3. no pixel of the source stays in a face
-    in_front = (batch.depths > 0) & (batch.masks == 0)
-    return torch.where(in_front, spread(latents * batch.masks, batch.masks), latents) if in_front.any() else latents
+    return latents

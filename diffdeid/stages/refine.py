@@ -38,7 +38,7 @@ def refine(refiner: RefinerModel, faces: Tensor, sources: Tensor, depths: Tensor
     Returns:
         `(B, 3, 2 S, 2 S)` in [-1, 1].
     """
-    masks = (F.avg_pool2d(depths, SCALE) > 0).float()
+    masks = (maps[:, :1] > 0).float()  # of what was erased
     refined = refiner(faces.clamp(-1, 1), maps[:, 1:4], masks).sample.clamp(-1, 1)
     refined = without_colour(refined, sources, depths)
     return soften(soften(sharpen(refined, depths), sources, depths), sources, depths, DETAIL / SCALE)

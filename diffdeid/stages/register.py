@@ -15,12 +15,7 @@ from diffdeid.stages.compose import lay_over_crops
 
 
 def register(
-    analyser: FaceAnalyserModel | None,
-    faces: Tensor,
-    images: Tensor,
-    depths: Tensor,
-    front: Tensor,
-    marks: Sequence[np.ndarray],
+    analyser: FaceAnalyserModel | None, faces: Tensor, images: Tensor, depths: Tensor, marks: Sequence[np.ndarray]
 ) -> Tensor:
     """Move the features of generated faces `(B, 3, S, S)` by a few pixels to where they were meant to be.
 
@@ -30,12 +25,11 @@ def register(
         analyser: finds the landmarks of the faces.
         images: `(B, 3, S, S)` crops of the pictures, over which the faces are laid to be seen.
         depths: `(B, 1, S, S)`, `signed_distance` of the erased region.
-        front: `(B, 1, S, S)`, 0…1, what is in front of the faces. Where it hides a feature, nothing moves.
         marks: `(470, 2)` each, where ρ' puts landmarks and irises, see `conditioning.place_marks`.
     """
     if analyser is None:
         return faces
-    shown = on_host(to_bytes(lay_over_crops(faces, images, depths, front)[0]))
+    shown = on_host(to_bytes(lay_over_crops(faces, images, depths)[0]))
     found = analyser.find_again(shown, [points[:468] for points in marks])
     known = [row for row, face in enumerate(found) if face.landmarks is not None]
     # again, from crops that do not depend on where the marks were meant to be
@@ -44,14 +38,7 @@ def register(
     if not seen:
         return faces
     rows, where = list(seen), [np.concatenate([face.landmarks[:, :2], face.iris[:, 0]]) for face in seen.values()]
-    found, meant = (torch.from_numpy(np.float32(part)).to(faces.device) for part in (where, [marks[row] for row in rows]))
-    found = torch.where(_hidden(meant, front[rows])[..., None], meant, found)
+    places = (torch.from_numpy(np.float32(part)).to(faces.device) for part in (where, [marks[row] for row in rows]))
     registered = faces.clone()
-    registered[rows] = displace(faces[rows], offsets(found, meant, depths[rows])).clamp(-1, 1)
+    registered[rows] = displace(faces[rows], offsets(*places, depths[rows])).clamp(-1, 1)
     return registered
-
-
-def _hidden(marks: Tensor, front: Tensor) -> Tensor:
-    """Which marks `(B, n, 2)` lie behind things in front `(B, 1, S, S)`, `(B, n)` bool."""
-    columns, rows = marks.long().clamp(0, front.shape[-1] - 1).unbind(2)
-    return front[torch.arange(len(front), device=front.device)[:, None], 0, rows, columns] >= 0.5

@@ -47,9 +47,7 @@ class TemporalFilter:
         seen = on_host((face + 1) / 2).transpose(1, 2, 0), source.crops[0].image, np.float32(source.landmarks[0, :, :2])
         self._steadied = steady(*seen, self._steadied) if follows else begin(*seen)
         steadied = torch.from_numpy(self._steadied.face * 2 - 1).permute(2, 0, 1)[None].to(face.device)
-        matched, self._cast = match_steadily(
-            steadied, source.images, source.depths, source.front, self._cast if follows else None
-        )
+        matched, self._cast = match_steadily(steadied, source.images, source.depths, self._cast if follows else None)
         self.frame = frame
         return matched[0]
 

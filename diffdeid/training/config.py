@@ -67,8 +67,6 @@ class TrainConfig(JsonConfig):
     keep_mouth: float = 0.5  # share of samples whose mouth stays visible
     identity_dropout: float = 0.1  # share of samples without an identity, for guidance
     still_frames: float = 0.0  # share of frames of clips that are shown as photos instead of in video mode
-    occluded: float = 0.0  # share of samples over whose face a hand, mask, thing, cloth or cap is drawn; it stays visible
-    hands: str | None = None  # file of `hand_pictures.py`, needed if `occluded` is not 0
     hidden_inputs: list[str] = field(default_factory=list)  # for ablations: names of `HIDEABLE` of data.py
 
     # Losses, weights relative to each other
@@ -100,7 +98,7 @@ class TrainConfig(JsonConfig):
 
     # Performance
     mixed_precision: str = "bf16"  # or "no"
-    faces_on_device: bool = False  # hold all faces in the device's memory (1.4 MB each), so that a GPU does not wait for files
+    faces_on_device: bool = False  # hold all faces in the device's memory (1.3 MB each), so that a GPU does not wait for files
     num_workers: int = 0  # loader processes per training process
     compile: bool = False  # torch.compile
 
@@ -114,7 +112,7 @@ class TrainConfig(JsonConfig):
         self._require_positive("resolution", "max_samples", "batch_size", "learning_rate", "log_steps", "keep_checkpoints")
         self._require(self.resolution % 32 == 0, "resolution", "a multiple of 32")
         self._require(self.max_minutes is None or self.max_minutes > 0, "max_minutes", "above 0 or null")
-        self._require_share("keep_mouth", "identity_dropout", "still_frames", "occluded", "ema_decay", "rollout", "rollout_free")
+        self._require_share("keep_mouth", "identity_dropout", "still_frames", "ema_decay", "rollout", "rollout_free")
         self._require(min(self.rollout_steps, default=0) > 1, "rollout_steps", "one or more numbers above 1")
         part = self.perceptual_part
         fits = part is None or (part % 16 == 0 and 0 < part <= self.resolution * 3 // 4)
@@ -135,7 +133,6 @@ class TrainConfig(JsonConfig):
         for name in (*weights, "open_mouth_weight", "turned_weight", "warmup_samples", "num_workers"):
             self._require(getattr(self, name) >= 0, name, "0 or more")
         self._require(all(weight >= 0 for weight in self.set_weights.values()), "set_weights", "0 or more for every set")
-        self._require(self.hands is not None or self.occluded == 0, "hands", "a file, because `occluded` is not 0")
         self._require(set(self.hidden_inputs) <= set(HIDEABLE), "hidden_inputs", f"some of {list(HIDEABLE)}")
         needed = self.style_weight == self.adversarial_weight == 0 or self.perceptual_weight > 0
         self._require(needed, "perceptual_weight", "above 0, because the style and the adversarial loss use its network")

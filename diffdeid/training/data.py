@@ -23,11 +23,10 @@ from diffdeid.geometry.align import CHIP_SIZE, chip_matrix
 from diffdeid.geometry.camera import DISTANCE, FOCAL
 from diffdeid.geometry.landmarks import LEFT_EYE, RIGHT_EYE, lip_gap
 from diffdeid.geometry.rotation import angle_to_camera
-from diffdeid.structures import SOLID, MorphableCoefficients
-from diffdeid.training.in_front import draw_in_front
+from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.mirror import mirror_coefficients
 
-MAPS = {"image": 3, "texture": 3, "render": 3, "normals": 3, "guides": 2, "mask": 2, "front": 1}  # channels of `maps`
+MAPS = {"image": 3, "texture": 3, "render": 3, "normals": 3, "guides": 2, "mask": 2}  # channels, in the order of `maps`
 HIDEABLE = {  # inputs that an ablation can leave out, and where they are
     "render": [("spatial_conditions", slice(1, 4))],
     "geometry": [("spatial_conditions", slice(4, 9)), ("coefficients", slice(None))],
@@ -66,14 +65,13 @@ class FaceStore:
     def load(self, name: str) -> dict[str, np.ndarray]:
         """Load everything about a face.
 
-        `maps` (17, size, size) uint8 are those of `MAPS`. If the store has another frame of the same person, that is the
+        `maps` (16, size, size) uint8 are those of `MAPS`. If the store has another frame of the same person, that is the
         `texture`, and `video` is true; otherwise the texture is the picture itself. `exchanged` says that identity, α and the
         renders are another person's. `chip` (2, 3) maps the picture to the recogniser's chip.
         """
         with self.open(name) as file:
             stored = set(file.keys())
-            shown = {"texture": "texture" if "texture" in stored else "image"}
-            maps = [torch.from_numpy(file.get_tensor(shown.get(key, key))) for key in MAPS]
+            maps = [torch.from_numpy(file.get_tensor(key if key in stored else "image")) for key in MAPS]
             face = {key: file.get_tensor(key) for key in ("coefficients", "identity")}
             landmarks = file.get_tensor("landmarks")  # in the crop proper
         chip = chip_matrix(landmarks + MARGIN * len(maps[0])).astype(np.float32)
@@ -97,7 +95,7 @@ class FaceStore:
         return float(np.interp(angle_to_camera(pose).item(), TURNED, (0, 1)))
 
     def stack(self, names: list[str], device: torch.device) -> dict[str, Tensor]:
-        """Load everything about many faces onto a device; 1.4 MB for each face."""
+        """Load everything about many faces onto a device; 1.3 MB for each face."""
         first = default_collate([self.load(names[0])])
         stacked = {key: value.new_empty((len(names), *value.shape[1:]), device=device) for key, value in first.items()}
         with ThreadPoolExecutor() as pool:
@@ -133,8 +131,6 @@ class TrainingFaces(Dataset):
         keep_mouth: share of samples whose mouth stays visible.
         identity_dropout: share of samples whose identity is replaced by zeros.
         still_frames: share of the samples with a `texture` that are shown without it, as photos.
-        occluded: share of samples over whose face something is drawn.
-        hands: pictures of hands for that, of `hand_pictures.py`; needed if `occluded` is not 0.
         seed: of the stream.
         read: give the faces themselves; otherwise only the `index` of each in `names`, for a caller that holds them already.
 
@@ -143,11 +139,10 @@ class TrainingFaces(Dataset):
     """
 
     def __init__(self, store: FaceStore, names: list[str], set_weights: dict[str, float], open_mouth_weight: float,
-                 turned_weight: float, keep_mouth: float, identity_dropout: float, still_frames: float, occluded: float,
-                 hands: np.ndarray | None, seed: int, read: bool = True):  # fmt: skip
+                 turned_weight: float, keep_mouth: float, identity_dropout: float, still_frames: float, seed: int,
+                 read: bool = True):  # fmt: skip
         self.store, self.names, self.seed, self.read = store, names, seed, read
         self.keep_mouth, self.identity_dropout, self.still_frames = keep_mouth, identity_dropout, still_frames
-        self.occluded, self.hands = occluded, hands
         self.size = store.load(names[0])["maps"].shape[-1]
         weights = np.array([set_weights.get(store.open(name).metadata()["set"], 1.0) for name in names])
         if open_mouth_weight != 1:  # else every file would be read for nothing
@@ -172,22 +167,7 @@ class TrainingFaces(Dataset):
             "still": np.bool_(rng.random() < self.still_frames),
             "widen": draw_widening(rng),
         }
-        if self.occluded > 0:
-            drawn |= self.occlude(self.names[index], rng) if rng.random() < self.occluded else not_occluded(self.size)
         return drawn | (self.store.load(self.names[index]) if self.read else {"index": np.int64(index)})
-
-    def occlude(self, name: str, rng: np.random.Generator) -> dict[str, np.ndarray]:
-        """Draw something over a face; a part of its sample."""
-        file, other = self.store.open(name), self.store.open(self.names[rng.integers(len(self.names))])
-        image, landmarks, front = (file.get_tensor(key) for key in ("image", "landmarks", "front"))
-        textures = [other.get_tensor("image")]
-        drawn = draw_in_front(image, landmarks + MARGIN * len(image), front[..., 0], self.hands, textures, rng)
-        return {"occluded": np.True_, "drawn": drawn.transpose(2, 0, 1).copy()}
-
-
-def not_occluded(size: int) -> dict[str, np.ndarray]:
-    """The same for a face that stays as it is."""
-    return {"occluded": np.False_, "drawn": np.zeros((4, size, size), np.uint8)}
 
 
 class ValidationFaces(Dataset):
@@ -237,7 +217,7 @@ def draw_widening(rng: np.random.Generator) -> np.ndarray:
 
 def cut_out(batch: dict[str, Tensor], resolution: int) -> dict[str, Tensor]:
     """Cut the windows of faces out: the maps `(B, C, resolution, resolution)` 0…255 by name, `coefficients` and `chip`."""
-    maps, window, mirrored = occluded(batch) if "drawn" in batch else batch["maps"], batch["window"], batch["mirrored"]
+    maps, window, mirrored = batch["maps"], batch["window"], batch["mirrored"]
     stored, left, top, size = maps.shape[-1], *window.unbind(1)
     side = torch.where(mirrored, -1.0, 1.0)  # of an axis to the right of the cut picture, in the stored one
 
@@ -269,14 +249,6 @@ def cut_out(batch: dict[str, Tensor], resolution: int) -> dict[str, Tensor]:
     chip = torch.cat([rotation * scale[:, None], origin[..., None]], dim=2)
     flipped = torch.stack([chip.new_tensor([0, 0, CHIP_SIZE]) - chip[:, 0], chip[:, 1]], dim=1)
     return cut | {"coefficients": coefficients, "chip": torch.where(mirrored[:, None, None], flipped, chip)}
-
-
-def occluded(batch: dict[str, Tensor]) -> Tensor:
-    """The maps `(B, C, S, S)` of faces, with what was drawn over some of them in their pictures and in `front`."""
-    image, others, front = batch["maps"].split([3, batch["maps"].shape[1] - 4, 1], dim=1)
-    picture, drawn = batch["drawn"].split([3, 1], dim=1)
-    image = torch.where(batch["occluded"][:, None, None, None], picture, image)
-    return torch.cat([image, others, torch.maximum(front, drawn)], dim=1)
 
 
 def erased_region(mask: Tensor, keep_mouth: Tensor, grow: Tensor) -> Tensor:
@@ -323,8 +295,8 @@ def network_inputs(batch: dict[str, Tensor], resolution: int, hidden: Sequence[s
     Returns:
         `image` (B, 3, H, W), `mask` (B, 1, H, W) 0 or 1, `spatial_conditions` (B, 9, H, W), `masked_texture` (B, 4, H, W): the
         picture without its face, or, for `video` (B,) rows (those of a clip that are not `still`), all of another frame;
-        `identity` (B, 128), `coefficients` (B, 261), and for the losses `exchanged` and `occluded` (B,), `openings` (B, 1, H, W)
-        0 or 1, eyes and mouth with what lies around, and `chip` (B, 2, 3).
+        `identity` (B, 128), `coefficients` (B, 261), and for the losses `exchanged` (B,), `openings` (B, 1, H, W) 0 or 1,
+        eyes and mouth with what lies around, and `chip` (B, 2, 3).
     """
     cut = cut_out(batch, resolution)
     video = batch["video"] & ~batch["still"]
@@ -336,7 +308,6 @@ def network_inputs(batch: dict[str, Tensor], resolution: int, hidden: Sequence[s
     keep_mouth = batch["keep_mouth"] & ~batch["exchanged"]  # the mouth of an exchanged head is elsewhere
     grow = batch["grow"][:, None, None, None] + widening(batch["widen"], resolution)
     mask = erased_region(cut["mask"], keep_mouth, grow * batch["window"][:, 2, None, None, None])
-    mask = mask * (cut["front"] < 255 * SOLID)  # what is surely in front is seen
     erased = mask * ~video[:, None, None, None]
 
     coefficients = cut["coefficients"]
@@ -351,7 +322,6 @@ def network_inputs(batch: dict[str, Tensor], resolution: int, hidden: Sequence[s
         "identity": batch["identity"] * ~batch["anonymous"][:, None],
         "video": video,
         "exchanged": batch["exchanged"],
-        "occluded": batch.get("occluded", torch.zeros_like(batch["exchanged"])),
         "chip": cut["chip"],
     }
     for name in hidden:

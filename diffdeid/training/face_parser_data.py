@@ -25,8 +25,13 @@ from diffdeid.training.occluders import (
     Scene,
     borrow_hair,
     cast_shadow,
+    draw_cap,
+    draw_cloth,
     draw_glasses,
-    draw_occluder,
+    draw_hand,
+    draw_mask,
+    draw_strands,
+    draw_thing,
     mark_skin,
     paste,
 )
@@ -130,11 +135,21 @@ class OccludedFaces(Dataset):
 
     def occlude(self, scene: Scene, kind: str, rng: np.random.Generator) -> np.ndarray:
         """Put something of a kind of `KINDS` in front of the face; gives its pixels, `(S, S)` bool."""
-        if kind == "hair":
+        if kind == "hand":
+            layer = draw_hand(scene, self.hands, rng)
+        elif kind == "mask":
+            layer = draw_mask(scene, rng)
+        elif kind == "thing":
+            layer = draw_thing(scene, self.textures, rng)
+        elif kind == "cloth":
+            layer = draw_cloth(scene, self.textures, rng)
+        elif kind == "cap":
+            layer = draw_cap(scene, self.textures, rng)
+        elif kind == "strands":
+            layer = draw_strands(scene, rng)
+        else:
             other = self.faces[rng.integers(len(self.faces))]
             layer = borrow_hair(scene, place(other, ffhq_matrix(other.landmarks, self.size, CROP_FACTOR), self.size), rng)
-        else:
-            layer = draw_occluder(kind, scene, self.hands, self.textures, rng)
         if rng.random() < 0.3:
             layer.alpha = cv2.GaussianBlur(layer.alpha, (0, 0), rng.uniform(0.4, 1.5))
         paste(scene, layer, rng)

@@ -24,7 +24,6 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
@@ -173,8 +172,6 @@ def train(config: TrainConfig | str | Path, on_checkpoint: Callable[[Path], None
         config.keep_mouth,
         config.identity_dropout,
         config.still_frames,
-        config.occluded,
-        np.load(config.hands, mmap_mode="r") if config.occluded > 0 else None,
         config.seed,
         not config.faces_on_device,
     )

@@ -123,15 +123,13 @@ def lattice_loss(predicted: Tensor, mask: Tensor, period: int = PATCH) -> Tensor
 
 
 def identity_loss(recogniser: nn.Module, composite: Tensor, batch: dict[str, Tensor]) -> Tensor:
-    """1 - cosine between the recogniser's embedding of x̂0, pasted into the picture, and z_id.
-
-    Rows without identity count 0, and so do those over whose face something was drawn, which hides the person.
+    """1 - cosine between the recogniser's embedding of x̂0, pasted into the picture, and z_id; rows without identity count 0.
 
     All noise levels count alike, because z_id matters most where the noise hides the face.
     """
     embedding = recogniser(sample(composite, batch["chip"], CHIP_SIZE)).embedding
     identity = batch["identity"]
-    return (identity.any(dim=1) * ~batch["occluded"] * (1 - (embedding * identity).sum(dim=1))).mean()
+    return (identity.any(dim=1) * (1 - (embedding * identity).sum(dim=1))).mean()
 
 
 def geometry_loss(reconstructor: nn.Module, composite: Tensor, image: Tensor, exchanged: Tensor) -> Tensor:

@@ -1,4 +1,4 @@
-"""Drawing what may lie in front of a face, for training the face parser and the denoiser: hands, masks, things, cloth, hair, …
+"""Drawing what may lie in front of a face, for training the face parser: hands, masks, things, cloth, caps, hair, glasses.
 
 Every function that draws takes a `Scene`, an aligned crop, and gives a `Layer` to paste over it; its randomness comes from the
 generator that it is given. Crops are float32 RGB `(S, S, 3)` in [0, 1]; points are in their pixels.
@@ -91,32 +91,6 @@ def paste(scene: Scene, layer: Layer, rng: np.random.Generator) -> None:
     scene.image *= 1 - alpha
     scene.image += alpha * layer.colour
     scene.classes[layer.region] = layer.kind
-
-
-def draw_occluder(kind: str, scene: Scene, hands: np.ndarray, textures: Sequence[np.ndarray], rng: np.random.Generator) -> Layer:
-    """Something in front of the face: a "hand", "mask", "thing", "cloth", "cap", or "strands" of hair.
-
-    Args:
-        kind: one of these words.
-        scene: the crop; a cap may darken what is below it.
-        hands: of `hand_pictures.py`.
-        textures: `(h, w, 3)` uint8 pictures, from which some surfaces are cut.
-        rng: of what is drawn.
-    """
-    match kind:
-        case "hand":
-            return draw_hand(scene, hands, rng)
-        case "mask":
-            return draw_mask(scene, rng)
-        case "thing":
-            return draw_thing(scene, textures, rng)
-        case "cloth":
-            return draw_cloth(scene, textures, rng)
-        case "cap":
-            return draw_cap(scene, textures, rng)
-        case "strands":
-            return draw_strands(scene, rng)
-    raise ValueError(f"`kind` must be hand, mask, thing, cloth, cap or strands, got {kind!r}.")
 
 
 # Hands

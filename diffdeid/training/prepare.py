@@ -1,10 +1,10 @@
 """Photos and clips -> a store of training samples: one safetensors file per face. A second run recomputes nothing.
 
 Each file holds, at 288 pixels (the 256 of the crop and a margin of 16 for jitter): `image`, `render`, `normals` (uint8, 3
-channels), `guides` (feature lines, openings of eyes and mouth), `mask` (distance to the outline of the face, mouth), `front`
-(what lies in front of the face); and in float32: `fit` (261, the reconstruction), `coefficients` (261, as the denoiser gets
-them), `identity` (128), `matrix` (2, 3, from the picture to these pixels), and in pixels of the crop proper `landmarks` (468, 3)
-and `iris` (2, 5, 2). Frames of clips also hold `texture`, another frame of the same person, and get α, δ and γ of that frame.
+channels), `guides` (feature lines, openings of eyes and mouth), `mask` (distance to the outline of the face, mouth); and in
+float32: `fit` (261, the reconstruction), `coefficients` (261, as the denoiser gets them), `identity` (128), `matrix` (2, 3,
+from the picture to these pixels), and in pixels of the crop proper `landmarks` (468, 3) and `iris` (2, 5, 2). Frames of clips
+also hold `texture`, another frame of the same person, and get α, δ and γ of that frame.
 """
 
 from __future__ import annotations
@@ -26,12 +26,10 @@ from diffdeid.io.files import write_whole
 from diffdeid.io.images import read_image
 from diffdeid.models.conditioning import exchange_shape, hide_skin_details
 from diffdeid.models.face_analyser import FaceAnalyserModel
-from diffdeid.models.face_parser import FaceParserModel
 from diffdeid.models.face_recognition import FaceRecognitionModel
 from diffdeid.models.fitting import fit
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.structures import Face, FaceCrop, MorphableCoefficients
-from diffdeid.training.in_front import find_in_front
 from diffdeid.training.maps import FULL, MARGIN, SIZE, regions, shown
 
 PHOTOS = {".jpg", ".jpeg", ".png", ".webp", ".bmp", ".tif", ".tiff"}
@@ -56,12 +54,11 @@ def prepare(folder: Path, out: Path, model: str | Path = "weights/diffdeid", rea
     analyser = FaceAnalyserModel.from_pretrained(model, subfolder="face_analyser")
     recogniser = FaceRecognitionModel.from_pretrained(model, subfolder="face_recognition").float().eval()
     morphable_model = MorphableModel.from_pretrained(model, subfolder="morphable_model").float()
-    parser = FaceParserModel.from_pretrained(model, subfolder="face_parser").float().eval()
     meta = folder / "meta.jsonl"
     rows = [json.loads(line) for line in meta.read_text().splitlines()] if meta.is_file() else []
     sets = {row["file"]: row["set"] for row in rows}
 
-    models = analyser, recogniser, morphable_model, parser
+    models = analyser, recogniser, morphable_model
     paths = sorted(path for path in folder.rglob("*") if path.suffix.lower() in PHOTOS | CLIPS and path.parent.name != "labels")
     done = out / "done.txt"  # pictures without a face leave no file: remember them too
     finished = set(done.read_text().split("\n")) if done.is_file() else set()
@@ -87,21 +84,16 @@ def prepare_photo(
     analyser: FaceAnalyserModel,
     recogniser: FaceRecognitionModel,
     morphable_model: MorphableModel,
-    parser: FaceParserModel,
     ready_crop: bool = False,
 ) -> dict[int, dict[str, np.ndarray]]:
     """The faces of a photo, by number; raises `ImageError` if it cannot be read."""
     image = np.asarray(read_image(path).image)
     faces = [face for face in analyser(image, [centred_face(image)] if ready_crop else None) if face.iris is not None]
-    return {number: prepare_face(image, face, recogniser, morphable_model, parser) for number, face in enumerate(faces)}
+    return {number: prepare_face(image, face, recogniser, morphable_model) for number, face in enumerate(faces)}
 
 
 def prepare_clip(
-    path: Path,
-    analyser: FaceAnalyserModel,
-    recogniser: FaceRecognitionModel,
-    morphable_model: MorphableModel,
-    parser: FaceParserModel,
+    path: Path, analyser: FaceAnalyserModel, recogniser: FaceRecognitionModel, morphable_model: MorphableModel
 ) -> dict[int, dict[str, np.ndarray]]:
     """The largest face of every fifth frame, by frame number, each paired with another frame of the same person."""
     frames = {}
@@ -111,7 +103,7 @@ def prepare_clip(
                 image = frame.to_ndarray(format="rgb24")
                 faces = [face for face in analyser(image) if face.iris is not None]
                 if faces:
-                    frames[number] = prepare_face(image, faces[0], recogniser, morphable_model, parser)  # the largest
+                    frames[number] = prepare_face(image, faces[0], recogniser, morphable_model)  # the largest
     pairs = {}
     for number, target in frames.items():
         alike = [
@@ -130,7 +122,7 @@ def centred_face(image: np.ndarray) -> Face:
 
 @torch.no_grad()
 def prepare_face(
-    image: np.ndarray, face: Face, recogniser: FaceRecognitionModel, morphable_model: MorphableModel, parser: FaceParserModel
+    image: np.ndarray, face: Face, recogniser: FaceRecognitionModel, morphable_model: MorphableModel
 ) -> dict[str, np.ndarray]:
     """Compute the arrays of one face (see the top of the module)."""
     matrix = ffhq_matrix(face.landmarks, SIZE)
@@ -144,7 +136,6 @@ def prepare_face(
     return {
         "image": crop.image,
         "mask": regions(landmarks),
-        "front": find_in_front(parser, crop.image, landmarks + MARGIN),
         "fit": reconstruction.pack()[0].numpy(),
         "identity": recogniser(chips).embedding[0].numpy(),
         "landmarks": landmarks.astype(np.float32),

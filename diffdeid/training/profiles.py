@@ -20,15 +20,13 @@ from torch import Tensor
 from diffdeid.geometry.rotation import rotation_matrix
 from diffdeid.io.files import write_whole
 from diffdeid.models.conditioning import hide_skin_details
-from diffdeid.models.face_parser import FaceParserModel
 from diffdeid.models.morphable_model import MorphableModel
 from diffdeid.stages.reconstruct import crop_matrix
 from diffdeid.structures import MorphableCoefficients
 from diffdeid.training.data import TURNED_NAME, FaceStore
 from diffdeid.training.exchange import pool_of_cores
 from diffdeid.training.head_renders import HeadMap, head_map, render_some
-from diffdeid.training.in_front import find_in_front
-from diffdeid.training.maps import FULL, MARGIN, SIZE, regions, shown
+from diffdeid.training.maps import FULL, SIZE, regions, shown
 
 LEAST, MOST = 8, 60  # degrees to the side in the photos that are used
 FARTHEST = 95  # most degrees to the side in renders …
@@ -81,20 +79,13 @@ def yaw(pose: Tensor) -> Tensor:
 
 def _turn(store: FaceStore, backgrounds: Sequence[str], model: str | Path, seed: int, names: Sequence[str]):
     morphable_model = MorphableModel.from_pretrained(model, subfolder="morphable_model").float()
-    parser = FaceParserModel.from_pretrained(model, subfolder="face_parser").float().eval()
-    for name, face in turned_faces(store, names, backgrounds, morphable_model, parser, head_map(morphable_model), seed).items():
+    for name, face in turned_faces(store, names, backgrounds, morphable_model, head_map(morphable_model), seed).items():
         write_whole(store.folder / f"{name}{TURNED_NAME}.safetensors", save(face, {"set": "turned"}))
 
 
 @torch.no_grad()
 def turned_faces(
-    store: FaceStore,
-    names: Sequence[str],
-    backgrounds: Sequence[str],
-    model: MorphableModel,
-    parser: FaceParserModel,
-    where: HeadMap,
-    seed: int,
+    store: FaceStore, names: Sequence[str], backgrounds: Sequence[str], model: MorphableModel, where: HeadMap, seed: int
 ) -> dict[str, dict[str, np.ndarray]]:
     """The arrays of turned photos, by their names, like those of `prepare.prepare_face` but without irises and matrix."""
     rng = np.random.default_rng((seed, zlib.crc32(names[0].encode())))
@@ -110,11 +101,9 @@ def turned_faces(
         behind = store.open(backgrounds[rng.integers(len(backgrounds))]).get_tensor("image")
         rho = MorphableCoefficients.unpack(labels["coefficients"][row, None])
         landmarks = (SIZE * labels["landmarks"][row]).numpy()
-        image = laid_over(renders[row], behind, rng)
         faces[name] = {
-            "image": image,
+            "image": laid_over(renders[row], behind, rng),
             "mask": regions(landmarks),
-            "front": find_in_front(parser, image, landmarks + MARGIN),
             "fit": labels["coefficients"][row].numpy(),
             "identity": stored[row]["identity"],
             "landmarks": landmarks,

@@ -98,7 +98,7 @@ def soften_faces(pipeline: DiffDeIDPipeline, jobs: dict[str, FaceJob], seed: int
     conditions = Conditions(maps, batch.embedding, changed.pack(), engine.encode_texture(batch.images, batch.masks))
     seeds = [zlib.crc32(f"{seed} {name}".encode()) for name in jobs]
     softened = np.stack([on_host(to_bytes(repaint(engine, batch, conditions, start, seeds))) for start in STARTS], axis=1)
-    renders, masks = (on_host(to_bytes(part)) for part in (maps[:, 1:4], torch.where(batch.depths > 0, 1.0, -1.0)))
+    renders, masks = (on_host(to_bytes(part)) for part in (maps[:, 1:4], maps[:, :1]))
     pairs = {}
     for row, (name, job) in enumerate(jobs.items()):
         target = crop_face(job.picture, job.face, SCALE * engine.size, engine.crop_factor).image

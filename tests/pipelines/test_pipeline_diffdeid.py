@@ -130,42 +130,14 @@ def test_what_is_wrong_with_a_picture_of_a_list_is_said_of_that_picture(pipeline
 def test_pixels_under_the_mask_never_reach_the_network(tiny, photo, faces):
     engine, options = tiny.engine, DeidentifyOptions(num_inference_steps=2, keep_mouth=True)
     source = engine.reconstruct([FaceJob(photo, faces[0])], options)
-    front, half, some = torch.zeros_like(source.front), engine.size // 2, engine.size // 8
-    held, edge = (
-        (..., slice(half - some, half), slice(half, half + some)),
-        (..., slice(half, half + 2), slice(half, half + some)),
-    )
-    front[held], front[edge] = 1, 0.9
-    source = replace(source, front=front)
-    hidden = (source.depths > 0) & (front < 0.98)  # pixels at the edge of things in front show some of the face
-    assert hidden[edge].all() and hidden[edge].numel() > 4 and not hidden[held].any()
-    scribbled = replace(source, images=torch.where(hidden, torch.randn_like(source.images), source.images))
+    scribbled = replace(source, images=torch.where(source.masks > 0, torch.randn_like(source.images), source.images))
 
     def generate(faces):
         texture = engine.encode_texture(faces.images, faces.masks)
         latents = engine.prepare_latents([torch.Generator().manual_seed(0)])
         return engine.paint(faces, SOMEBODY, texture, latents, options)[0].face
 
-    assert torch.equal(generate(source) * hidden, generate(scribbled) * hidden)
-
-
-@torch.no_grad()
-def test_what_is_in_front_is_seen_and_stays_in_the_result(tiny, photo, faces):
-    engine, options = tiny.engine, DeidentifyOptions(num_inference_steps=2)
-    source = engine.reconstruct([FaceJob(photo, faces[0])], options)
-    held = (..., slice(engine.size // 3, engine.size // 2), slice(engine.size // 3, engine.size // 2))
-    front, images = torch.zeros_like(source.front), source.images.clone()
-    front[held], images[held] = 1, torch.randn_like(images[held]).sign()
-
-    def attempt(images):
-        batch = replace(source, front=front, images=images)
-        texture, latents = engine.encode_texture(images, batch.masks), engine.prepare_latents([torch.Generator().manual_seed(0)])
-        (painted,) = engine.paint(batch, SOMEBODY, texture, latents, options)
-        return painted, engine.finish([painted], [source.embedding])[0]
-
-    (other, _), (painted, result) = attempt(source.images), attempt(images)
-    assert (painted.face != other.face).any()
-    assert np.abs(result.result[held[1:]] / 127.5 - 1 - images[held][0].permute(1, 2, 0).numpy()).max() < 0.02
+    assert torch.equal(generate(source) * source.masks, generate(scribbled) * source.masks)
 
 
 def test_the_kept_mouth_is_the_sources_and_an_erased_one_is_not(run, photo, faces):

@@ -5,7 +5,6 @@ import pytest
 from safetensors.numpy import save_file
 
 from diffdeid.training.data import DISTANCE_LEVELS, FaceStore
-from diffdeid.training.hand_pictures import CHANNELS
 from tests.tiny import TINY_WIDTHS
 
 
@@ -19,7 +18,6 @@ def invented_face(seed: int, size: int = 72) -> dict[str, np.ndarray]:
     inside = np.min([rows - 16, 60 - rows, columns - 16, 56 - columns], axis=0)  # pixels to the outline of a rectangle
     face["mask"][..., 0] = (127.5 + DISTANCE_LEVELS * inside).clip(0, 255)
     face["mask"][44:54, 24:48, 1] = 255
-    face["front"] = np.zeros((size, size, 1), np.uint8)
     identity = rng.normal(size=128).astype(np.float32)
     return face | {
         "identity": identity / np.linalg.norm(identity),
@@ -28,15 +26,6 @@ def invented_face(seed: int, size: int = 72) -> dict[str, np.ndarray]:
         "landmarks": rng.uniform(12, 52, (468, 3)).astype(np.float32),
         "iris": rng.uniform(20, 44, (2, 5, 2)).astype(np.float32),
     }
-
-
-def disc_as_a_hand() -> np.ndarray:
-    """Pictures of hands with one, a disc that stands for a hand."""
-    y, x = (np.mgrid[:96, :96] - 47.5) / 30
-    inside = x**2 + y**2 < 1
-    picture = np.zeros((96, 96, len(CHANNELS)))
-    picture[..., 0], picture[..., 1], picture[..., 2] = 0.5 + 0.5 * x * inside, 0.5 - 0.5 * y * inside, inside
-    return (picture * 255).astype(np.uint8)[None]
 
 
 def loaded_face(folder, seed: int, size: int = 72, **more: np.ndarray) -> dict[str, np.ndarray]:

@@ -29,7 +29,6 @@ from tests.conftest import ROOT
         ("rollout_steps", []),
         ("rollout_steps", [1]),
         ("perceptual_part", 100),
-        ("occluded", 1.5),
         ("perceptual_part", 112),
         ("perceptual_weight", 0.0),
     ],
@@ -37,11 +36,6 @@ from tests.conftest import ROOT
 def test_a_wrong_value_is_refused_by_its_name(name, value):
     with pytest.raises(ValueError, match=f"`{name}`"):
         TrainConfig(data="store", output="run", **{"style_weight": 0.1} | {name: value})
-
-
-def test_drawing_over_faces_needs_pictures_of_hands():
-    with pytest.raises(ValueError, match="`hands`"):
-        TrainConfig(data="store", output="run", occluded=0.5)
 
 
 def test_an_unknown_field_is_refused_by_its_name(tmp_path):

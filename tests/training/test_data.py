@@ -19,7 +19,7 @@ from diffdeid.training.data import (
     network_inputs,
 )
 from diffdeid.training.mirror import mirror_coefficients
-from tests.training.conftest import disc_as_a_hand, invented_face, loaded_face
+from tests.training.conftest import invented_face, loaded_face
 
 STARTS = dict(zip(MAPS, np.cumsum([0, *MAPS.values()]), strict=False))
 
@@ -27,9 +27,8 @@ STARTS = dict(zip(MAPS, np.cumsum([0, *MAPS.values()]), strict=False))
 def stream(folder, **changes) -> TrainingFaces:
     store = FaceStore(folder)
     arguments = dict(
-        set_weights={}, open_mouth_weight=1.0, turned_weight=1.0, keep_mouth=0.5, identity_dropout=0.5, still_frames=0.5,
-        occluded=0.5, hands=disc_as_a_hand(), seed=0,
-    )  # fmt: skip
+        set_weights={}, open_mouth_weight=1.0, turned_weight=1.0, keep_mouth=0.5, identity_dropout=0.5, still_frames=0.5, seed=0
+    )
     return TrainingFaces(store, store.names, **arguments | changes)
 
 
@@ -223,49 +222,6 @@ def test_erased_pixels_do_not_reach_the_texture_encoder(store):
     erased = inputs["mask"][0, 0] == 1
     assert erased.any() and (inputs["masked_texture"][0, :3, erased] == 0).all()
     torch.testing.assert_close(inputs["masked_texture"][0, :3, ~erased], inputs["image"][0, :, ~erased])
-
-
-def test_what_is_surely_in_front_is_seen(tmp_path):
-    face = invented_face(0)
-    face["front"][30:40, 20:30], face["front"][30:40, 30:40] = 255, 200
-    save_file(face, tmp_path / "face.safetensors", metadata={"set": "a"})
-    inputs = network_inputs(stored(tmp_path, "face", keep_mouth=False), 64)
-    mask = torch.from_numpy(face["mask"]).permute(2, 0, 1)[None].float()
-    without = erased_region(mask, torch.tensor([False]), torch.zeros(1, 1, 1, 1))[..., 4:-4, 4:-4]
-    seen = (without - inputs["mask"])[0, 0]
-    assert seen.sum() == 100 and seen[26:36, 16:26].all()
-    torch.testing.assert_close(inputs["masked_texture"][0, :3, 26:36, 16:26], inputs["image"][0, :, 26:36, 16:26])
-
-
-def test_what_is_drawn_over_a_face_is_in_its_picture_and_seen(store):
-    drawn = np.zeros((4, 72, 72), np.uint8)
-    drawn[:3], drawn[3, 30:40, 20:30] = 77, 255
-    plain, occluded = (network_inputs(stored(store, **one), 64) for one in ({}, {"occluded": True, "drawn": drawn}))
-    torch.testing.assert_close(occluded["image"], torch.full((1, 3, 64, 64), 77 / 127.5 - 1))
-    seen = (plain["mask"] - occluded["mask"])[0, 0]
-    assert seen.sum() == 100 and (occluded["masked_texture"][0, :3, seen == 1] < 0).all()
-    for name in ("coefficients", "identity", "chip", "openings"):
-        assert torch.equal(plain[name], occluded[name])
-    torch.testing.assert_close(plain["spatial_conditions"][:, 1:], occluded["spatial_conditions"][:, 1:])
-
-
-def test_the_other_frame_of_a_clip_is_not_drawn_over(tmp_path):
-    save_file(invented_face(0) | {"texture": invented_face(1)["image"]}, tmp_path / "face.safetensors", metadata={"set": "a"})
-    occluded = {"occluded": True, "drawn": np.full((4, 72, 72), 255, np.uint8)}
-    plain, drawn = (network_inputs(stored(tmp_path, "face", **one), 64) for one in ({}, occluded))
-    assert torch.equal(drawn["masked_texture"], plain["masked_texture"]) and not drawn["mask"].any()
-
-
-def test_something_is_drawn_over_as_many_faces_as_asked(store):
-    for share, least, most in ((0.5, 20, 40), (1.0, 60, 60)):
-        faces = [stream(store, occluded=share)[n] for n in range(60)]
-        assert least <= sum(face["occluded"] for face in faces) <= most
-        assert all(face["drawn"].any() == face["occluded"] for face in faces)
-
-
-def test_where_nothing_is_drawn_no_pictures_of_it_travel(store):
-    face = stream(store, occluded=0.0, hands=None)[0]
-    assert "drawn" not in face and not network_inputs(default_collate([face]), 64)["occluded"].any()
 
 
 @pytest.mark.parametrize("name", HIDEABLE)

@@ -23,7 +23,6 @@ from diffdeid.training.face_parser_data import (
 )
 from diffdeid.training.hand_pictures import CHANNELS, Hand, render_hand
 from diffdeid.training.occluders import Layer, cast_shadow, draw_cap, draw_glasses, mark_skin, paste
-from tests.training.conftest import disc_as_a_hand
 
 WEIGHTS = Path(__file__).parents[2] / "weights" / "diffdeid"
 SIZE = 128
@@ -55,7 +54,12 @@ def faces(landmarks) -> list[LabelledFace]:
 
 @pytest.fixture(scope="module")
 def hands() -> np.ndarray:
-    return disc_as_a_hand()
+    """A disc that stands for a hand."""
+    y, x = (np.mgrid[:96, :96] - 47.5) / 30
+    inside = x**2 + y**2 < 1
+    picture = np.zeros((96, 96, len(CHANNELS)))
+    picture[..., 0], picture[..., 1], picture[..., 2] = 0.5 + 0.5 * x * inside, 0.5 - 0.5 * y * inside, inside
+    return (picture * 255).astype(np.uint8)[None]
 
 
 @pytest.fixture

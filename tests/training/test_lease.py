@@ -55,10 +55,8 @@ def test_what_is_unpacked_is_what_was_packed(lease, tmp_path):
     assert unpacked.open("clip").metadata() == {"set": "clips"}
     np.testing.assert_allclose(exact["maps"][:14].astype(int), expected["maps"][:14], atol=1)
     assert np.abs(exact["maps"][14:].astype(int) - expected["maps"][14:]).mean() < 0.5  # landmarks travel rounded
-    assert (expected["maps"][-1] == 255).any() and (exact["maps"][-1] == expected["maps"][-1]).mean() > 0.98
     pictures = MAPS["image"] + MAPS["texture"]
-    np.testing.assert_array_equal(lossy["maps"][pictures:-1], exact["maps"][pictures:-1])
-    assert np.abs(lossy["maps"][-1].astype(int) - exact["maps"][-1]).mean() < 3  # what is in front is found in the picture
+    np.testing.assert_array_equal(lossy["maps"][pictures:], exact["maps"][pictures:])
     assert np.abs(lossy["maps"][:pictures].astype(int) - expected["maps"][:pictures]).mean() < 3
     for face in (exact, lossy):
         np.testing.assert_array_equal(face["coefficients"], expected["coefficients"])

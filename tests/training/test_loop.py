@@ -29,7 +29,7 @@ from diffdeid.training.loop import (
 from diffdeid.training.losses import signal_to_noise
 from diffdeid.training.perceptual import mobilenet_v2
 from tests.tiny import tiny_texture_encoder, tiny_unet
-from tests.training.conftest import disc_as_a_hand, invented_face
+from tests.training.conftest import invented_face
 
 WEIGHTS = Path(__file__).parents[2] / "weights/diffdeid"
 
@@ -65,16 +65,14 @@ def test_two_steps_on_four_faces_lower_the_loss(settings):
     assert losses[0] > losses[1] > losses[2]
 
 
-def test_stills_and_frames_train_together_with_every_loss(settings, store, tmp_path):
+def test_stills_and_frames_train_together_with_every_loss(settings, store):
     for index in range(4):
         texture = {"texture": invented_face(index + 10)["image"]}
         save_file(invented_face(index) | texture, store / f"frame {index}.safetensors", metadata={"set": "clips"})
         save_file(invented_face(index), store / f"face {index}{EXCHANGED}.safetensors", metadata={"set": "exchanged"})
     weights_of_losses = {"identity_weight": 0.2, "geometry_weight": 0.1}
     few_samples = {"set_weights": {"clips": 4.0}}  # … of which some must be frames
-    np.save(tmp_path / "hands.npy", disc_as_a_hand())
-    drawn = {"occluded": 0.5, "hands": str(tmp_path / "hands.npy")}
-    config = TrainConfig(**settings | weights_of_losses | few_samples | drawn | {"model": str(WEIGHTS), "keep_mouth": 0.5})
+    config = TrainConfig(**settings | weights_of_losses | few_samples | {"model": str(WEIGHTS), "keep_mouth": 0.5})
     train(config)
     last = log(config)[-1]
     parts = {"denoising": 1, "reconstruction": 0.1, "identity": 0.2, "geometry": 0.1}

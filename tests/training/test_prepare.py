@@ -45,7 +45,7 @@ def test_a_sample_holds_what_is_documented(store):
     with FaceStore(store).open("space__astronaut.png") as file:
         sample = {name: file.get_tensor(name) for name in file.keys()}
         assert file.metadata() == {"set": "space"}
-    pictures = {"image": 3, "render": 3, "normals": 3, "guides": 2, "mask": 2, "front": 1}
+    pictures = {"image": 3, "render": 3, "normals": 3, "guides": 2, "mask": 2}
     assert {name: (array.shape, array.dtype) for name, array in sample.items()} == {
         **{name: ((FULL, FULL, channels), np.uint8) for name, channels in pictures.items()},
         "fit": ((261,), np.float32),
@@ -78,9 +78,6 @@ def test_a_sample_makes_sense(store):
     lit = (sample["normals"] != 128).any(-1) & face
     assert lit.sum() > 0.8 * face.sum()  # the rendered head is behind the mask
     assert np.abs(sample["render"][lit].astype(float) - sample["image"][lit]).mean() < 40
-    columns, rows = (sample["landmarks"][[4, 50, 280, 152], :2] + MARGIN).astype(int).T  # nose, cheeks, chin
-    front = sample["front"][..., 0]
-    assert (front[face] == 255).sum() > 100 and not front[rows, columns].any()  # some hair hangs over the face
     pose = MorphableCoefficients.unpack(torch.from_numpy(sample["coefficients"])).pose
     assert pose[:3].abs().max() < 0.5 and pose[3:].abs().max() < 1.5
 
