@@ -71,7 +71,8 @@ class FaceStore:
         """
         with self.open(name) as file:
             stored = set(file.keys())
-            maps = [torch.from_numpy(file.get_tensor(key if key in stored else "image")) for key in MAPS]
+            texture = "texture" if "texture" in stored else "image"
+            maps = [torch.from_numpy(file.get_tensor(texture if key == "texture" else key)) for key in MAPS]
             face = {key: file.get_tensor(key) for key in ("coefficients", "identity")}
             landmarks = file.get_tensor("landmarks")  # in the crop proper
         chip = chip_matrix(landmarks + MARGIN * len(maps[0])).astype(np.float32)

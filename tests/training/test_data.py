@@ -1,6 +1,7 @@
 import numpy as np
 import pytest
 import torch
+from safetensors import SafetensorError
 from safetensors.numpy import save_file
 from torch.utils.data import default_collate
 
@@ -46,6 +47,15 @@ def planes(batch: dict[str, torch.Tensor], name: str) -> torch.Tensor:
 def test_a_folder_without_faces_is_an_error(tmp_path):
     with pytest.raises(FileNotFoundError, match="no prepared faces"):
         FaceStore(tmp_path)
+
+
+def test_a_face_without_one_of_its_maps_is_an_error(tmp_path):
+    """Only the texture may be missing; no other map is replaced by the picture."""
+    face = invented_face(0)
+    del face["render"]
+    save_file(face, tmp_path / "face.safetensors", metadata={"set": "a"})
+    with pytest.raises(SafetensorError, match="render"):
+        FaceStore(tmp_path).load("face")
 
 
 def test_listed_faces_are_held_out(store, tmp_path):
