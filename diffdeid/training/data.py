@@ -70,14 +70,14 @@ class FaceStore:
         renders are another person's. `chip` (2, 3) maps the picture to the recogniser's chip.
         """
         with self.open(name) as file:
-            stored = set(file.keys())
-            texture = "texture" if "texture" in stored else "image"
-            maps = [torch.from_numpy(file.get_tensor(texture if key == "texture" else key)) for key in MAPS]
+            video = "texture" in set(file.keys())
+            keys = ["image" if key == "texture" and not video else key for key in MAPS]
+            maps = [torch.from_numpy(file.get_tensor(key)) for key in keys]
             face = {key: file.get_tensor(key) for key in ("coefficients", "identity")}
             landmarks = file.get_tensor("landmarks")  # in the crop proper
         chip = chip_matrix(landmarks + MARGIN * len(maps[0])).astype(np.float32)
         maps = torch.cat([plane.permute(2, 0, 1) for plane in maps]).numpy()  # NumPy would take five times as long
-        flags = {"video": np.bool_("texture" in stored), "exchanged": np.bool_(name.endswith(EXCHANGED))}
+        flags = {"video": np.bool_(video), "exchanged": np.bool_(name.endswith(EXCHANGED))}
         return face | {"maps": maps, "chip": chip} | flags
 
     def is_photo(self, name: str) -> bool:
